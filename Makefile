@@ -1,0 +1,42 @@
+# make quickstart: from nothing to class-conditional digits.    make test: the same set-up, then the tests.
+# On Linux, pip's torch is the CUDA build (several GB). For the CPU build, give pip an index that has it:
+#   make quickstart PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+
+.PHONY: quickstart test quality style clean
+.DEFAULT_GOAL := quickstart
+
+# Made anew when what is installed changes, else reused.
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "expected Python 3.11 or newer, got " + sys.version.split()[0] + "; name another: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable ".[test]"
+	@touch $@
+
+quickstart: .venv/installed
+	$(BIN)/accelerate launch --config_file accelerate_config.yaml train_cond_ddpm.py --config configs/quickstart.yaml
+	$(BIN)/python -m cond_ddpm.evaluate.digits --model runs/quickstart/pipeline --output runs/quickstart/digits.png
+	@echo
+	@echo "loss curve:      runs/quickstart/loss.png"
+	@echo "Next, for example:"
+	@echo "  . .venv/bin/activate"
+	@echo "  accelerate launch train_cond_ddpm.py --config configs/quickstart.yaml --model simple --output_dir runs/simple"
+	@echo "  accelerate launch train_cond_ddpm.py --dataset path/to/folder/of/classes --output_dir runs/mine"
+	@echo "  accelerate launch train_cond_ddpm.py --config configs/attention_cifar10.yaml      (the study; wants a GPU)"
+	@echo "  cond-ddpm train --help"
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+quality: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist *.egg-info

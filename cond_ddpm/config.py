@@ -1,0 +1,169 @@
+"""The settings of a run: one frozen dataclass, from which the command line and the YAML files are derived.
+
+May import: the standard library and jsonargparse. Next on the data's way: `data.py` loads what `dataset` names.
+"""
+
+import dataclasses
+from typing import Any, Literal, get_args, get_type_hints
+
+Model = Literal["simple", "attention"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Settings of `train`, named as in diffusers' training scripts; only `batch_size` means the whole batch.
+
+    Args:
+        dataset: Hub id, local folder or parquet file (`load_dataset` reads it), or the embedded `mnist5k`.
+        dataset_config_name: configuration of the data set, where it has several.
+        train_split: split to train on.
+        image_column: column of the images; found by its type if not given.
+        label_column: column of the labels; found by its type if not given.
+        resolution: height and width in pixels; images are scaled and centre-cropped to it.
+        channels: 1 for grey, 3 for RGB; if not given, what the first image has.
+        random_flip: mirror half of the images; if not given, unless the classes are digits or letters.
+        num_validation_images: held out from the training split, for the validation loss that early stopping watches.
+        model: which UNet.
+        unet: any argument of that UNet, as --unet.NAME VALUE, such as --unet.block_out_channels [64,128].
+        num_train_timesteps: steps of the noise schedule.
+        beta_start: first beta of the noise schedule.
+        beta_end: last beta of the noise schedule.
+        beta_schedule: how the betas go from first to last.
+        prediction_type: what the UNet predicts.
+        timestep_sampling: distribution of the timesteps trained on.
+        min_snr_gamma: weight the loss by min-SNR with this gamma (5 in its paper); if not given, no weights.
+        class_dropout_prob: share of labels replaced by the null label, which classifier-free guidance needs.
+        batch_size: images in an optimizer step, over all processes together.
+        num_epochs: passes over the training images.
+        max_train_steps: stop after so many optimizer steps, however many epochs that is.
+        learning_rate: AdamW's, after warm-up.
+        lr_scheduler: course of the learning rate over the whole run.
+        lr_warmup_steps: steps of linear warm-up.
+        adam_beta1: AdamW's decay of the first moment.
+        adam_beta2: AdamW's decay of the second moment.
+        adam_epsilon: AdamW's epsilon.
+        weight_decay: AdamW's weight decay.
+        max_grad_norm: clip gradients to this norm; 0 for no clipping.
+        mixed_precision: autocast type; if not given, what `accelerate launch` says.
+        num_cpu_threads: threads of each process on the CPU; if not given, the usable cores divided by the processes here
+            (`accelerate launch` alone would leave all cores but one idle).
+        use_ema: keep a moving average of the weights, which is validated, sampled and saved.
+        ema_max_decay: upper limit of the average's decay.
+        ema_inv_gamma: decay at step t is 1 - (1 + t / inv_gamma) ** -power, so that the horizon grows with the run.
+        ema_power: see ema_inv_gamma.
+        patience: stop when the validation loss has not improved for so many epochs; null for never.
+        seed: of weights, order, noise; the run is a function of it.
+        output_dir: folder of the run.
+        overwrite_output_dir: replace what an earlier run left there.
+        save_images_epochs: write a grid of samples every so many epochs, and at the end; 0 for never.
+        num_images_per_class: columns of that grid.
+        num_inference_steps: DDIM steps for that grid.
+        guidance_scale: of that grid; 1 for none.
+    """
+
+    dataset: str = "cifar10"
+    dataset_config_name: str | None = None
+    train_split: str = "train"
+    image_column: str | None = None
+    label_column: str | None = None
+    resolution: int = 32
+    channels: Literal[1, 3] | None = None
+    random_flip: bool | None = None
+    num_validation_images: int = 1000
+
+    model: Model = "attention"
+    unet: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
+    min_snr_gamma: float | None = None
+    class_dropout_prob: float = 0.1
+
+    batch_size: int = 200
+    num_epochs: int = 50
+    max_train_steps: int | None = None
+    learning_rate: float = 3e-4
+    lr_scheduler: Literal["constant", "cosine", "linear"] = "constant"
+    lr_warmup_steps: int = 0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    num_cpu_threads: int | None = None
+    use_ema: bool = True
+    ema_max_decay: float = 0.9999
+    ema_inv_gamma: float = 1.0
+    ema_power: float = 0.75
+    patience: int | None = 10
+    seed: int = 0
+
+    output_dir: str = "runs/cond-ddpm"
+    overwrite_output_dir: bool = False
+    save_images_epochs: int = 5
+    num_images_per_class: int = 8
+    num_inference_steps: int = 50
+    guidance_scale: float = 1.0
+
+    def __post_init__(self):
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                expected = f"from {low} to {high}" if high < _INF else f"{low} or more"
+                raise ValueError(f"{name}: expected {expected}, got {value}.")
+        for name, type_ in get_type_hints(type(self)).items():
+            choices, value = get_args(type_), getattr(self, name)
+            if choices and all(isinstance(choice, str) for choice in choices) and value not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}.")
+
+
+_INF = float("inf")
+_RANGES = {
+    "resolution": (1, _INF),
+    "num_validation_images": (1, _INF),
+    "num_train_timesteps": (1, _INF),
+    "beta_start": (0, 1),
+    "beta_end": (0, 1),
+    "min_snr_gamma": (0, _INF),
+    "class_dropout_prob": (0, 1),
+    "batch_size": (1, _INF),
+    "num_epochs": (1, _INF),
+    "max_train_steps": (1, _INF),
+    "learning_rate": (0, _INF),
+    "lr_warmup_steps": (0, _INF),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "weight_decay": (0, _INF),
+    "max_grad_norm": (0, _INF),
+    "num_cpu_threads": (1, _INF),
+    "ema_max_decay": (0, 1),
+    "patience": (1, _INF),
+    "save_images_epochs": (0, _INF),
+    "num_images_per_class": (1, _INF),
+    "num_inference_steps": (1, _INF),
+}
+
+
+def checked_arguments(class_: type, arguments: dict[str, Any], prefix: str, skip: set[str]) -> dict[str, Any]:
+    """`arguments` checked against the signature of `class_`, which stays their one definition; defaults filled in.
+
+    Raises:
+        ValueError: an argument that the class does not have, one of `skip`, or a value of the wrong type.
+    """
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    names = parser.add_class_arguments(class_, skip=skip)
+    for name in arguments:
+        if name not in names:
+            reason = "is set by the data" if name in skip else f"is not one of {', '.join(names)}"
+            raise ValueError(f"{prefix}.{name}: expected an argument of {class_.__name__}, got one that {reason}.")
+    try:
+        return parser.parse_object(arguments).as_dict()
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(f"{prefix}: {error}") from None

@@ -1,0 +1,82 @@
+"""Tiny models and data sets that the tests share; seconds, not minutes."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CIFAR10 = Path(os.environ.get("COND_DDPM_CIFAR10", ROOT.parent / "shared" / "data" / "cifar10"))
+needs_cifar10 = pytest.mark.skipif(
+    not CIFAR10.is_dir(), reason=f"real CIFAR-10 is not at {CIFAR10}; give its folder by COND_DDPM_CIFAR10"
+)
+TINY = {"block_out_channels": (8, 16), "layers_per_block": 1, "pos_dim": 16}
+NAMES = ["circle", "square", "cross"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    """Decoded data sets go to a cache of this test run."""
+    import datasets
+
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    yield
+    datasets.config.HF_DATASETS_CACHE = before
+
+
+@pytest.fixture(params=["simple", "attention"])
+def tiny_unet(request):
+    return make_unet(request.param)
+
+
+def make_unet(model="attention", seed=0, **arguments):
+    """A tiny UNet whose zero-initialised layers have been filled, so that its output depends on everything."""
+    import torch
+
+    from cond_ddpm.models import MODELS
+
+    torch.manual_seed(seed)
+    unet = MODELS[model](**{"sample_size": 8, "num_classes": 3, **TINY, **arguments})
+    for parameter in unet.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return unet.eval()
+
+
+@pytest.fixture
+def tiny_pipeline(tiny_unet):
+    from diffusers import DDPMScheduler
+
+    from cond_ddpm import CondDDPMPipeline
+
+    pipeline = CondDDPMPipeline(tiny_unet, DDPMScheduler(), dict(enumerate(NAMES)))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def shapes(count, size=8, seed=0):
+    """Circles, squares and crosses (count, size, size, 3) uint8 in random colours, with their labels."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    masks = [np.hypot(x, y) < size / 3, np.maximum(abs(x), abs(y)) < size / 3, np.minimum(abs(x), abs(y)) < size / 8]
+    images = np.stack([masks[label][..., None] * rng.integers(128, 256, 3) for label in labels])
+    return images.astype(np.uint8), labels
+
+
+@pytest.fixture(scope="session")
+def shapes_parquet(tmp_path_factory):
+    """A local data set: 96 pictures of 8x8 in a parquet file, columns `img` and `label`."""
+    return write_parquet(tmp_path_factory.mktemp("shapes"), *shapes(96))
+
+
+def write_parquet(folder, images, labels, names=tuple(NAMES)):
+    from datasets import ClassLabel, Dataset, Features, Image
+    from PIL import Image as PILImage
+
+    features = Features({"img": Image(), "label": ClassLabel(names=list(names))})
+    rows = {"img": [PILImage.fromarray(image) for image in images], "label": [int(label) for label in labels]}
+    Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+    return folder

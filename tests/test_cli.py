@@ -1,0 +1,87 @@
+"""Bad input on the command line: exit code 2 or 1, one clear message, no traceback."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from cond_ddpm.cli import main
+
+
+@pytest.mark.parametrize(
+    "arguments, code", [(["--help"], 0), ([], 2), (["paint"], 2), (["--version"], 0), (["train", "--help"], 0)]
+)
+def test_top_level(arguments, code, capsys):
+    try:
+        found = main(arguments)
+    except SystemExit as exit:
+        found = exit.code
+    assert found == code
+    printed = capsys.readouterr()
+    if arguments == ["paint"]:
+        assert "expected one of train, got 'paint'" in printed.err
+    if arguments == ["train", "--help"]:
+        assert "--learning_rate" in printed.out and "images in an optimizer step" in printed.out
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--bach_size", "8"], "unrecognized arguments: --bach_size"),
+        (["--batch_size", "many"], "batch_size"),
+        (["--batch_size", "0"], "batch_size: expected 1 or more, got 0"),
+        (["--model", "large"], "model"),
+        (["--config", "nowhere.yaml"], "File does not exist: 'nowhere.yaml'"),
+        (["--max_train_steps", "1.5"], "max_train_steps"),
+    ],
+)
+def test_flags_that_cannot_be_taken(arguments, words, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["train", *arguments])
+    assert exit.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_setting_in_a_file_that_is_none(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("bach_size: 8\n")
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "--config", str(tmp_path / "run.yaml")])
+    assert exit.value.code == 2 and "'bach_size' is not accepted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--dataset", "./nowhere"], "error: dataset: expected a Hub id, mnist5k or an existing path, got ./nowhere"),
+        (["--label_column", "kind"], "error: label_column: expected 'kind', got the columns img (Image), label (ClassLabel)"),
+        (["--train_split", "valid"], "split 'valid'"),
+        (["--batch_size", "500"], "error: batch_size: expected at most the 80 training images, got 500"),
+        (["--num_validation_images", "90"], "error: num_validation_images: expected at most half of the 96"),
+        (["--unet.pos_dm", "16"], "error: unet.pos_dm: expected an argument of AttentionUNet2DModel"),
+        (["--unet.pos_dim", "wide"], "pos_dim"),
+        (["--resolution", "9"], "error: sample_size: expected a multiple of 4"),
+        (["--output_dir", "/dev/null/run"], "error: output_dir: expected a folder that can be written, got /dev/null/run"),
+    ],
+)
+def test_settings_that_do_not_fit(arguments, words, shapes_parquet, tmp_path, capsys):
+    common = ["--dataset", str(shapes_parquet), "--resolution", "8", "--batch_size", "8", "--num_validation_images", "16"]
+    assert main(["train", *common, "--output_dir", str(tmp_path / "run"), *arguments]) == 1
+    printed = capsys.readouterr().err
+    assert words in printed and "Traceback" not in printed
+    assert sum(line.startswith("error:") for line in printed.splitlines()) == 1
+
+
+def test_the_script_says_it_in_one_line_too(tmp_path):
+    command = [sys.executable, str(ROOT / "train_cond_ddpm.py"), "--dataset", "./nowhere"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: dataset: expected a Hub id")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_traceback_when_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("COND_DDPM_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        main(["train", "--dataset", "./nowhere", "--output_dir", str(tmp_path)])

@@ -1,0 +1,140 @@
+import pytest
+import torch
+from conftest import TINY, make_unet
+from torch import nn
+
+from cond_ddpm import AttentionUNet2DModel, SimpleUNet2DModel
+from cond_ddpm.models.cond_unet import _SelfAttention
+
+
+def _inputs(batch=4, size=8, channels=3):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, channels, size, size, generator=generator), torch.arange(batch) % 4
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("model", ["simple", "attention"])
+def test_output_has_the_shape_of_the_input(model, channels, patch_size):
+    unet = make_unet(model, in_channels=channels, out_channels=channels, patch_size=patch_size)
+    sample, labels = _inputs(channels=channels)
+    output = unet(sample, 5, labels)
+    assert output.sample.shape == sample.shape
+    assert torch.equal(output.sample, unet(sample, 5, labels, return_dict=False)[0])
+
+
+def test_a_timestep_may_be_a_number_a_scalar_or_one_an_image(tiny_unet):
+    sample, labels = _inputs()
+    expected = tiny_unet(sample, 5, labels).sample
+    for timestep in (torch.tensor(5), torch.tensor([5]), torch.full((4,), 5)):
+        assert torch.equal(tiny_unet(sample, timestep, labels).sample, expected)
+    mixed = tiny_unet(sample, torch.tensor([5, 9, 5, 5]), labels).sample
+    torch.testing.assert_close(mixed[[0, 2, 3]], expected[[0, 2, 3]])
+    assert not torch.allclose(mixed[1], expected[1])
+
+
+def test_each_label_tells_something_else_and_only_its_own_image(tiny_unet):
+    sample, _ = _inputs(1)
+    outputs = torch.cat([tiny_unet(sample, 5, torch.tensor([label])).sample for label in range(4)])  # 3 is the null label
+    distances = torch.cdist(outputs.flatten(1), outputs.flatten(1)) + torch.eye(4)
+    assert distances.min() > 1e-3
+    together = tiny_unet(sample.expand(4, -1, -1, -1), 5, torch.arange(4)).sample
+    torch.testing.assert_close(together, outputs)
+
+
+def test_the_network_starts_as_zero_and_all_of_it_learns():
+    """Zero-initialised output: the first prediction is 0. After one step, each parameter gets a gradient."""
+    unet = AttentionUNet2DModel(sample_size=8, num_classes=3, **TINY)
+    sample, labels = _inputs()
+    assert not unet(sample, 5, labels).sample.any()
+    unet = make_unet("attention")
+    unet(sample, 5, labels).sample.square().sum().backward()
+    silent = [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not silent
+
+
+def test_embedding_has_a_row_for_the_null_label():
+    assert make_unet(num_classes=7).class_embedding.num_embeddings == 8
+
+
+def test_the_attention_unet_is_the_simple_one_with_attention():
+    simple, attention = make_unet("simple"), make_unet("attention")
+    assert not any(isinstance(module, _SelfAttention) for module in simple.modules())
+    shapes = {name: p.shape for name, p in attention.named_parameters() if ".attention." not in name}
+    assert shapes == {name: p.shape for name, p in simple.named_parameters()}
+
+
+@pytest.mark.parametrize("given, expected", [(None, {4}), ((8, 4), {8, 4}), ((8,), {8}), ((), set())])
+def test_attention_is_at_the_resolutions_asked_for(given, expected):
+    unet, seen = make_unet("attention", attention_resolutions=given), set()
+    for module in unet.modules():
+        if isinstance(module, _SelfAttention):
+            module.register_forward_hook(lambda module, inputs, output: seen.add(output.shape[-1]))
+    unet(_inputs()[0], 5, _inputs()[1])
+    assert seen == expected
+
+
+def test_attention_agrees_with_torch_multihead_attention():
+    torch.manual_seed(0)
+    ours, theirs = _SelfAttention(128, 64), nn.MultiheadAttention(128, 2, batch_first=True)
+    theirs.in_proj_weight.data, theirs.in_proj_bias.data = ours.to_qkv.weight.data, ours.to_qkv.bias.data
+    theirs.out_proj.weight.data, theirs.out_proj.bias.data = ours.to_out.weight.data, ours.to_out.bias.data
+    sample = torch.randn(2, 128, 4, 4)
+    tokens = ours.norm(sample).flatten(2).transpose(1, 2)
+    expected = sample + theirs(tokens, tokens, tokens)[0].transpose(1, 2).reshape(sample.shape)
+    torch.testing.assert_close(ours(sample), expected)
+    assert ours.num_heads == 2
+
+
+def test_round_trip_through_a_folder(tiny_unet, tmp_path):
+    tiny_unet.save_pretrained(tmp_path)
+    loaded = type(tiny_unet).from_pretrained(tmp_path)
+    sample, labels = _inputs()
+    assert torch.equal(loaded(sample, 5, labels).sample, tiny_unet(sample, 5, labels).sample)
+    assert loaded.config.num_classes == 3 and list(loaded.config.block_out_channels) == [8, 16]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"sample_size": 9}, "sample_size: expected a multiple of 2 .* got 9"),
+        ({"patch_size": 3}, "multiple of 6"),
+        ({"num_classes": 0}, "num_classes: expected a positive"),
+        ({"block_out_channels": ()}, "block_out_channels"),
+        ({"pos_dim": 12}, "pos_dim: expected a multiple of 8, got 12"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"attention_resolutions": (16,)}, r"attention_resolutions: expected sizes among .*\[8, 4\], got \[16\]"),
+        ({"block_out_channels": (8, 36), "attention_head_dim": 8}, "multiple of attention_head_dim=8, got .* 36"),
+    ],
+)
+def test_arguments_out_of_range(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        make_unet("attention", **arguments)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"sample": torch.zeros(4, 3, 8, 9)}, r"sample: expected shape \(batch, 3, 8, 8\), got \(4, 3, 8, 9\)"),
+        ({"sample": torch.zeros(4, 1, 8, 8)}, r"got \(4, 1, 8, 8\)"),
+        ({"sample": torch.zeros(3, 8, 8)}, "sample: expected"),
+        ({"timestep": torch.zeros(3)}, r"timestep: expected one number, or a tensor of shape \(4,\), got shape \(3,\)"),
+        ({"class_labels": None}, "class_labels: expected 4 labels, got None; .* 3"),
+        ({"class_labels": torch.zeros(3, dtype=torch.int64)}, r"class_labels: expected shape \(4,\)"),
+        ({"class_labels": torch.zeros(4)}, "torch.float32"),
+        ({"class_labels": torch.tensor([0, 1, 2, 4])}, "from 0 to 2, or 3 for the null label, got 4"),
+        ({"class_labels": torch.tensor([0, 1, 2, -1])}, "got -1"),
+    ],
+)
+def test_inputs_that_do_not_fit(tiny_unet, change, words):
+    sample, labels = _inputs()
+    with pytest.raises(ValueError, match=words):
+        tiny_unet(**{"sample": sample, "timestep": 5, "class_labels": labels, **change})
+
+
+def test_the_study_networks_defaults():
+    """The defaults are the study's: 32x32x3, 10 classes, pos_dim 1024, no patches."""
+    for class_ in (SimpleUNet2DModel, AttentionUNet2DModel):
+        config = class_().config
+        assert (config.sample_size, config.in_channels, config.num_classes) == (32, 3, 10)
+        assert (config.pos_dim, config.patch_size) == (1024, 1)

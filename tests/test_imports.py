@@ -1,0 +1,78 @@
+"""Who imports whom, as the design has it; and that importing us costs nothing."""
+
+import ast
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+import cond_ddpm
+
+OURS = {"cond_ddpm", "pipelines", "configs", "train_cond_ddpm", "tests"}
+MAY_IMPORT = {
+    "config": set(),
+    "data": {"config"},
+    "diffusion": {"config"},
+    "sampling": {"data", "pipelines"},
+    "visualize": set(),
+    "train": {"config", "data", "diffusion", "models", "pipelines", "sampling", "visualize"},
+    "evaluate": {"cli", "data", "pipelines", "sampling", "visualize"},
+    "cli": {"config", "train", ""},
+    "models": {"models"},
+    "": set(),
+}
+
+
+def _imports(path):
+    """Modules that a file imports, also inside functions, as dotted names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+@pytest.mark.parametrize("path", ["cond_ddpm/models/cond_unet.py", "pipelines/pipeline_cond_ddpm.py"])
+def test_published_files_import_the_standard_library_torch_and_diffusers(path):
+    roots = {name.partition(".")[0] for name in _imports(ROOT / path)}
+    assert roots - set(sys.stdlib_module_names) <= {"torch", "diffusers"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cond_ddpm").rglob("*.py")), ids=lambda path: path.stem)
+def test_modules_import_only_what_the_design_allows(path):
+    parts = path.relative_to(ROOT / "cond_ddpm").with_suffix("").parts
+    module = "" if parts == ("__init__",) else parts[0]
+    ours = [name for name in _imports(path) if name.partition(".")[0] in OURS]
+    imported = {(name.split(".") + [""])[1] for name in ours}
+    assert imported <= MAY_IMPORT[module] | {module}, f"{path.name} imports {ours}"
+
+
+def test_import_is_lazy_and_public_names_resolve():
+    script = (
+        "import sys, cond_ddpm, cond_ddpm.cli, cond_ddpm.config; print('torch' in sys.modules, 'diffusers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["False", "False"], done.stderr
+    for name in cond_ddpm.__all__:
+        assert getattr(cond_ddpm, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'train_all'; its public names are"):
+        cond_ddpm.train_all  # noqa: B018
+
+
+def test_help_answers_within_a_second():
+    def seconds():
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "cond_ddpm.cli", "--help"], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0 and "train" in done.stdout
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(3)) < 1  # the least of three: the machine may be busy
+
+
+def test_pipelines_and_configs_are_found_in_a_checkout_that_is_not_installed(tmp_path):
+    script = "import cond_ddpm.pipelines.pipeline_cond_ddpm as p, cond_ddpm.configs as c; print(p.__file__, c.__file__)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == [str(ROOT / "pipelines/pipeline_cond_ddpm.py"), str(ROOT / "configs/__init__.py")]

@@ -1,0 +1,200 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import NAMES, make_unet
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, HeunDiscreteScheduler
+
+from cond_ddpm import CondDDPMPipeline
+
+
+def _generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def _sample(pipeline, labels=("cross", 0), output_type="np", **arguments):
+    arguments = {"generator": _generator(), "num_inference_steps": 3, **arguments}
+    return pipeline(labels, output_type=output_type, **arguments).images
+
+
+def test_labels_by_id_name_mixture_tensor_or_alone(tiny_pipeline):
+    expected = _sample(tiny_pipeline, [2, 0])
+    for labels in (["cross", "circle"], ["cross", 0], torch.tensor([2, 0]), np.array([2, 0])):
+        assert np.array_equal(_sample(tiny_pipeline, labels), expected)
+    assert np.array_equal(_sample(tiny_pipeline, "cross"), _sample(tiny_pipeline, 2))
+    assert len(_sample(tiny_pipeline, 2)) == 1
+    assert not np.allclose(_sample(tiny_pipeline, 2), _sample(tiny_pipeline, 1))
+
+
+@pytest.mark.parametrize(
+    "labels, words",
+    [
+        ("crss", "expected one of circle, square, cross, got 'crss'. Did you mean 'cross'?"),
+        ([0, -1], "expected ids from 0 to 2, got -1"),
+        ([3], "expected ids from 0 to 2, got 3"),
+        ([1.0], "expected ids or names, got 1.0"),
+        ([True], "got True"),
+        ([], "at least one class"),
+    ],
+)
+def test_labels_that_are_none_of_the_model(tiny_pipeline, labels, words):
+    with pytest.raises(ValueError) as error:
+        _sample(tiny_pipeline, labels)
+    assert words in str(error.value)
+
+
+def test_names_need_a_model_with_names(tiny_unet):
+    with pytest.raises(ValueError, match="no names"):
+        CondDDPMPipeline(tiny_unet, DDPMScheduler())(["cat"])
+    with pytest.raises(ValueError, match="id2label: expected a name for each id from 0 to 2"):
+        CondDDPMPipeline(tiny_unet, DDPMScheduler(), {0: "a", 1: "b"})
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"generator": [_generator()] * 3}, "one generator, or 2"),
+        ({"num_inference_steps": 0}, "expected 1 to 1000"),
+        ({"num_inference_steps": 1001}, "got 1001"),
+        ({"output_type": "jpg"}, "'pil', 'np' or 'pt', got 'jpg'"),
+    ],
+)
+def test_arguments_that_do_not_fit(tiny_pipeline, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        _sample(tiny_pipeline, **arguments)
+
+
+def test_output_types_are_one_picture(tiny_pipeline):
+    array = _sample(tiny_pipeline)
+    assert array.shape == (2, 8, 8, 3) and array.min() >= 0 and array.max() <= 1
+    assert np.array_equal(_sample(tiny_pipeline, output_type="pt").permute(0, 2, 3, 1), array)
+    pictures = _sample(tiny_pipeline, output_type="pil")
+    assert np.array_equal(np.stack([np.asarray(picture) for picture in pictures]), (array * 255).round())
+    assert np.array_equal(tiny_pipeline([2, 0], _generator(), 3, output_type="np", return_dict=False)[0], array)
+
+
+def test_a_generator_an_image_makes_it_the_same_in_any_batch(tiny_pipeline):
+    together = _sample(tiny_pipeline, [0, 1, 2], generator=[_generator(seed) for seed in (5, 6, 7)])
+    alone = [_sample(tiny_pipeline, [label], generator=[_generator(5 + label)])[0] for label in range(3)]
+    np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
+
+
+class _Linear(torch.nn.Module):
+    """A stand-in network whose prediction is the label, so that guidance can be worked out by hand."""
+
+    def __init__(self, unet):
+        super().__init__()
+        self.config, self.dtype, self.device, self.batches = unet.config, torch.float32, unet.device, []
+
+    def forward(self, sample, timestep, class_labels):
+        self.batches.append(class_labels.tolist())
+        prediction = class_labels[:, None, None, None].float().expand_as(sample)
+        return type("Output", (), {"sample": prediction})
+
+
+@pytest.mark.parametrize(
+    "scale, batch, effective", [(1.0, [1], 1.0), (0.0, [3], 3.0), (2.0, [3, 1], -1.0), (0.5, [3, 1], 2.0)]
+)
+def test_guidance_is_uncond_plus_scale_times_the_difference(tiny_unet, scale, batch, effective):
+    """1 is conditional and 0 unconditional, at one forward each; 2 goes as far beyond the condition."""
+    scheduler = DDPMScheduler(prediction_type="sample", clip_sample=False)
+    pipeline = CondDDPMPipeline(tiny_unet, scheduler)
+    pipeline.unet = network = _Linear(tiny_unet)
+    seen = []
+    step = scheduler.step
+    scheduler.step = lambda prediction, *rest, **more: seen.append(prediction) or step(prediction, *rest, **more)
+    pipeline([1], _generator(), num_inference_steps=1, guidance_scale=scale)
+    assert network.batches == [batch]
+    assert seen[0].unique().tolist() == [effective]
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler])
+def test_other_schedulers_with_the_same_betas(tiny_pipeline, scheduler):
+    tiny_pipeline.scheduler = scheduler.from_config(tiny_pipeline.scheduler.config)
+    images = _sample(tiny_pipeline)
+    assert np.isfinite(images).all() and np.array_equal(images, _sample(tiny_pipeline))
+
+
+def test_round_trip_gives_identical_images_and_names(tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path / "one")
+    loaded = CondDDPMPipeline.from_pretrained(tmp_path / "one")
+    assert loaded.id2label == dict(enumerate(NAMES))
+    assert np.array_equal(_sample(loaded), _sample(tiny_pipeline))
+    loaded.save_pretrained(tmp_path / "two")
+    one, two = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*.*")} for f in (tmp_path / "one", tmp_path / "two"))
+    assert one == two
+
+
+def test_published_folder(tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline_cond_ddpm", "CondDDPMPipeline"]
+    assert index["unet"] == ["cond_unet", type(tiny_pipeline.unet).__name__]
+    assert index["scheduler"] == ["diffusers", "DDPMScheduler"]
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {
+        "model_index.json",
+        "pipeline_cond_ddpm.py",
+        "scheduler/scheduler_config.json",
+        "unet/cond_unet.py",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    }
+
+
+def test_with_the_package_no_code_of_the_folder_runs(tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path)
+    for code in tmp_path.rglob("*.py"):
+        code.write_text("raise SystemExit('code of the folder was run')")
+    assert np.array_equal(_sample(CondDDPMPipeline.from_pretrained(tmp_path)), _sample(tiny_pipeline))
+
+
+def test_without_the_package_diffusers_loads_it(tiny_pipeline, tmp_path):
+    """In a process where `import cond_ddpm` fails, and saving from there gives the same folder."""
+    folder, copy = tmp_path / "published", tmp_path / "copy"
+    tiny_pipeline.save_pretrained(folder)
+    script = f"""
+import sys, numpy, torch
+sys.modules["cond_ddpm"] = None
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained({str(folder)!r}, trust_remote_code=True)
+images = pipeline(["cross", 0], torch.Generator().manual_seed(0), num_inference_steps=3, output_type="np").images
+numpy.save({str(tmp_path / "images.npy")!r}, images)
+pipeline.save_pretrained({str(copy)!r})
+try:
+    type(pipeline).from_pretrained({str(folder)!r})
+except ValueError as error:
+    assert "trust_remote_code" in str(error), error
+"""
+    env = {"HF_HOME": str(tmp_path / "home"), "PATH": "", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), _sample(tiny_pipeline))
+    one, two = (
+        {p.relative_to(f): p.read_bytes() for p in f.rglob("*.*") if "__pycache__" not in p.parts} for f in (folder, copy)
+    )
+    assert one == two
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        DiffusionPipeline.from_pretrained(folder)
+
+
+def test_a_folder_of_something_else(tmp_path, tiny_pipeline):
+    tiny_pipeline.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"unet": ["os", "PathLike"]}))
+    with pytest.raises(ValueError, match="network of the installed package"):
+        CondDDPMPipeline.from_pretrained(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"_class_name": "DDPMPipeline"}))
+    with pytest.raises(ValueError, match="expected a CondDDPMPipeline"):
+        CondDDPMPipeline.from_pretrained(tmp_path)
+
+
+def test_components_given_are_used(tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path)
+    other = make_unet("simple", seed=1)
+    loaded = CondDDPMPipeline.from_pretrained(tmp_path, unet=other, scheduler=DDIMScheduler())
+    assert loaded.unet is other and isinstance(loaded.scheduler, DDIMScheduler)
+    assert CondDDPMPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).unet.dtype == torch.bfloat16
