@@ -8,6 +8,7 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
+# `train` is not among them, since a module has that name: `from cond_ddpm.train import train`.
 _PUBLIC = {
     "SimpleUNet2DModel": "models.cond_unet",
     "AttentionUNet2DModel": "models.cond_unet",
@@ -15,7 +16,6 @@ _PUBLIC = {
     "TrainConfig": "config",
     "LabelledImages": "data",
     "load_images": "data",
-    "train": "train",
     "generate": "sampling",
 }
 __all__ = sorted(_PUBLIC)

@@ -4,7 +4,7 @@ May import: the standard library and jsonargparse. Next on the data's way: `data
 """
 
 import dataclasses
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Model = Literal["simple", "attention"]
 
@@ -117,9 +117,10 @@ class TrainConfig:
                 expected = f"from {low} to {high}" if high < _INF else f"{low} or more"
                 raise ValueError(f"{name}: expected {expected}, got {value}.")
         for name, type_ in get_type_hints(type(self)).items():
-            choices, value = get_args(type_), getattr(self, name)
-            if choices and all(isinstance(choice, str) for choice in choices) and value not in choices:
-                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}.")
+            value = getattr(self, name)
+            for choices in (get_args(t) for t in (type_, *get_args(type_)) if get_origin(t) is Literal):
+                if value is not None and value not in choices:
+                    raise ValueError(f"{name}: expected one of {', '.join(map(str, choices))}, got {value!r}.")
 
 
 _INF = float("inf")
@@ -166,4 +167,4 @@ def checked_arguments(class_: type, arguments: dict[str, Any], prefix: str, skip
     try:
         return parser.parse_object(arguments).as_dict()
     except jsonargparse.ArgumentError as error:
-        raise ValueError(f"{prefix}: {error}") from None
+        raise ValueError(f"{prefix}: {' '.join(str(error).split())}") from None

@@ -123,9 +123,11 @@ class CondDDPMPipeline(DiffusionPipeline):
 
         cond_labels = torch.tensor(labels, device=device)
         null_labels = torch.full_like(cond_labels, config.num_classes)
-        step_kwargs = {}  # schedulers that add no noise take no generator
-        if "generator" in inspect.signature(self.scheduler.step).parameters:
-            step_kwargs["generator"] = generator
+        # What this scheduler's step can take. DDIM, where it clips the predicted x_0, must also take the noise from the
+        # clipped x_0, or x_t drifts away from the schedule: with guidance, digits become blobs.
+        step_kwargs = {"generator": generator, "use_clipped_model_output": True}
+        taken = inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {name: value for name, value in step_kwargs.items() if name in taken}
 
         for timestep in self.progress_bar(self.scheduler.timesteps):
             model_input = self.scheduler.scale_model_input(sample, timestep)

@@ -111,6 +111,22 @@ def test_guidance_is_uncond_plus_scale_times_the_difference(tiny_unet, scale, ba
     assert seen[0].unique().tolist() == [effective]
 
 
+def test_ddim_takes_the_noise_from_the_clipped_image(tiny_unet):
+    """A network that predicts x_0 = 3 everywhere: clipped to 1, so x_s = alpha_s 1 + sigma_s (x_t - alpha_t 1) / sigma_t."""
+    scheduler = DDIMScheduler(prediction_type="sample", clip_sample=True, timestep_spacing="trailing")
+    pipeline = CondDDPMPipeline(tiny_unet, scheduler)
+    pipeline.unet = _Linear(tiny_unet)  # predicts its label; 3 is the null label
+    seen = []
+    step = scheduler.step
+    scheduler.step = lambda p, t, x, eta=0.0, use_clipped_model_output=False: (
+        seen.append((x, step(p, t, x, use_clipped_model_output=use_clipped_model_output))) or seen[-1][1]
+    )
+    pipeline([1], _generator(), num_inference_steps=2, guidance_scale=0.0)
+    alpha, sigma = scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt()
+    x, output = seen[0]
+    torch.testing.assert_close(output.prev_sample, alpha[499] + sigma[499] * (x - alpha[999]) / sigma[999])
+
+
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler])
 def test_other_schedulers_with_the_same_betas(tiny_pipeline, scheduler):
     tiny_pipeline.scheduler = scheduler.from_config(tiny_pipeline.scheduler.config)

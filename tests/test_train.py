@@ -20,7 +20,7 @@ def config(shapes_parquet, tmp_path):
         dataset=str(shapes_parquet),
         resolution=8,
         model="simple",
-        unet=TINY,
+        unet={**TINY, "block_out_channels": [8, 16]},
         batch_size=16,
         num_validation_images=16,
         num_epochs=4,
