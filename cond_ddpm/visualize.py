@@ -57,6 +57,8 @@ def loss_curve(metrics: Sequence[dict], path: str | Path) -> None:
     axes.axvline(best["epoch"], color="gray", linewidth=0.8, linestyle=":", label=f"best epoch, {best['epoch']}")
     if max(row["train_loss"] for row in metrics) > 4 * best["val_loss"] > 0:
         axes.set_yscale("log")  # the first epoch would flatten all others
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
