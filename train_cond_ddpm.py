@@ -2,7 +2,7 @@
 
 import sys
 
-from cond_ddpm.cli import guarded, parse_train, run_train
+from cond_ddpm.cli import guarded, run_train
 
 if __name__ == "__main__":
-    sys.exit(guarded(run_train, parse_train()))
+    sys.exit(guarded(run_train))

@@ -12,37 +12,74 @@ import cond_ddpm
 
 def parse_train(arguments: list[str] | None = None, prog: str | None = None) -> "cond_ddpm.config.TrainConfig":
     """The settings of a run from `--config FILE` and flags, flags last; exits with code 2 on those it cannot take."""
+    return _parse_train(arguments, prog)[0]
+
+
+def _parse_train(arguments: list[str] | None, prog: str | None) -> tuple["cond_ddpm.config.TrainConfig", bool]:
     import jsonargparse
 
     from cond_ddpm.config import TrainConfig
 
     parser = jsonargparse.ArgumentParser(
         prog=prog,
-        usage="%(prog)s [--config FILE] [--FLAG VALUE ...]",
+        usage="%(prog)s [--config FILE] [--FLAG VALUE ...] [--dry_run]",
         description="Train a class-conditional DDPM.",
     )
     parser.add_argument("--config", action="config", help="YAML file of settings; flags after it override it.")
+    parser.add_argument("--dry_run", action="store_true", help="print what would run and how long, and run nothing.")
     parser.add_class_arguments(TrainConfig)
     settings = parser.parse_args(arguments).as_dict()
     settings.pop("config")
+    dry_run = settings.pop("dry_run")
     try:
-        return TrainConfig(**settings)
+        return TrainConfig(**settings), dry_run
     except ValueError as error:
         parser.error(str(error))
 
 
-def run_train(config: "cond_ddpm.config.TrainConfig") -> None:
-    from cond_ddpm.train import train
+def run_train(arguments: list[str] | None = None, prog: str | None = None) -> None:
+    """`cond-ddpm train`, and what `train_cond_ddpm.py` runs."""
+    config, dry = _parse_train(arguments, prog)
 
-    print(f"run folder: {train(config)}")
+    from cond_ddpm.train import dry_run, train
+
+    if dry:
+        print(dry_run(config))
+    else:
+        run = train(config)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"run folder: {run}")
 
 
 def _train(arguments: list[str]) -> None:
-    run_train(parse_train(arguments, prog="cond-ddpm train"))
+    run_train(arguments, prog="cond-ddpm train")
+
+
+def _ema(arguments: list[str]) -> None:
+    import argparse
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser(prog="cond-ddpm ema", description=_COMMANDS["ema"][1])
+    parser.add_argument("--run", type=Path, required=True, help="folder of a run, with its ema/ and pipeline/")
+    parser.add_argument("--std", type=float, required=True, help="relative width, a share of the run: 0.02 to 0.25")
+    parser.add_argument("--step", type=int, help="where the average ends, one of the snapshots (default: the last)")
+    parser.add_argument("--output", type=Path, help="pipeline folder to write (default: RUN/pipeline-ema-STD)")
+    given = parser.parse_args(arguments)
+
+    from cond_ddpm import CondDDPMPipeline
+    from cond_ddpm.ema import combine_snapshots
+
+    weights, rest = combine_snapshots(given.run / "ema", given.std, given.step)
+    pipeline = CondDDPMPipeline.from_pretrained(given.run / "pipeline")
+    pipeline.unet.load_state_dict(weights)
+    output = given.output or given.run / f"pipeline-ema-{given.std:g}"
+    pipeline.save_pretrained(output)
+    print(f"{output}: averaged with relative width {given.std:g}; the snapshots miss {rest:.1%} of that profile")
 
 
 _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (_train, "train a model, in this one process (several: accelerate launch train_cond_ddpm.py)"),
+    "ema": (_ema, "from a run's snapshots, write a pipeline averaged over another horizon, without training"),
 }
 
 
@@ -50,7 +87,7 @@ def guarded(function: Callable, *arguments) -> int:
     """Call; what the user's input caused becomes one line and exit code 1. COND_DDPM_TRACEBACK=1 shows where it arose."""
     try:
         function(*arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("COND_DDPM_TRACEBACK") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)

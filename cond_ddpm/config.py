@@ -4,7 +4,7 @@ May import: the standard library and jsonargparse. Next on the data's way: `data
 """
 
 import dataclasses
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 Model = Literal["simple", "attention"]
 
@@ -36,25 +36,34 @@ class TrainConfig:
         batch_size: images in an optimizer step, over all processes together.
         num_epochs: passes over the training images.
         max_train_steps: stop after so many optimizer steps, however many epochs that is.
+        max_train_minutes: stop after so much time, to which the learning rate's course adapts; or max_train_steps, if sooner.
         learning_rate: AdamW's, after warm-up.
-        lr_scheduler: course of the learning rate over the whole run.
+        lr_scheduler: course of the learning rate: constant, or down to zero by the end of the run.
+        lr_decay_share: share of the run, at its end, over which it goes down.
         lr_warmup_steps: steps of linear warm-up.
         adam_beta1: AdamW's decay of the first moment.
         adam_beta2: AdamW's decay of the second moment.
         adam_epsilon: AdamW's epsilon.
         weight_decay: AdamW's weight decay.
         max_grad_norm: clip gradients to this norm; 0 for no clipping.
+        gradient_accumulation_steps: parts in which each process goes through its share of the batch, to need less memory.
         mixed_precision: autocast type; if not given, what `accelerate launch` says.
+        compile: torch.compile the UNet; slow to start, then faster.
+        channels_last: memory format of the convolutions; measured slower on CPUs, worth trying on GPUs.
         num_cpu_threads: threads of each process on the CPU; if not given, the usable cores divided by the processes here
             (`accelerate launch` alone would leave all cores but one idle).
         use_ema: keep a moving average of the weights, which is validated, sampled and saved.
-        ema_max_decay: upper limit of the average's decay.
-        ema_inv_gamma: decay at step t is 1 - (1 + t / inv_gamma) ** -power, so that the horizon grows with the run.
-        ema_power: see ema_inv_gamma.
+        ema_std: relative width of that average's power-function profile, a share of the run so far (EDM2).
+        num_ema_snapshots: how many times to keep two averages, for `cond-ddpm ema` to make others of; 0 for never.
         patience: stop when the validation loss has not improved for so many epochs; null for never.
         seed: of weights, order, noise; the run is a function of it.
         output_dir: folder of the run.
         overwrite_output_dir: replace what an earlier run left there.
+        resume_from_checkpoint: go on from `latest` (or start, if there is none yet), checkpoint-N or a path.
+        checkpointing_steps: write checkpoint-N every so many steps, and at the end; 0 for never.
+        checkpoints_total_limit: how many to keep; null for all.
+        report_to: where losses and images also go: tensorboard, wandb, trackio, or none. metrics.jsonl is always written.
+        logging_steps: read losses back every so many steps; if not given, 1 on the CPU and 10 where reading waits.
         save_images_epochs: write a grid of samples every so many epochs, and at the end; 0 for never.
         num_images_per_class: columns of that grid.
         num_inference_steps: DDIM steps for that grid.
@@ -86,29 +95,46 @@ class TrainConfig:
     batch_size: int = 200
     num_epochs: int = 50
     max_train_steps: int | None = None
+    max_train_minutes: float | None = None
     learning_rate: float = 3e-4
-    lr_scheduler: Literal["constant", "cosine", "linear"] = "constant"
+    lr_scheduler: Literal["constant", "cosine", "linear", "1-sqrt"] = "constant"
+    lr_decay_share: float = 1.0
     lr_warmup_steps: int = 0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    gradient_accumulation_steps: int = 1
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    compile: bool = False
+    channels_last: bool = False
     num_cpu_threads: int | None = None
     use_ema: bool = True
-    ema_max_decay: float = 0.9999
-    ema_inv_gamma: float = 1.0
-    ema_power: float = 0.75
+    ema_std: float = 0.05
+    num_ema_snapshots: int = 20
     patience: int | None = 10
     seed: int = 0
 
     output_dir: str = "runs/cond-ddpm"
     overwrite_output_dir: bool = False
+    resume_from_checkpoint: str | None = None
+    checkpointing_steps: int = 500
+    checkpoints_total_limit: int | None = 2
+    report_to: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    logging_steps: int | None = None
     save_images_epochs: int = 5
     num_images_per_class: int = 8
     num_inference_steps: int = 50
     guidance_scale: float = 1.0
+
+    # What may differ between a checkpoint and the run that goes on from it, since it changes no step that was done.
+    MAY_CHANGE_AT_RESUME: ClassVar[frozenset[str]] = frozenset(
+        {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit"}
+        | {"report_to", "logging_steps", "num_epochs", "max_train_steps", "max_train_minutes", "patience", "compile"}
+        | {"num_cpu_threads", "save_images_epochs", "num_images_per_class", "num_inference_steps", "guidance_scale"}
+        | {"num_ema_snapshots"}
+    )
 
     def __post_init__(self):
         for name, (low, high) in _RANGES.items():
@@ -142,7 +168,13 @@ _RANGES = {
     "weight_decay": (0, _INF),
     "max_grad_norm": (0, _INF),
     "num_cpu_threads": (1, _INF),
-    "ema_max_decay": (0, 1),
+    "gradient_accumulation_steps": (1, _INF),
+    "lr_decay_share": (0, 1),
+    "max_train_minutes": (0, _INF),
+    "num_ema_snapshots": (0, _INF),
+    "checkpointing_steps": (0, _INF),
+    "checkpoints_total_limit": (1, _INF),
+    "logging_steps": (1, _INF),
     "patience": (1, _INF),
     "save_images_epochs": (0, _INF),
     "num_images_per_class": (1, _INF),

@@ -41,7 +41,8 @@ class Draw:
         """The index-th of equal parts, which is what one process sees of the global batch."""
         size = len(self.flip) // parts
         mine = slice(index * size, (index + 1) * size)
-        return Draw(self.timesteps[mine], self.noise[mine], self.drop_label[mine], self.flip[mine], self.dropout_seed + index)
+        seed = (self.dropout_seed * parts + index) % 2**63
+        return Draw(self.timesteps[mine], self.noise[mine], self.drop_label[mine], self.flip[mine], seed)
 
 
 def draw_training(config: TrainConfig, step: int, image_shape: tuple[int, int, int], device: torch.device) -> Draw:

@@ -1,9 +1,10 @@
 """Training: one linear function that reads top to bottom.
 
-May import: `config, data, diffusion, sampling, visualize`, the models and the pipeline; only the script, the command line
-and tests import this file. Next on the data's way: the folder `pipeline/`, which everything else reads.
+May import: `config, data, diffusion, sampling, checkpoint, visualize, ema, processes`, the models and the pipeline; only the
+script, the command line and tests import this file. Next on the data's way: the folder `pipeline/`, which all else reads.
 """
 
+import contextlib
 import copy
 import csv
 import dataclasses
@@ -17,70 +18,66 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import DDIMScheduler
-from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
+from cond_ddpm.checkpoint import Progress, find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from cond_ddpm.config import TrainConfig, checked_arguments
-from cond_ddpm.data import epoch_order, hold_out, load_images, make_batch
+from cond_ddpm.data import LabelledImages, epoch_order, hold_out, load_images, make_batch
 from cond_ddpm.diffusion import diffusion_losses, draw_training, draw_validation, make_noise_scheduler
+from cond_ddpm.ema import PowerEMA, save_snapshot
 from cond_ddpm.models import MODELS
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
+from cond_ddpm.processes import Stopping, make_accelerator
 from cond_ddpm.sampling import generate
 from cond_ddpm.visualize import class_grid, loss_curve
 
+_SECOND_STD = 0.1  # the other of the two averages kept, from which any horizon can be made (EDM2 keeps 0.05 and 0.1)
+
 
 def train(config: TrainConfig) -> Path:
-    """Train a class-conditional UNet, on as many processes as `accelerate launch` started.
+    """Train a class-conditional UNet, on as many processes as `accelerate launch` or `torchrun` started.
 
     Returns:
-        The run's folder: `config.json`, `metrics.csv`, `loss.png`, `samples/epoch_NNNN.png` and `pipeline/`, the weights of
-        the epoch with the least validation loss (their moving average, unless `use_ema` is off).
+        The run's folder: `config.json`, `metrics.csv` (a row an epoch), `metrics.jsonl` (a row a step), `loss.png`,
+        `samples/epoch_NNNN.png`, `checkpoint-N/` for resuming, `ema/`, `logs/`, and `pipeline/`, the weights of the epoch
+        with the least validation loss (their moving average, unless `use_ema` is off).
 
     Raises:
-        ValueError: settings that do not fit the data, the network or the number of processes.
-        OSError: a data set that is not there, an output folder that cannot be written.
+        ValueError: settings that do not fit the data, the network, the checkpoint or the number of processes.
+        OSError: a data set that is not there, an output folder that cannot be written, a full disk.
+        FloatingPointError: a loss that is not finite.
+        SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with a checkpoint of the last step.
     """
     # 1. The processes and the run's folder
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = make_accelerator(config)
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
-    if config.batch_size % processes:
-        raise ValueError(
-            f"batch_size: expected a multiple of the {processes} processes, over which it is split, got"
-            f" {config.batch_size}; change it or their number."
-        )
-    if device.type == "cpu":
-        # accelerate launch sets OMP_NUM_THREADS=1 where nobody asked for a number.
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(config.num_cpu_threads or max(1, len(os.sched_getaffinity(0)) // local_processes))
-    run = Path(config.output_dir)
-    if accelerator.is_main_process:
-        _make_run_folder(run, config.overwrite_output_dir)
+    run, is_main = Path(config.output_dir), accelerator.is_main_process
+    checkpoint = find_checkpoint(run, config.resume_from_checkpoint) if config.resume_from_checkpoint else None
+    if is_main and checkpoint is None:
+        _make_run_folder(run, config.overwrite_output_dir or config.resume_from_checkpoint == "latest")
 
     # 2. Data: decoded once, by the main process
     with accelerator.main_process_first():
-        data = load_images(
-            config.dataset,
-            config.train_split,
-            config.resolution,
-            config.channels,
-            config.dataset_config_name,
-            config.image_column,
-            config.label_column,
-        )
+        data = load_training_images(config)
     train_indices, val_indices = hold_out(data, config.num_validation_images)
     if len(train_indices) < config.batch_size:
         raise ValueError(f"batch_size: expected at most the {len(train_indices)} training images, got {config.batch_size}.")
     random_flip = data.flippable if config.random_flip is None else config.random_flip
     image_shape, num_classes = data.images.shape[1:], len(data.class_names)
 
-    # 3. Network, its moving average, noise schedule, optimizer
+    # 3. Network, noise schedule, optimizer, moving averages
     set_seed(config.seed)
     unet = make_unet(config, image_shape, num_classes)
     averaged_unet = copy.deepcopy(unet).eval().requires_grad_(False).to(device)  # what is validated, sampled and saved
+    if config.channels_last:
+        unet = unet.to(memory_format=torch.channels_last)
+    if config.compile:
+        unet.compile()
     noise_scheduler = make_noise_scheduler(config)
     optimizer = torch.optim.AdamW(
         unet.parameters(),
@@ -88,124 +85,241 @@ def train(config: TrainConfig) -> Path:
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
         weight_decay=config.weight_decay,
+        fused=True,
     )
     unet, optimizer = accelerator.prepare(unet, optimizer)
     raw_unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False)
-    ema = None
-    if config.use_ema:
-        ema = EMAModel(
-            raw_unet.parameters(),
-            decay=config.ema_max_decay,
-            use_ema_warmup=True,
-            inv_gamma=config.ema_inv_gamma,
-            power=config.ema_power,
-            foreach=True,
-        )
+    names = [name for name, _ in raw_unet.named_parameters()]
+    ema = PowerEMA(raw_unet.parameters(), {config.ema_std, _SECOND_STD}) if config.use_ema else None
     id2label = dict(enumerate(data.class_names))
     preview_scheduler = DDIMScheduler.from_config(noise_scheduler.config, timestep_spacing="trailing")
     preview = CondDDPMPipeline(averaged_unet, preview_scheduler, id2label)
 
-    # 4. How long
+    # 4. How long, and how far it is already
     steps_per_epoch = len(train_indices) // config.batch_size  # the last images of an epoch's order wait for another
-    total_steps = config.max_train_steps or config.num_epochs * steps_per_epoch
-    num_epochs = math.ceil(total_steps / steps_per_epoch)
-    val_draw = draw_validation(len(val_indices), config.num_train_timesteps, image_shape)
-    if accelerator.is_main_process:
+    total_steps = config.max_train_steps or (sys.maxsize if config.max_train_minutes else config.num_epochs * steps_per_epoch)
+    budget_seconds = (config.max_train_minutes or math.inf) * 60
+    progress = Progress()
+    if checkpoint is not None:
+        progress = _resume(checkpoint, config, raw_unet, ema, optimizer, accelerator)
+    accelerator.wait_for_everyone()
+    if is_main:
         _write_config(run, config, accelerator, raw_unet, random_flip, data)
+        _keep_lines_until(run / "metrics.jsonl", progress.step)
+    if config.report_to != "none":
+        project = "logs" if config.report_to == "tensorboard" else "cond_ddpm"
+        accelerator.init_trackers(project, {name: str(value) for name, value in dataclasses.asdict(config).items()})
+    val_draw = draw_validation(len(val_indices), config.num_train_timesteps, image_shape)
+    logging_steps = config.logging_steps or (1 if device.type == "cpu" else 10)
 
-    metrics, best_loss, epochs_since_best, step = [], math.inf, 0, 0
-    bar = tqdm(total=total_steps, unit="step", disable=not accelerator.is_main_process, dynamic_ncols=True)
-    for epoch in range(1, num_epochs + 1):
-        # 5. An epoch of optimizer steps
-        unet.train()
-        order = epoch_order(train_indices, config.seed, epoch)
-        loss_sum, epoch_steps, shown, started = torch.zeros((), device=device), 0, 0.0, time.perf_counter()
-        for first in range(0, steps_per_epoch * config.batch_size, config.batch_size):
-            if step == total_steps:
-                break
-            # The batch and its noise: a function of (seed, step), of which this process takes its part.
-            draw = draw_training(config, step, image_shape, device).part(rank, processes)
+    pending, order, epoch_started, epoch_images = [], None, 0.0, 0
+    bar = tqdm(
+        total=None if total_steps == sys.maxsize else total_steps,
+        initial=progress.step,
+        unit="step",
+        disable=not is_main,
+        dynamic_ncols=True,
+    )
+    stopping = Stopping(accelerator, progress.elapsed_seconds)
+    with stopping:
+        while not _finished(config, progress, total_steps, budget_seconds):
+            # 5. One optimizer step. Its batch and noise: a function of (seed, step), of which this process takes its part
+            epoch, position = progress.step // steps_per_epoch + 1, progress.step % steps_per_epoch
+            if order is None or position == 0:
+                order = epoch_order(train_indices, config.seed, epoch)
+                epoch_started, epoch_images = time.perf_counter(), 0
+            unet.train()
+            first = position * config.batch_size
             indices = order[first : first + config.batch_size].reshape(processes, -1)[rank]
-            batch = make_batch(data, indices, draw.flip if random_flip else None, device)
-            torch.manual_seed(draw.dropout_seed)
+            draw = draw_training(config, progress.step, image_shape, device).part(rank, processes)
 
             # Forward, backward.
-            losses = diffusion_losses(
-                unet, noise_scheduler, batch.images, batch.class_labels, draw, num_classes, config.min_snr_gamma
-            )
-            loss = losses.mean()
-            accelerator.backward(loss)
+            parts, step_loss = config.gradient_accumulation_steps, torch.zeros((), device=device)
+            for part, part_indices in enumerate(indices.reshape(parts, -1)):
+                part_draw = draw.part(part, parts)
+                batch = make_batch(data, part_indices, part_draw.flip if random_flip else None, device)
+                torch.manual_seed(part_draw.dropout_seed)
+                with accelerator.no_sync(unet) if part < parts - 1 else contextlib.nullcontext():
+                    losses = diffusion_losses(
+                        unet, noise_scheduler, batch.images, batch.class_labels, part_draw, num_classes, config.min_snr_gamma
+                    )
+                    loss = losses.mean() / parts
+                    accelerator.backward(loss)
+                step_loss += loss.detach()
 
             # Update.
             if config.max_grad_norm:
                 accelerator.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
+            done = max(progress.step / total_steps, progress.elapsed_seconds / budget_seconds)
+            learning_rate = config.learning_rate * lr_factor(config, progress.step, done)
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * lr_factor(config, step, total_steps)
+                group["lr"] = learning_rate
             optimizer.step()
             optimizer.zero_grad()
+            progress.step += 1
             if ema is not None:
-                ema.step(raw_unet.parameters())
+                ema.update(raw_unet.parameters(), progress.step)
+            pending.append((progress.step, learning_rate, step_loss))
+            epoch_images += config.batch_size
 
-            # Watch. Reading the loss waits for the device, so it is read once a second.
-            step, epoch_steps = step + 1, epoch_steps + 1
-            loss_sum += loss.detach()
-            now = time.perf_counter()
-            if now - shown > 1:
-                shown = now
-                rate = epoch_steps * config.batch_size / (now - started)
-                bar.set_description(f"epoch {epoch}/{num_epochs}", refresh=False)
-                bar.set_postfix_str(f"loss {loss_sum.item() / epoch_steps:.4f}, {rate:.0f} images/s", refresh=False)
-            bar.update()
-        seconds = time.perf_counter() - started
+            # What to do after this step; all processes agree.
+            signal, progress.elapsed_seconds = stopping.agree()
+            last = _finished(config, progress, total_steps, budget_seconds)
+            ends_epoch = last or progress.step % steps_per_epoch == 0
+            save = bool(signal) or (config.checkpointing_steps and progress.step % config.checkpointing_steps == 0)
 
-        # 6. Validate the averaged weights, save them if they are the best so far
-        source = raw_unet.parameters() if ema is None else ema.shadow_params
-        _copy(source, averaged_unet.parameters())
-        val_loss = _validation_loss(accelerator, averaged_unet, noise_scheduler, data, val_indices, val_draw, config)
-        train_loss = accelerator.reduce(loss_sum / epoch_steps, reduction="mean").item()
-        best_loss, epochs_since_best = (val_loss, 0) if val_loss < best_loss else (best_loss, epochs_since_best + 1)
-        if epochs_since_best == 0 and accelerator.is_main_process:
-            _save_pipeline(CondDDPMPipeline(averaged_unet, noise_scheduler, id2label), run / "pipeline")
-        stop_early = config.patience is not None and epochs_since_best >= config.patience
-        last = stop_early or step == total_steps
-
-        # 7. Report
-        metrics.append(
-            {
-                "epoch": epoch,
-                "step": step,
-                "train_loss": train_loss,
-                "val_loss": val_loss,
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "images_per_second": epoch_steps * config.batch_size / seconds,
-            }
-        )
-        if config.save_images_epochs and (last or epoch % config.save_images_epochs == 0):
-            labels = [label for label in range(num_classes) for _ in range(config.num_images_per_class)]
-            with accelerator.autocast():
-                images = generate(
-                    preview,
-                    labels,
-                    seeds=range(len(labels)),  # the same noise each time, so that epochs compare
-                    batch_size=min(config.batch_size, 100),
-                    num_inference_steps=min(config.num_inference_steps, config.num_train_timesteps),
-                    guidance_scale=config.guidance_scale,
+            # 6. Watch. Reading losses back waits for the device, so several steps' are read together
+            if len(pending) >= logging_steps or ends_epoch or save:
+                rate = epoch_images / (time.perf_counter() - epoch_started)
+                rows = _read_losses(accelerator, pending, epoch, rate, run)
+                pending = []
+                progress.epoch_losses += [row["loss"] for row in rows]
+                bar.set_description(f"epoch {epoch}", refresh=False)
+                shown = {"loss": f"{rows[-1]['loss']:.4f}", "images/s": f"{rate:.0f}", "GB": rows[-1]["memory_gb"]}
+                if budget_seconds < math.inf:
+                    shown["minutes left"] = f"{(budget_seconds - progress.elapsed_seconds) / 60:.1f}"
+                bar.set_postfix(shown, refresh=False)
+                if is_main:
+                    _append_lines(run / "metrics.jsonl", rows)
+                accelerator.log(
+                    {name: rows[-1][name] for name in ("loss", "learning_rate", "images_per_second")}, progress.step
                 )
-            if accelerator.is_main_process:
-                class_grid(images, data.class_names, run / "samples" / f"epoch_{epoch:04d}.png", f"epoch {epoch}")
-                loss_curve(metrics, run / "loss.png")
-        if accelerator.is_main_process:
-            _write_csv(run / "metrics.csv", metrics)
-            loss_curve(metrics, run / "loss.png") if last else None
-            bar.write(f"epoch {epoch}/{num_epochs}  step {step}  train loss {train_loss:.5f}  validation {val_loss:.5f}")
-        if last:
-            if stop_early and accelerator.is_main_process:
-                bar.write(f"stopped early: no better validation loss for {config.patience} epochs")
-            break
+            bar.update()
+
+            # 7. The end of an epoch: validate the averaged weights, save them if they are the best so far, report
+            if ends_epoch:
+                row = {
+                    "epoch": epoch,
+                    "step": progress.step,
+                    "train_loss": sum(progress.epoch_losses) / len(progress.epoch_losses),
+                    "val_loss": 0.0,
+                    "val_loss_raw": 0.0,
+                    "learning_rate": learning_rate,
+                    "images_per_second": rate,
+                }
+                validate = lambda: _validation_loss(  # noqa: E731
+                    accelerator, averaged_unet, noise_scheduler, data, val_indices, val_draw, config
+                )
+                _copy(raw_unet.parameters(), averaged_unet.parameters())
+                row["val_loss"] = row["val_loss_raw"] = validate()
+                if ema is not None:
+                    _copy(ema.averages[config.ema_std], averaged_unet.parameters())
+                    row["val_loss"] = validate()
+                progress.epoch_losses = []
+                progress.metrics.append(row)
+                better = row["val_loss"] < progress.best_loss
+                progress.best_loss = min(progress.best_loss, row["val_loss"])
+                progress.epochs_since_best = 0 if better else progress.epochs_since_best + 1
+                last = _finished(config, progress, total_steps, budget_seconds)
+                if is_main and better:
+                    _save_pipeline(CondDDPMPipeline(averaged_unet, noise_scheduler, id2label), run / "pipeline")
+                images = None
+                if config.save_images_epochs and (last or epoch % config.save_images_epochs == 0):
+                    images = _preview_images(accelerator, preview, config, num_classes)
+                accelerator.log({name: row[name] for name in ("train_loss", "val_loss", "val_loss_raw")}, progress.step)
+                if is_main:
+                    if images is not None:
+                        class_grid(images, data.class_names, run / "samples" / f"epoch_{epoch:04d}.png", f"epoch {epoch}")
+                        _log_images(accelerator, images, progress.step)
+                    if images is not None or last:
+                        loss_curve(progress.metrics, run / "loss.png")
+                    _write_csv(run / "metrics.csv", progress.metrics)
+                    _append_lines(run / "metrics.jsonl", [row])
+                    bar.write(
+                        f"epoch {epoch}  step {progress.step}  train loss {row['train_loss']:.5f}"
+                        f"  validation {row['val_loss']:.5f} (raw weights {row['val_loss_raw']:.5f})"
+                    )
+
+            # 8. Snapshots of the averages, for other horizons afterwards
+            if ema is not None and config.num_ema_snapshots and is_main:
+                now = max(progress.step / total_steps, progress.elapsed_seconds / budget_seconds)
+                if int(now * config.num_ema_snapshots) > int(done * config.num_ema_snapshots) or last:
+                    save_snapshot(ema, names, run / "ema", progress.step)
+
+            # 9. Checkpoint; and stop, if asked to
+            if (save or (last and config.checkpointing_steps)) and is_main:
+                _save_checkpoint(run, config, raw_unet, names, ema, optimizer, accelerator, progress)
+                prune_checkpoints(run, config.checkpoints_total_limit)
+            if signal and not last:
+                bar.close()
+                accelerator.wait_for_everyone()
+                accelerator.end_training()
+                if is_main:
+                    print(
+                        f"stopped after step {progress.step} by signal {signal}; to go on, repeat the command with"
+                        " --resume_from_checkpoint latest",
+                        file=sys.stderr,
+                    )
+                raise SystemExit(128 + signal)
     bar.close()
+    if is_main and config.patience is not None and progress.epochs_since_best >= config.patience:
+        print(f"stopped early: no better validation loss for {config.patience} epochs")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return run
+
+
+def dry_run(config: TrainConfig) -> str:
+    """What `train(config)` would do on this machine: data, parameters, FLOPs, steps, and the time, from a few real steps."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    accelerator = make_accelerator(dataclasses.replace(config, report_to="none"))
+    data = load_training_images(config)
+    train_indices, val_indices = hold_out(data, config.num_validation_images)
+    image_shape, num_classes, device = data.images.shape[1:], len(data.class_names), accelerator.device
+    unet = make_unet(config, image_shape, num_classes)
+    parameters = sum(parameter.numel() for parameter in unet.parameters())
+    sample, label = torch.zeros(1, *image_shape), torch.zeros(1, dtype=torch.int64)
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        unet(sample, 0, label)
+    forward = flops.get_total_flops()
+
+    # Timed on a part of a batch: its images/s are close to the whole batch's, at less time and memory.
+    part = dataclasses.replace(config, batch_size=min(config.batch_size, 32))
+    unet, optimizer = accelerator.prepare(unet, torch.optim.AdamW(unet.parameters(), fused=True))
+    noise_scheduler = make_noise_scheduler(config)
+    for step in range(3):
+        if step == 1:
+            started = time.perf_counter()  # the first step is slower than all others
+        draw = draw_training(part, step, image_shape, device)
+        batch = make_batch(data, train_indices[: part.batch_size], device=device)
+        losses = diffusion_losses(unet, noise_scheduler, batch.images, batch.class_labels, draw, num_classes)
+        accelerator.backward(losses.mean())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.sum().item()
+    rate = 2 * part.batch_size / (time.perf_counter() - started) * accelerator.num_processes
+
+    steps_per_epoch = max(1, len(train_indices) // config.batch_size)
+    steps = config.max_train_steps or config.num_epochs * steps_per_epoch
+    if config.max_train_minutes:
+        steps = min(config.max_train_steps or sys.maxsize, int(config.max_train_minutes * 60 * rate / config.batch_size))
+    hours = steps * config.batch_size / rate / 3600
+    return "\n".join(
+        [
+            f"data:       {config.dataset}: {len(train_indices):,} images to train on, {len(val_indices):,} held out,"
+            f" {num_classes} classes, {'x'.join(map(str, image_shape))}",
+            f"network:    {type(accelerator.unwrap_model(unet)).__name__}, {parameters / 1e6:.2f} million parameters",
+            f"FLOPs:      {forward / 1e9:.3f} GFLOP an image forward, about {3 * forward / 1e9:.3f} with backward",
+            f"steps:      {steps:,} of {config.batch_size} images ({steps / steps_per_epoch:.1f} epochs of {steps_per_epoch}),"
+            f" {3 * forward * steps * config.batch_size:.2g} FLOP",
+            f"here:       {accelerator.num_processes} process(es) on {device}, {accelerator.mixed_precision} precision",
+            f"time:       about {hours:.2f} hours at {rate:.0f} images/s (two steps measured; without validation and samples)",
+            f"run folder: {config.output_dir}",
+        ]
+    )
+
+
+def load_training_images(config: TrainConfig) -> LabelledImages:
+    return load_images(
+        config.dataset,
+        config.train_split,
+        config.resolution,
+        config.channels,
+        config.dataset_config_name,
+        config.image_column,
+        config.label_column,
+    )
 
 
 def make_unet(config: TrainConfig, image_shape: tuple[int, int, int], num_classes: int) -> torch.nn.Module:
@@ -220,18 +334,30 @@ def make_unet(config: TrainConfig, image_shape: tuple[int, int, int], num_classe
     return class_(**by_data, **checked_arguments(class_, config.unet, "unet", skip=set(by_data)))
 
 
-def lr_factor(config: TrainConfig, step: int, total_steps: int) -> float:
-    """Share of the learning rate in step `step` (from 0): linear warm-up, then the course to the end of the run."""
-    if step < config.lr_warmup_steps:
-        return (step + 1) / config.lr_warmup_steps
-    done = (step - config.lr_warmup_steps) / max(1, total_steps - config.lr_warmup_steps)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[config.lr_scheduler]
+def lr_factor(config: TrainConfig, step: int, done: float) -> float:
+    """Share of the learning rate in step `step` (from 0), when the share `done` of the run is behind it.
+
+    Linear warm-up by steps; then constant, until the last `lr_decay_share` of the run, over which it goes to zero.
+    """
+    warm = min(1.0, (step + 1) / config.lr_warmup_steps) if config.lr_warmup_steps else 1.0
+    if config.lr_scheduler == "constant" or not config.lr_decay_share:
+        return warm
+    decayed = min(1.0, max(0.0, 1 - (1 - done) / config.lr_decay_share))  # 0 until the decay starts, 1 at the end
+    decay = {"linear": 1 - decayed, "cosine": (1 + math.cos(math.pi * decayed)) / 2, "1-sqrt": 1 - math.sqrt(decayed)}
+    return warm * decay[config.lr_scheduler]
+
+
+def _finished(config: TrainConfig, progress: Progress, total_steps: int, budget_seconds: float) -> bool:
+    return (
+        progress.step >= total_steps
+        or progress.elapsed_seconds >= budget_seconds
+        or (config.patience is not None and progress.epochs_since_best >= config.patience)
+    )
 
 
 @torch.no_grad()
 def _validation_loss(accelerator, unet, noise_scheduler, data, indices, draw, config) -> float:
     """Mean loss over the held-out images, spread over the processes."""
-    unet.eval()
     device, parts = accelerator.device, accelerator.num_processes
     mine = range(accelerator.process_index, len(indices), parts)
     total = torch.zeros((), device=device, dtype=torch.float64)
@@ -252,23 +378,102 @@ def _validation_loss(accelerator, unet, noise_scheduler, data, indices, draw, co
     return accelerator.reduce(total, reduction="sum").item() / len(indices)
 
 
+def _read_losses(accelerator, pending, epoch: int, rate: float, run: Path) -> list[dict]:
+    """Rows for metrics.jsonl, a step each, of losses averaged over the processes.
+
+    Raises:
+        FloatingPointError: the first loss that is not finite; no later checkpoint has been written.
+    """
+    losses = accelerator.reduce(torch.stack([loss for _, _, loss in pending]), reduction="mean").tolist()
+    memory = psutil.Process().memory_info().rss
+    if accelerator.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated()
+    rows = []
+    for (step, learning_rate, _), loss in zip(pending, losses):
+        if not math.isfinite(loss):
+            checkpoint = find_checkpoint(run, "latest")
+            raise FloatingPointError(
+                f"step {step}: the loss is {loss} at learning rate {learning_rate:g}; the last good checkpoint is"
+                f" {checkpoint or 'none'}. Go on from it with a lower --learning_rate, or without --mixed_precision fp16."
+            )
+        rows.append({"step": step, "epoch": epoch, "loss": loss, "learning_rate": learning_rate})
+    rows[-1] |= {"images_per_second": round(rate, 2), "memory_gb": round(memory / 1e9, 3)}
+    return rows
+
+
+def _preview_images(accelerator, preview, config: TrainConfig, num_classes: int):
+    """The epoch's samples, a row of labels for each class, from the same noise each time, so that epochs compare."""
+    labels = [label for label in range(num_classes) for _ in range(config.num_images_per_class)]
+    with accelerator.autocast():
+        return generate(
+            preview,
+            labels,
+            seeds=range(len(labels)),
+            batch_size=min(config.batch_size, 100),
+            num_inference_steps=min(config.num_inference_steps, config.num_train_timesteps),
+            guidance_scale=config.guidance_scale,
+        )
+
+
+def _log_images(accelerator: Accelerator, images, step: int) -> None:
+    for tracker in accelerator.trackers:
+        more = {"dataformats": "NCHW"} if tracker.name == "tensorboard" else {}
+        shown = images if more else images.transpose(0, 2, 3, 1)
+        tracker.log_images({"samples": shown}, step=step, **more)
+
+
 @torch.no_grad()
 def _copy(source, target) -> None:
     for from_, to in zip(source, target, strict=True):
         to.copy_(from_)
 
 
+def _save_checkpoint(run, config, unet, names, ema, optimizer, accelerator, progress) -> None:
+    tensors = {"unet": unet.state_dict()}
+    if ema is not None:
+        tensors["ema"] = {
+            f"{std}/{name}": tensor for std, average in ema.averages.items() for name, tensor in zip(names, average)
+        }
+    states = {"optimizer": optimizer.state_dict()}
+    if accelerator.scaler is not None:
+        states["scaler"] = accelerator.scaler.state_dict()
+    save_checkpoint(run, tensors, states, progress, dataclasses.asdict(config))
+
+
+def _resume(checkpoint: Path, config, unet, ema, optimizer, accelerator) -> Progress:
+    """Put a checkpoint's state into the network, its averages and the optimizer.
+
+    Raises:
+        ValueError: the checkpoint was made with other settings, which would make the run neither this nor that.
+    """
+    tensors, states, progress, settings = load_checkpoint(checkpoint)
+    now = json.loads(json.dumps(dataclasses.asdict(config)))
+    changed = {name for name in now.keys() | settings.keys() if now.get(name) != settings.get(name)}
+    changed = sorted(changed - config.MAY_CHANGE_AT_RESUME)
+    if changed:
+        differences = ", ".join(f"{name} {settings.get(name)} -> {now.get(name)}" for name in changed)
+        raise ValueError(f"{checkpoint}: expected the settings it was made with, got {differences}; change them back.")
+    unet.load_state_dict(tensors["unet"])
+    if ema is not None:
+        for std, average in ema.averages.items():
+            _copy([tensors["ema"][f"{std}/{name}"] for name, _ in unet.named_parameters()], average)
+    optimizer.load_state_dict(states["optimizer"])
+    if accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(states["scaler"])
+    return progress
+
+
 def _make_run_folder(run: Path, overwrite: bool) -> None:
     if (run / "config.json").exists() and not overwrite:
         raise ValueError(
-            f"output_dir: expected a folder without a run, got {run}, which has one; give another --output_dir, or"
-            " --overwrite_output_dir true to replace it."
+            f"output_dir: expected a folder without a run, got {run}, which has one; give another --output_dir,"
+            " --resume_from_checkpoint latest to go on with it, or --overwrite_output_dir true to replace it."
         )
     try:
-        for name in ("config.json", "metrics.csv", "loss.png"):
+        for name in ("config.json", "metrics.csv", "metrics.jsonl", "loss.png"):
             (run / name).unlink(missing_ok=True)
-        for name in ("samples", "pipeline"):
-            shutil.rmtree(run / name, ignore_errors=True)
+        for folder in (*(run / name for name in ("samples", "pipeline", "ema", "logs")), *run.glob("checkpoint-*")):
+            shutil.rmtree(folder, ignore_errors=True)
         (run / "samples").mkdir(parents=True)
         (run / "config.json").touch()
     except OSError as error:
@@ -298,12 +503,15 @@ def _write_config(run, config, accelerator, unet, random_flip, data) -> None:
 
 
 def _save_pipeline(pipeline: CondDDPMPipeline, folder: Path) -> None:
-    """Write the folder under another name first, so that a killed run leaves the last good one."""
-    partial = folder.with_name(folder.name + ".partial")
+    """Write beside, then replace file by file: of one run's epochs only the weights differ, so a kill leaves a whole one."""
+    partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    for file in sorted(path for path in partial.rglob("*") if path.is_file()):
+        target = folder / file.relative_to(partial)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, target)
+    shutil.rmtree(partial)
 
 
 def _write_csv(path: Path, rows: list[dict]) -> None:
@@ -311,3 +519,20 @@ def _write_csv(path: Path, rows: list[dict]) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _append_lines(path: Path, rows: list[dict]) -> None:
+    with path.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _keep_lines_until(path: Path, step: int) -> None:
+    """Drop the rows of steps that will be done again; the last line of a killed run may be half written."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if row["step"] <= step:
+                kept.append(row)
+    path.unlink(missing_ok=True)
+    _append_lines(path, kept)

@@ -40,7 +40,7 @@ def class_grid(images: np.ndarray, row_names: Sequence[str], path: str | Path, t
     axes.spines[:].set_visible(False)
     if title:
         axes.set_title(title, fontsize=9)
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
 
 
 def loss_curve(metrics: Sequence[dict], path: str | Path) -> None:
@@ -64,4 +64,4 @@ def loss_curve(metrics: Sequence[dict], path: str | Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.05)

@@ -1,17 +1,20 @@
 import csv
 import dataclasses
 import json
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import CIFAR10, NAMES, ROOT, TINY, needs_cifar10
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from cond_ddpm import CondDDPMPipeline
-from cond_ddpm.cli import parse_train
+from cond_ddpm.cli import main, parse_train
 from cond_ddpm.config import TrainConfig
-from cond_ddpm.train import lr_factor, train
+from cond_ddpm.train import dry_run, lr_factor, train
 
 
 @pytest.fixture
@@ -37,8 +40,12 @@ def _metrics(run):
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
+def _unet(folder):
+    return CondDDPMPipeline.from_pretrained(folder).unet.state_dict()
+
+
 def _weights(run):
-    return CondDDPMPipeline.from_pretrained(run / "pipeline").unet.state_dict()
+    return _unet(run / "pipeline")
 
 
 def test_the_run_folder_holds_all_and_its_pipeline_samples(config):
@@ -77,7 +84,7 @@ def test_max_train_steps_counts_steps_not_epochs(config):
 
 def test_early_stopping_keeps_the_best_epoch(config, monkeypatch):
     """Validation losses 3, 2, 2, 2.5: epoch 2 is the best, and two epochs without better end the run."""
-    losses, saved = iter([3.0, 2.0, 2.0, 2.5, 1.0]), []
+    losses, saved = iter([9, 3.0, 9, 2.0, 9, 2.0, 9, 2.5, 9, 1.0]), []  # of the raw weights, of the averaged ones, ...
     monkeypatch.setattr("cond_ddpm.train._validation_loss", lambda *_: next(losses))
     monkeypatch.setattr("cond_ddpm.train._save_pipeline", lambda pipeline, folder: saved.append(folder))
     run = train(dataclasses.replace(config, num_epochs=9, patience=2))
@@ -103,12 +110,24 @@ def test_an_earlier_run_is_not_overwritten_unless_told(config):
     assert not (run / "samples" / "epoch_0099.png").exists()
 
 
-def test_learning_rate_by_hand():
-    config = TrainConfig(lr_warmup_steps=4, lr_scheduler="linear")
-    assert [lr_factor(config, step, 14) for step in (0, 3, 4, 9, 13)] == pytest.approx([0.25, 1, 1, 0.5, 0.1])
-    cosine = TrainConfig(lr_scheduler="cosine")
-    assert [lr_factor(cosine, step, 10) for step in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
-    assert lr_factor(TrainConfig(), 999, 1000) == 1
+@pytest.mark.parametrize(
+    "name, share, expected",
+    [
+        ("constant", 1.0, [1, 1, 1, 1, 1]),
+        ("linear", 1.0, [1, 0.75, 0.5, 0.25, 0]),
+        ("linear", 0.5, [1, 1, 1, 0.5, 0]),
+        ("cosine", 1.0, [1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0]),
+        ("1-sqrt", 1.0, [1, 0.5, 1 - 0.5**0.5, 1 - 0.75**0.5, 0]),
+    ],
+)
+def test_learning_rate_by_hand(name, share, expected):
+    config = TrainConfig(lr_scheduler=name, lr_decay_share=share)
+    assert [lr_factor(config, 99, done) for done in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx(expected)
+
+
+def test_warm_up_by_hand():
+    config = TrainConfig(lr_warmup_steps=4)
+    assert [lr_factor(config, step, 0) for step in (0, 1, 3, 4, 9)] == [0.25, 0.5, 1, 1, 1]
 
 
 def test_the_samples_of_two_epochs_start_from_the_same_noise(config, monkeypatch):
@@ -135,3 +154,88 @@ def test_presets_train_on_real_cifar10_with_tiny_networks(preset, tmp_path):
     assert _metrics(run)[-1]["val_loss"] < 0.9 * before
     pipeline = CondDDPMPipeline.from_pretrained(run / "pipeline")
     assert pipeline(["horse"], num_inference_steps=2).images[0].size == (32, 32)
+
+
+def test_a_time_budget_ends_the_run_and_the_learning_rate(config):
+    config = dataclasses.replace(config, max_train_minutes=0.05, lr_scheduler="linear", save_images_epochs=0)
+    started = time.perf_counter()
+    run = train(config)
+    assert 2.5 < time.perf_counter() - started < 20  # 3 seconds, and the last epoch's validation and saving
+    rates = [json.loads(line).get("learning_rate") for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rates[0] > 0.9 * config.learning_rate and rates[-1] < 0.1 * config.learning_rate
+    assert rates == sorted(rates, reverse=True)
+    assert (run / "pipeline").is_dir()
+
+
+def test_tensorboard_gets_losses_and_images(config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(dataclasses.replace(config, report_to="tensorboard"))
+    events = EventAccumulator(str(run / "logs"))
+    events.Reload()
+    assert {"loss", "learning_rate", "images_per_second", "val_loss", "val_loss_raw"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] and [event.step for event in events.Scalars("val_loss")] == [5, 10, 15, 20]
+
+
+def test_gradient_accumulation_gives_the_same_losses(config, tmp_path):
+    whole = train(dataclasses.replace(config, num_epochs=2, save_images_epochs=0))
+    parts = dataclasses.replace(config, num_epochs=2, save_images_epochs=0, output_dir=str(tmp_path / "parts"))
+    parts = train(dataclasses.replace(parts, gradient_accumulation_steps=4))
+    for one, other in zip(_metrics(whole), _metrics(parts)):
+        assert other["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
+        assert other["val_loss"] == pytest.approx(one["val_loss"], rel=1e-5)
+
+
+def test_both_losses_are_logged_and_equal_without_an_average(config, tmp_path):
+    assert all(row["val_loss"] != row["val_loss_raw"] for row in _metrics(train(config))[1:])
+    raw = train(dataclasses.replace(config, use_ema=False, output_dir=str(tmp_path / "raw")))
+    assert all(row["val_loss"] == row["val_loss_raw"] for row in _metrics(raw))
+
+
+def test_dry_run_counts_and_trains_nothing(config):
+    """FLOPs of a network whose convolutions can be counted by hand, times three for the backward."""
+    text = dry_run(config)
+    assert not Path(config.output_dir).exists()
+    unet = CondDDPMPipeline.from_pretrained(train(config) / "pipeline").unet
+    parameters = sum(parameter.numel() for parameter in unet.parameters())
+    assert f"{parameters / 1e6:.2f} million parameters" in text
+    assert "80 images to train on, 16 held out, 3 classes, 3x8x8" in text and "20 of 16 images (4.0 epochs of 5)" in text
+    with FlopCounterMode(display=False) as flops:
+        unet(torch.zeros(1, 3, 8, 8), 0, torch.tensor([0]))
+    assert f"{flops.get_total_flops() / 1e9:.3f} GFLOP" in text and "hours at" in text
+
+
+def test_ema_command_writes_a_pipeline_of_another_horizon(config, capsys):
+    run = train(dataclasses.replace(config, save_images_epochs=0, num_epochs=8))
+    assert len(list((run / "ema").glob("step-*.safetensors"))) == 20
+    for std in ("0.05", "0.2"):
+        assert main(["ema", "--run", str(run), "--std", std]) == 0
+        assert f"pipeline-ema-{std}" in capsys.readouterr().out
+    kept, made, wide = (_unet(run / name) for name in ("pipeline", "pipeline-ema-0.05", "pipeline-ema-0.2"))
+    for name in kept:
+        torch.testing.assert_close(made[name], kept[name], atol=2e-3, rtol=2e-3)  # the snapshots are in half precision
+    assert not torch.allclose(wide["conv_in.weight"], kept["conv_in.weight"], atol=2e-3)
+    assert main(["ema", "--run", str(run), "--std", "0.5"]) == 1
+    assert "error: std: expected a share of the run" in capsys.readouterr().err
+
+
+def test_processes_that_were_asked_for_and_did_not_start(config, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # what `accelerate launch --cpu --num_processes 2` leaves behind
+    with pytest.raises(ValueError, match="processes: expected several, as launched, got 1; on CPUs launch by `torchrun"):
+        train(config)
+
+
+def test_a_batch_that_cannot_be_split(config):
+    with pytest.raises(ValueError, match=r"batch_size: expected a multiple of 3 \(1 processes with 3 accumulation steps\)"):
+        train(dataclasses.replace(config, gradient_accumulation_steps=3))
+
+
+@pytest.mark.slow
+def test_compile_and_channels_last_follow_the_same_course(config, tmp_path):
+    config = dataclasses.replace(config, num_epochs=1, save_images_epochs=0)
+    plain = _metrics(train(config))[-1]
+    for name in ("compile", "channels_last"):
+        run = train(dataclasses.replace(config, output_dir=str(tmp_path / name), **{name: True}))
+        assert _metrics(run)[-1]["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-4)
+        assert "conv_in.weight" in _weights(run)

@@ -1,0 +1,149 @@
+"""Resumable state: written whole or not at all, verified by checksums, the newest good one found, old ones pruned.
+
+May import: `config` at most. A checkpoint is for resuming only; everything else reads the run's `pipeline/` folder.
+
+    checkpoint-N/  unet.safetensors, ema.safetensors, optimizer.pt, scaler.pt (fp16), progress.json, manifest.json
+
+It holds no random states and no data position, because there are none: the order is a function of (seed, epoch) and all
+chance of a step one of (seed, step), so the step says it all (`data.epoch_order`, `diffusion.draw_training`).
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+_MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run is; with weights and optimizer, all that a resumed run needs."""
+
+    step: int = 0  # optimizer steps done
+    elapsed_seconds: float = 0.0
+    best_loss: float = float("inf")
+    epochs_since_best: int = 0
+    epoch_losses: list[float] = dataclasses.field(default_factory=list)  # of the steps of the epoch begun
+    metrics: list[dict[str, float]] = dataclasses.field(default_factory=list)  # a row an epoch
+
+
+def save_checkpoint(
+    run: Path, tensors: dict[str, dict[str, torch.Tensor]], states: dict[str, Any], progress: Progress, settings: dict
+) -> Path:
+    """Write `run/checkpoint-N` under another name, flush it to the disk, then rename it.
+
+    Args:
+        tensors: file stem -> named tensors, saved as safetensors.
+        states: file stem -> nested dicts of tensors and numbers, saved by torch.save.
+        progress: where the run is; N is its step.
+        settings: the run's config, compared at resuming.
+
+    Raises:
+        OSError: the disk is full or cannot be written; earlier checkpoints are as they were.
+    """
+    folder = run / f"checkpoint-{progress.step}"
+    partial = run / f"{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        for stem, named in tensors.items():
+            save_file({name: tensor.contiguous() for name, tensor in named.items()}, partial / f"{stem}.safetensors")
+        for stem, state in states.items():
+            torch.save(state, partial / f"{stem}.pt")
+        record = {"progress": dataclasses.asdict(progress), "settings": settings}
+        (partial / "progress.json").write_text(json.dumps(record))
+        manifest = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
+        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2))
+        for path in (*partial.iterdir(), partial):
+            _flush(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        _flush(run)
+    except Exception as error:  # safetensors and torch.save raise their own types when the disk is full
+        shutil.rmtree(partial, ignore_errors=True)
+        last = next(iter(checkpoints(run)), None)
+        good = f"the last good one is {last}" if last else "there is no earlier one"
+        raise OSError(f"{folder}: the checkpoint could not be written ({error}); {good}; free space and resume.") from error
+    return folder
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoint folders, newest first, whether good or not."""
+    found = [path for path in run.glob("checkpoint-*") if path.name.partition("-")[2].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None if each file is what its manifest says."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        for name, checksum in manifest.items():
+            if _checksum(folder / name) != checksum:
+                return f"{name} is not what the manifest says"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def newest_good_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint whose manifest holds; broken ones are passed over with a warning that names them."""
+    for folder in checkpoints(run):
+        wrong = fault(folder)
+        if wrong is None:
+            return folder
+        warnings.warn(f"{folder} is broken and skipped: {wrong}.", stacklevel=2)
+    return None
+
+
+def find_checkpoint(run: Path, which: str) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` means: "latest" (None if there is none yet), a name or a path.
+
+    Raises:
+        ValueError: a checkpoint that is not there, or broken.
+    """
+    if which == "latest":
+        return newest_good_checkpoint(run)
+    folder = run / which if (run / which).is_dir() else Path(which)
+    wrong = fault(folder)
+    if wrong:
+        names = ", ".join(path.name for path in checkpoints(run)) or "none"
+        raise ValueError(
+            f"resume_from_checkpoint: expected 'latest' or a good checkpoint, got {which} ({wrong}); {run} has {names}."
+        )
+    return folder
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any], Progress, dict]:
+    """What `save_checkpoint` was given, read back on the CPU; no pickled code is executed."""
+    tensors = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
+    states = {path.stem: torch.load(path, map_location="cpu", weights_only=True) for path in folder.glob("*.pt")}
+    record = json.loads((folder / "progress.json").read_text())
+    return tensors, states, Progress(**record["progress"]), record["settings"]
+
+
+def prune_checkpoints(run: Path, keep: int | None) -> None:
+    """Delete all but the newest `keep`; call it when the new one is safe."""
+    for folder in checkpoints(run)[keep:] if keep else ():
+        shutil.rmtree(folder)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """To the disk, not only to the system's cache: a rename that outlives its content would be a broken checkpoint."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,87 @@
+"""The processes of a run: started as asked for, stopped together.
+
+May import: `config`.
+"""
+
+import os
+import signal
+import time
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from cond_ddpm.config import TrainConfig
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """accelerate's view of this process among those that were launched, with the CPU threads it may use.
+
+    Raises:
+        ValueError: fewer processes than were asked for, or a batch that cannot be split over them.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    # Without cpu=True, accelerate takes each of several processes on a machine without accelerators for the only one.
+    on_cpu = launched > 1 and not torch.accelerator.is_available()
+    AcceleratorState._reset_state()  # of an earlier train() in this process, whose precision would be kept
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        cpu=on_cpu or None,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_dir=config.output_dir,
+    )
+    processes = accelerator.num_processes
+    # `accelerate launch --num_processes 2` on a CPU sets an address to meet at, then starts one process.
+    only_one = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+    if processes != launched or only_one:
+        raise ValueError(
+            f"processes: expected {'several' if only_one else launched}, as launched, got {processes}; on CPUs launch by"
+            " `torchrun --nproc_per_node N train_cond_ddpm.py` (docs/scaling.md), or unset MASTER_ADDR for one process."
+        )
+    parts = processes * config.gradient_accumulation_steps
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size: expected a multiple of {parts} ({processes} processes with {config.gradient_accumulation_steps}"
+            f" accumulation steps), over which it is split, got {config.batch_size}; change one of the three."
+        )
+    if accelerator.device.type == "cpu":
+        # accelerate launch and torchrun set OMP_NUM_THREADS=1 where nobody asked for a number.
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = min(usable, psutil.cpu_count(logical=False) or usable)
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(config.num_cpu_threads or max(1, cores // here))
+    return accelerator
+
+
+class Stopping:
+    """SIGTERM and Ctrl-C ask for a stop after the step; a second one stops at once. Use as a context manager."""
+
+    def __init__(self, accelerator: Accelerator, elapsed_seconds: float):
+        self.signal, self.started = 0, time.perf_counter() - elapsed_seconds
+        # A group on the CPU: agreeing does not wait for the accelerators' queues.
+        self.group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+
+    def __enter__(self) -> "Stopping":
+        self.before = {}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self.before[number] = signal.signal(number, self._ask)
+            except ValueError:  # not in the main thread, where a caller that runs threads handles signals
+                break
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame) -> None:
+        self.signal = number
+        self.__exit__()
+
+    def agree(self) -> tuple[int, float]:
+        """(signal or 0, seconds the run has taken): the same in all processes, so that all stop after the same step."""
+        mine = torch.tensor([float(self.signal), time.perf_counter() - self.started], dtype=torch.float64)
+        if self.group is not None:
+            torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX, group=self.group)
+        return int(mine[0]), float(mine[1])

@@ -1,0 +1,305 @@
+"""Exact resume, and what breaks a run: kills, signals, full disks, broken files, losses that are not finite."""
+
+import dataclasses
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+
+import cond_ddpm.checkpoint as checkpoint
+from cond_ddpm import CondDDPMPipeline
+from cond_ddpm.checkpoint import Progress, checkpoints, fault, find_checkpoint, load_checkpoint, save_checkpoint
+from cond_ddpm.config import TrainConfig
+from cond_ddpm.train import train
+
+
+@pytest.fixture
+def config(shapes_parquet, tmp_path):
+    """Accumulation, two averages, bf16 and dropout: all that could make a resumed run differ."""
+    return TrainConfig(
+        dataset=str(shapes_parquet),
+        resolution=8,
+        model="attention",
+        unet={**TINY, "block_out_channels": [8, 16], "dropout": 0.1},
+        batch_size=16,
+        gradient_accumulation_steps=2,
+        mixed_precision="bf16",
+        num_validation_images=16,
+        max_train_steps=23,  # epochs of 5 steps
+        lr_scheduler="cosine",
+        lr_warmup_steps=5,
+        save_images_epochs=0,
+        checkpointing_steps=0,
+        report_to="none",
+        output_dir=str(tmp_path / "run"),
+    )
+
+
+def _state(run):
+    """Last weights, averages and optimizer moments, and the published weights."""
+    tensors, states, progress, _ = load_checkpoint(checkpoints(run)[0])
+    moments = {f"{key}/{name}": value for key, group in states["optimizer"]["state"].items() for name, value in group.items()}
+    published = CondDDPMPipeline.from_pretrained(run / "pipeline").unet.state_dict()
+    progress.elapsed_seconds = 0
+    for row in progress.metrics:
+        row.pop("images_per_second")
+    return {**tensors, "optimizer": moments, "published": published}, progress
+
+
+def _assert_same(one, two):
+    (state_one, progress_one), (state_two, progress_two) = one, two
+    assert progress_one == progress_two
+    for part in state_one:
+        assert state_one[part].keys() == state_two[part].keys()
+        for name, value in state_one[part].items():
+            assert torch.equal(value, state_two[part][name]), f"{part}: {name}"
+
+
+def _stop_after(monkeypatch, step, number=signal.SIGTERM):
+    """Send this process a signal while it is in `step`."""
+    import cond_ddpm.train as module
+
+    original = module.draw_training
+
+    def draw(config, at, *rest):
+        if at == step - 1:
+            os.kill(os.getpid(), number)
+        return original(config, at, *rest)
+
+    monkeypatch.setattr(module, "draw_training", draw)
+
+
+def test_a_run_stopped_at_any_step_ends_bitwise_the_same(config, tmp_path, monkeypatch):
+    whole = dataclasses.replace(config, checkpointing_steps=1000, output_dir=str(tmp_path / "whole"))
+    expected = _state(train(whole))
+    steps = sorted(random.Random(7).sample(range(1, 23), 3))
+    assert any(step % 5 for step in steps)
+    for step in steps:
+        run = dataclasses.replace(config, checkpointing_steps=1000, output_dir=str(tmp_path / f"at{step}"))
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit:
+            _stop_after(patch, step)
+            train(run)
+        assert exit.value.code == 143
+        assert [path.name for path in checkpoints(tmp_path / f"at{step}")] == [f"checkpoint-{step}"]
+        torch.manual_seed(step)  # whatever state the resuming process is in
+        found = _state(train(dataclasses.replace(run, resume_from_checkpoint="latest")))
+        _assert_same(expected, found)
+
+
+def test_steps_and_losses_are_written_once_whatever_was_stopped(config, tmp_path, monkeypatch):
+    config = dataclasses.replace(config, checkpointing_steps=4)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        _stop_after(patch, 7)
+        train(config)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "loss": 1.0}\n{"step": 9, "lo')  # a kill came later than the last checkpoint
+    run = train(dataclasses.replace(config, resume_from_checkpoint="latest"))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 24))
+    assert [row["step"] for row in rows if "val_loss" in row] == [5, 10, 15, 20, 23]
+    assert {"images_per_second", "memory_gb", "learning_rate", "epoch"} <= rows[0].keys()
+
+
+def test_only_the_newest_checkpoints_are_kept(config):
+    run = train(dataclasses.replace(config, checkpointing_steps=5, checkpoints_total_limit=2))
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-23", "checkpoint-20"]
+    again = dataclasses.replace(config, checkpointing_steps=5, checkpoints_total_limit=None, overwrite_output_dir=True)
+    assert len(checkpoints(train(again))) == 5
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(config, tmp_path):
+    config = dataclasses.replace(config, lr_scheduler="constant", max_train_steps=10, checkpointing_steps=1000)
+    train(config)
+    run = train(dataclasses.replace(config, max_train_steps=15, resume_from_checkpoint="latest"))
+    whole = train(dataclasses.replace(config, max_train_steps=15, output_dir=str(tmp_path / "whole")))
+    _assert_same(_state(whole), _state(run))
+
+
+def test_resuming_with_other_settings_is_refused(config):
+    run = train(dataclasses.replace(config, max_train_steps=2, checkpointing_steps=1))
+    with pytest.raises(ValueError, match=r"expected the settings it was made with, got batch_size 16 -> 8; change them back"):
+        train(dataclasses.replace(config, batch_size=8, resume_from_checkpoint="latest"))
+    with pytest.raises(ValueError, match=r"checkpoint-9 .* has checkpoint-2, checkpoint-1"):
+        train(dataclasses.replace(config, resume_from_checkpoint="checkpoint-9"))
+    assert train(dataclasses.replace(config, max_train_steps=3, resume_from_checkpoint="checkpoint-1")) == run
+
+
+def test_latest_without_a_checkpoint_starts(config):
+    run = train(dataclasses.replace(config, max_train_steps=2, resume_from_checkpoint="latest"))
+    assert (run / "pipeline").is_dir()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_finish_the_step_write_a_checkpoint_and_say_how_to_resume(config, monkeypatch, capsys, number, code):
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit:
+        _stop_after(patch, 3, number)
+        train(config)
+    assert exit.value.code == code
+    assert "stopped after step 3" in capsys.readouterr().err
+    assert find_checkpoint(checkpoint.Path(config.output_dir), "latest").name == "checkpoint-3"
+    assert signal.getsignal(number) == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, monkeypatch):
+    import cond_ddpm.train as module
+
+    original = module.diffusion_losses
+    calls = []
+
+    def losses(*arguments, **named):
+        calls.append(1)
+        return original(*arguments, **named) * (float("nan") if len(calls) == 13 else 1)
+
+    monkeypatch.setattr(module, "diffusion_losses", losses)
+    # Two accumulation parts make two calls a step, so call 13 is in step 7.
+    config = dataclasses.replace(config, checkpointing_steps=2, num_epochs=1, max_train_steps=None, batch_size=8)
+    with pytest.raises(FloatingPointError, match=r"step 7: the loss is nan at learning rate .*/checkpoint-6\. Go on from it"):
+        train(config)
+
+
+def _some(run, step=1):
+    return save_checkpoint(run, {"unet": {"w": torch.arange(3.0)}}, {"optimizer": {"a": [1]}}, Progress(step=step), {"x": 1})
+
+
+def test_round_trip(tmp_path):
+    folder = _some(tmp_path)
+    tensors, states, progress, settings = load_checkpoint(folder)
+    assert torch.equal(tensors["unet"]["w"], torch.arange(3.0))
+    assert (states, progress, settings) == ({"optimizer": {"a": [1]}}, Progress(step=1), {"x": 1})
+    assert fault(folder) is None and not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove", "manifest", "no manifest"])
+def test_a_broken_checkpoint_is_skipped_by_name(tmp_path, damage):
+    good, broken = _some(tmp_path, 5), _some(tmp_path, 10)
+    (tmp_path / "checkpoint-15.partial").mkdir()  # a killed write
+    weights = broken / "unet.safetensors"
+    content = bytearray(weights.read_bytes())
+    if damage == "cut":
+        weights.write_bytes(content[:-1])
+    elif damage == "flip":
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    elif damage == "remove":
+        weights.unlink()
+    elif damage == "manifest":
+        (broken / "manifest.json").write_text("{")
+    else:
+        (broken / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match="checkpoint-10 is broken and skipped"):
+        assert find_checkpoint(tmp_path, "latest") == good
+    with pytest.raises(ValueError, match="expected 'latest' or a good checkpoint, got checkpoint-10"):
+        find_checkpoint(tmp_path, "checkpoint-10")
+
+
+@pytest.mark.parametrize("function", ["save_file", "_flush"])
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, function):
+    good = _some(tmp_path, 5)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, function, full)
+    with pytest.raises(
+        OSError, match=r"checkpoint-10: .* No space left on device.*; the last good one is .*checkpoint-5; free space"
+    ):
+        _some(tmp_path, 10)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"] and fault(good) is None
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    folder = _some(tmp_path)
+    torch.save(Progress(), folder / "optimizer.pt")
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        load_checkpoint(folder)
+
+
+def _launched(config):
+    """The script and the flags that make this config."""
+    given = {name: value for name, value in dataclasses.asdict(config).items() if value is not None and name != "unet"}
+    given |= {f"unet.{name}": json.dumps(value) for name, value in config.unet.items()}
+    return [str(ROOT / "train_cond_ddpm.py"), *(f"--{name}={value}" for name, value in given.items())]
+
+
+def _losses(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row], [row["val_loss"] for row in rows if "val_loss" in row]
+
+
+@pytest.mark.parametrize("processes", [2])
+def test_two_processes_follow_the_course_of_one(config, tmp_path, processes):
+    """Same seed, 20 steps, losses equal to 1e-5 relative: each step's, averaged over the processes, and the validation's."""
+    config = dataclasses.replace(
+        config,
+        mixed_precision="no",
+        unet={**config.unet, "dropout": 0.0},
+        max_train_steps=20,
+        gradient_accumulation_steps=1,
+        save_images_epochs=2,
+        num_inference_steps=2,
+        num_images_per_class=1,
+        checkpointing_steps=10,
+    )
+    one = train(config)
+    two = dataclasses.replace(config, output_dir=str(tmp_path / "two"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    done = subprocess.run([*command, *_launched(two)], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["resolved"]["num_processes"] == processes
+    for found, expected in zip(_losses(tmp_path / "two"), _losses(one)):
+        assert len(found) == len(expected)
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert (tmp_path / "two" / "samples" / "epoch_0004.png").exists()
+    assert fault(checkpoints(tmp_path / "two")[0]) is None
+
+
+def _train_until_killed(settings, after_seconds):
+    """In a process of its own: train, and be killed as by `kill -9` or a power cut after so many seconds."""
+    import threading
+
+    if after_seconds is not None:
+        threading.Timer(after_seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+    train(TrainConfig(**settings))
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_only_the_steps_since_the_last_checkpoint(config, tmp_path):
+    """The run ends bitwise as one that was never killed; checkpoints, metrics and the published pipeline are whole."""
+    import multiprocessing
+
+    config = dataclasses.replace(config, max_train_steps=400, checkpointing_steps=3, num_ema_snapshots=5, num_cpu_threads=1)
+    expected = _state(train(dataclasses.replace(config, output_dir=str(tmp_path / "whole"))))
+    context = multiprocessing.get_context("forkserver")  # a server that has imported torch forks each run in no time
+    context.set_forkserver_preload(["cond_ddpm.train"])
+    settings = dataclasses.asdict(dataclasses.replace(config, resume_from_checkpoint="latest"))
+    rng, kills, reached = random.Random(0), 0, []
+    run = checkpoint.Path(config.output_dir)
+    while kills < 20:
+        process = context.Process(target=_train_until_killed, args=(settings, rng.uniform(1.0, 2.5)))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the run ended before its twentieth kill: train longer"
+        kills += 1
+        newest = checkpoint.newest_good_checkpoint(run)
+        reached.append(0 if newest is None else int(newest.name.partition("-")[2]))
+        lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+        steps = [json.loads(line)["step"] for line in lines if line.endswith("}") and "loss" in json.loads(line)]
+        assert max(steps, default=0) - reached[-1] <= 3
+        if (run / "pipeline").exists():
+            CondDDPMPipeline.from_pretrained(run / "pipeline")
+    assert reached == sorted(reached) and reached[-1] > 0
+    process = context.Process(target=_train_until_killed, args=(settings, None))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    _assert_same(expected, _state(run))
+    assert not list(run.glob("*.partial"))
+    print(f"newest checkpoint after each kill: {reached}")
