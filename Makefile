@@ -16,7 +16,7 @@ BIN := .venv/bin
 	@touch $@
 
 quickstart: .venv/installed
-	$(BIN)/accelerate launch --config_file accelerate_config.yaml train_cond_ddpm.py --config configs/quickstart.yaml
+	$(BIN)/accelerate launch --quiet --config_file accelerate_config.yaml train_cond_ddpm.py --config configs/quickstart.yaml
 	$(BIN)/python -m cond_ddpm.evaluate.digits --model runs/quickstart/pipeline --num_inference_steps 25 --guidance_scale 2 --output runs/quickstart/digits.png
 	@echo
 	@echo "loss curve:      runs/quickstart/loss.png"
