@@ -31,6 +31,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         log_with=None if config.report_to == "none" else config.report_to,
         project_dir=config.output_dir,
     )
+    if config.report_to != "none" and not accelerator.log_with:  # accelerate only warns, and logs nothing
+        raise ValueError(
+            f"report_to: expected an installed tracker, got {config.report_to}, which is not; pip install {config.report_to},"
+            " or --report_to none."
+        )
     processes = accelerator.num_processes
     # `accelerate launch --num_processes 2` on a CPU sets an address to meet at, then starts one process.
     only_one = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -234,7 +235,7 @@ def _losses(run):
     return [row["loss"] for row in rows if "loss" in row], [row["val_loss"] for row in rows if "val_loss" in row]
 
 
-@pytest.mark.parametrize("processes", [2])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_two_processes_follow_the_course_of_one(config, tmp_path, processes):
     """Same seed, 20 steps, losses equal to 1e-5 relative: each step's, averaged over the processes, and the validation's."""
     config = dataclasses.replace(
@@ -258,7 +259,27 @@ def test_two_processes_follow_the_course_of_one(config, tmp_path, processes):
         assert len(found) == len(expected)
         assert found == pytest.approx(expected, rel=1e-5)
     assert (tmp_path / "two" / "samples" / "epoch_0004.png").exists()
-    assert fault(checkpoints(tmp_path / "two")[0]) is None
+    # ... and one process goes on from what several wrote.
+    train(dataclasses.replace(two, resume_from_checkpoint="checkpoint-10"))
+    for found, expected in zip(_losses(tmp_path / "two"), _losses(one)):
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_several_processes_stop_together(config, tmp_path):
+    """SIGTERM to torchrun, which passes it on: one whole checkpoint, and no process waits for another."""
+    config = dataclasses.replace(config, max_train_steps=100_000, logging_steps=5)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *_launched(config)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        rows = checkpoint.Path(config.output_dir) / "metrics.jsonl"
+        while not rows.exists() or len(rows.read_text().splitlines()) < 10:
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        _, printed = process.communicate(timeout=60)
+    assert "repeat the command with --resume_from_checkpoint latest" in printed
+    (folder,) = checkpoints(checkpoint.Path(config.output_dir))
+    assert fault(folder) is None
 
 
 def _train_until_killed(settings, after_seconds):

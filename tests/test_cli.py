@@ -21,7 +21,7 @@ def test_top_level(arguments, code, capsys):
     assert found == code
     printed = capsys.readouterr()
     if arguments == ["paint"]:
-        assert "expected one of train, got 'paint'" in printed.err
+        assert "expected one of train, ema, got 'paint'" in printed.err
     if arguments == ["train", "--help"]:
         assert "--learning_rate" in printed.out and "images in an optimizer step" in printed.out
 
@@ -62,11 +62,16 @@ def test_a_setting_in_a_file_that_is_none(tmp_path, capsys):
         (["--unet.pos_dm", "16"], "error: unet.pos_dm: expected an argument of AttentionUNet2DModel"),
         (["--unet.pos_dim", "wide"], "pos_dim"),
         (["--resolution", "9"], "error: sample_size: expected a multiple of 4"),
+        (
+            ["--report_to", "wandb"],
+            "error: report_to: expected an installed tracker, got wandb, which is not; pip install wandb",
+        ),
         (["--output_dir", "/dev/null/run"], "error: output_dir: expected a folder that can be written, got /dev/null/run"),
     ],
 )
 def test_settings_that_do_not_fit(arguments, words, shapes_parquet, tmp_path, capsys):
     common = ["--dataset", str(shapes_parquet), "--resolution", "8", "--batch_size", "8", "--num_validation_images", "16"]
+    common += ["--max_train_steps", "1", "--num_inference_steps", "1"]  # should one of them be taken after all
     assert main(["train", *common, "--output_dir", str(tmp_path / "run"), *arguments]) == 1
     printed = capsys.readouterr().err
     assert words in printed and "Traceback" not in printed
