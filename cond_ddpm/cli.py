@@ -28,7 +28,13 @@ def _parse_train(arguments: list[str] | None, prog: str | None) -> tuple["cond_d
     parser.add_argument("--config", action="config", help="YAML file of settings; flags after it override it.")
     parser.add_argument("--dry_run", action="store_true", help="print what would run and how long, and run nothing.")
     parser.add_class_arguments(TrainConfig)
-    settings = parser.parse_args(arguments).as_dict()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if any(argument.partition("=")[0] == "--config" for argument in arguments[1:]):
+        parser.error("--config: expected it first, since a file overrides the flags before it; move it to the front")
+    try:
+        settings = parser.parse_args(arguments).as_dict()
+    except (AttributeError, UnicodeDecodeError, TypeError):  # what jsonargparse raises on a file of something else
+        parser.error(f"--config: expected a YAML file of settings, got {arguments[1:2]}; a run's is its config.yaml")
     settings.pop("config")
     dry_run = settings.pop("dry_run")
     try:

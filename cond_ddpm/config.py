@@ -137,6 +137,11 @@ class TrainConfig:
     )
 
     def __post_init__(self):
+        for name in ("dataset", "output_dir"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected a name or a path, got nothing.")
+        if self.beta_schedule == "squaredcos_cap_v2" and (self.beta_start, self.beta_end) != (1e-4, 0.02):
+            raise ValueError("beta_start, beta_end: expected none with beta_schedule squaredcos_cap_v2, which has no betas.")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:

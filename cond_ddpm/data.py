@@ -71,6 +71,8 @@ def load_images(
         ConnectionError: a Hub id, but no network and not in the cache.
     """
     if dataset == MNIST5K:
+        if config_name or image_column or label_column:
+            raise ValueError(f"{MNIST5K}: expected no config name or columns, which it does not have; leave them out.")
         return _mnist5k(split, resolution, channels)
     table = _load_table(dataset, split, config_name)
     image_column, label_column = _find_columns(table, image_column, label_column)
@@ -114,13 +116,24 @@ def make_batch(data: LabelledImages, indices: np.ndarray, flip: "np.ndarray | No
 def _load_table(dataset: str, split: str, config_name: str | None):
     """The split as a `datasets.Dataset`, from a local path or the Hub."""
     import datasets
+    import huggingface_hub
 
     path = Path(dataset).expanduser()
-    looks_local = dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or path.suffix == ".parquet"
+    try:
+        huggingface_hub.utils.validate_repo_id(dataset)
+        looks_local = dataset.startswith((".", "/", "~")) or path.suffix == ".parquet"
+    except huggingface_hub.errors.HFValidationError:
+        looks_local = True
     if path.exists():
-        arguments = {"path": str(path)}  # parquet files, an imagefolder: load_dataset looks what it is
+        arguments = {"path": str(path)}  # parquet files, an imagefolder with splits: load_dataset looks what it is
         if path.is_file():
-            arguments = {"path": path.suffix.lstrip("."), "data_files": {split: str(path)}}
+            if path.suffix != ".parquet":
+                raise ValueError(f"dataset: expected a folder or a .parquet file, got {dataset}; give the folder it is in.")
+            arguments = {"path": "parquet", "data_files": {split: str(path)}}
+        elif files := _folders_of_classes(path):
+            if split not in files:
+                raise ValueError(f"{dataset}: expected one of its splits {', '.join(files)}, got {split!r}.")
+            arguments = {"path": "imagefolder", "data_files": {split: files[split]}}
     elif looks_local:
         raise FileNotFoundError(f"dataset: expected a Hub id, mnist5k or an existing path, got {dataset}, which is not there.")
     else:
@@ -129,6 +142,35 @@ def _load_table(dataset: str, split: str, config_name: str | None):
         return datasets.load_dataset(**arguments, name=config_name, split=split)
     except Exception as error:  # whatever a reader of some file format raises, the file is what is wrong
         raise ValueError(f"{dataset}: expected a data set with a split {split!r}, got: {_one_line(error)}") from error
+
+
+_SPLITS = {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "data"}
+
+
+def _folders_of_classes(path: Path) -> dict[str, str] | None:
+    """Split -> pattern of its files, where folders are classes, in the folder itself ("train") or in train/, test/, ...
+
+    Found here, since load_dataset looks for the names of splits anywhere in a path: it would take `train_diesel` beside
+    `bus` for a split and drop `bus`, and `test/a_train/0.png` for training. None where metadata or other files say more.
+    """
+
+    def classes(folder: Path) -> list[str] | None:
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+        described = any(e.suffix in (".parquet", ".md", ".csv", ".json", ".jsonl", ".zip") for e in entries)
+        return None if described else [entry.name for entry in entries if entry.is_dir()]
+
+    folders = classes(path)
+    if not folders:
+        return None
+    if not _SPLITS.issuperset(name.lower() for name in folders):
+        return {"train": f"{path}/**"}
+    if all(classes(path / name) for name in folders):
+        return {name: f"{path / name}/**" for name in folders}
+    return None
+
+
+# Who owns the names that the Hub redirects, for the cache, where a bare name would also match any local folder loaded before.
+_OWNERS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
 
 
 def _load_from_hub(dataset: str, split: str, config_name: str | None):
@@ -144,9 +186,7 @@ def _load_from_hub(dataset: str, split: str, config_name: str | None):
             " in with `hf auth login`, or give a local path."
         ) from None
     except Exception:  # no network looks different by platform and library version; the cache is asked in each case
-        # The cache is searched by owner___name: a bare name would also match any local folder loaded before.
-        cached = sorted(Path(datasets.config.HF_DATASETS_CACHE).glob(f"*___{dataset}"))
-        name, offline = (cached[0].name.replace("___", "/") if cached else dataset), True
+        name, offline = _OWNERS.get(dataset, dataset), True
     try:
         with mock.patch.object(datasets.config, "HF_HUB_OFFLINE", offline or datasets.config.HF_HUB_OFFLINE):
             if offline and "/" not in name:
@@ -157,13 +197,13 @@ def _load_from_hub(dataset: str, split: str, config_name: str | None):
             f"dataset: {dataset!r} is not in the cache and the Hub cannot be reached. Three ways on: give the path of a"
             f" local copy (--dataset path/to/folder), take the embedded digits (--dataset {MNIST5K}), or go online."
         ) from None
-    except ValueError as error:
+    except Exception as error:  # as for local ones: what a data set's own reader raises
         raise ValueError(f"{dataset}: expected a data set with a split {split!r}, got: {_one_line(error)}") from error
 
 
 def _find_columns(table, image_column: str | None, label_column: str | None) -> tuple[str, str]:
     """The given columns, or those of the right feature type; the Hub's usual names decide between several."""
-    from datasets import ClassLabel, Image
+    from datasets import ClassLabel, Image, Value
 
     found = []
     for kind, given, type_, usual in (
@@ -174,8 +214,9 @@ def _find_columns(table, image_column: str | None, label_column: str | None) -> 
         if kind == "label":  # whole numbers or strings without names are labels only where they are called so
             columns |= {n: f for n, f in table.features.items() if n in usual and getattr(f, "dtype", "") in _LABEL_DTYPES}
         column = given or next((name for name in usual if name in columns), next(iter(columns), None))
-        if column is None or column not in table.features:
-            there = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in table.features.items())
+        if column not in (columns if kind == "image" else table.features):
+            kinds = {n: f.dtype if isinstance(f, Value) else type(f).__name__ for n, f in table.features.items()}
+            there = ", ".join(f"{name} ({type_})" for name, type_ in kinds.items())
             raise ValueError(
                 f"{kind}_column: expected {'a column of ' + kind + 's' if given is None else repr(given)}, got the columns"
                 f" {there}; name it by --{kind}_column, or give the data set one."
@@ -184,7 +225,8 @@ def _find_columns(table, image_column: str | None, label_column: str | None) -> 
     return tuple(found)
 
 
-_LABEL_DTYPES = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "string", "bool"}
+_STRINGS = {"string", "large_string", "string_view"}
+_LABEL_DTYPES = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool", *_STRINGS}
 
 
 def _labels(table, column: str) -> tuple[np.ndarray, list[str]]:
@@ -195,14 +237,18 @@ def _labels(table, column: str) -> tuple[np.ndarray, list[str]]:
     if len(missing):
         raise ValueError(f"{column}: expected a label in each row, got none in row {missing[0]}; label it or leave it out.")
     names = getattr(feature, "names", None)
-    if getattr(feature, "dtype", "") == "string":
-        names = sorted(set(values))
-        values = np.searchsorted(np.array(names, dtype=object), values)
+    if getattr(feature, "dtype", "") in _STRINGS:
+        names = sorted(set(values), key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
+        values = np.array([names.index(value) for value in values])
     if np.asarray(values).dtype.kind not in "iub":
         raise ValueError(f"{column}: expected whole numbers or class names, got {feature}; name another --label_column.")
     labels = np.asarray(values).astype(np.int64)
-    if names is None:
-        names = [str(label) for label in range(int(labels.max(initial=-1)) + 1)]
+    if names is None:  # numbers without names: each that occurs is a class
+        if labels.min(initial=0) < 0:
+            row = int(labels.argmin())
+            raise ValueError(f"{column}: expected whole numbers from 0, or class names, got {labels[row]} in row {row}.")
+        found, labels = np.unique(labels, return_inverse=True)
+        names = [str(label) for label in found]
     outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if len(outside):
         row = outside[0]
@@ -219,7 +265,7 @@ def _decoded(table, column: str, resolution: int, channels: int | None) -> np.nd
 
     pictures = table.cast_column(column, datasets.Image(decode=False)).with_format(None).select_columns([column])
     if channels is None:
-        channels = 1 if _open(pictures[0][column], 0).mode in ("1", "L", "I;16", "I;16B", "I") else 3
+        channels = 1 if _open(pictures[0][column], 0, lambda picture: picture.mode) in ("1", "L", "I;16", "I;16B", "I") else 3
     name = f"{table._fingerprint}-{column}-{resolution}x{channels}-rule{_RULE}.npy"
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "cond_ddpm" / name
     if not cache.exists():
@@ -229,7 +275,7 @@ def _decoded(table, column: str, resolution: int, channels: int | None) -> np.nd
             shape = (len(table), channels, resolution, resolution)
             images = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
             for row, record in enumerate(pictures):
-                images[row] = _to_array(_open(record[column], row), resolution, channels)
+                images[row] = _open(record[column], row, lambda picture: _to_array(picture, resolution, channels))
             images.flush()
             partial.replace(cache)
         finally:
@@ -237,20 +283,20 @@ def _decoded(table, column: str, resolution: int, channels: int | None) -> np.nd
     return np.load(cache, mmap_mode="r")
 
 
-def _open(record: dict, row: int):
-    """The picture of a row, {"bytes": ..., "path": ...}, read completely."""
+def _open(record: dict, row: int, use):
+    """`use(picture)` for the picture of a row, {"bytes": ..., "path": ...}; what goes wrong with it names the row."""
     import PIL.Image
 
     where = f" ({record['path']})" if record and record.get("path") else ""
     try:
         picture = PIL.Image.open(io.BytesIO(record["bytes"]) if record["bytes"] is not None else record["path"])
         picture.load()
+        return use(picture)
     except Exception as error:  # a broken file raises OSError, SyntaxError, struct.error, ... by its format
         raise ValueError(
             f"row {row}{where}: expected a picture, got one that cannot be read ({_one_line(error)}); mend it or leave the"
             " row out."
         ) from error
-    return picture
 
 
 def _to_array(picture, resolution: int, channels: int) -> np.ndarray:
@@ -263,6 +309,8 @@ def _to_array(picture, resolution: int, channels: int) -> np.ndarray:
     mode = "L" if channels == 1 else "RGB"
     if picture.mode.startswith("I"):  # 16-bit grey, which Pillow's convert would cut off at 255
         picture = PIL.Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
+    if picture.mode == "F":
+        raise ValueError("floating point, of unknown range; save it with 8 bits")
     if "A" in picture.mode or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture)
@@ -295,4 +343,6 @@ def _mnist5k(split: str, resolution: int, channels: int | None) -> LabelledImage
 
 
 def _one_line(error: Exception) -> str:
+    while error.__cause__ is not None:  # the reason, not what became of it
+        error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__

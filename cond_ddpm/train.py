@@ -20,12 +20,13 @@ from pathlib import Path
 
 import psutil
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import DDIMScheduler
 from tqdm import tqdm
 
-from cond_ddpm.checkpoint import Progress, find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from cond_ddpm.checkpoint import Progress, checkpoints, find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from cond_ddpm.config import TrainConfig, checked_arguments
 from cond_ddpm.data import LabelledImages, epoch_order, hold_out, load_images, make_batch
 from cond_ddpm.diffusion import diffusion_losses, draw_training, draw_validation, make_noise_scheduler
@@ -58,8 +59,9 @@ def train(config: TrainConfig) -> Path:
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     run, is_main = Path(config.output_dir), accelerator.is_main_process
     checkpoint = find_checkpoint(run, config.resume_from_checkpoint) if config.resume_from_checkpoint else None
-    if is_main and checkpoint is None:
-        _make_run_folder(run, config.overwrite_output_dir or config.resume_from_checkpoint == "latest")
+    goes_on = checkpoint is not None and checkpoint.resolve().parent == run.resolve()
+    if is_main and not goes_on:
+        _check_run_folder(run, config)  # now, before the work; it is emptied when all else is known to fit
 
     # 2. Data: decoded once, by the main process
     with accelerator.main_process_first():
@@ -87,8 +89,8 @@ def train(config: TrainConfig) -> Path:
         weight_decay=config.weight_decay,
         fused=True,
     )
+    raw_unet = unet  # unwrapping the prepared one would take its autocast away
     unet, optimizer = accelerator.prepare(unet, optimizer)
-    raw_unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False)
     names = [name for name, _ in raw_unet.named_parameters()]
     ema = PowerEMA(raw_unet.parameters(), {config.ema_std, _SECOND_STD}) if config.use_ema else None
     id2label = dict(enumerate(data.class_names))
@@ -102,10 +104,13 @@ def train(config: TrainConfig) -> Path:
     progress = Progress()
     if checkpoint is not None:
         progress = _resume(checkpoint, config, raw_unet, ema, optimizer, accelerator)
-    accelerator.wait_for_everyone()
     if is_main:
+        if not goes_on:
+            _empty_run_folder(run)
+        (run / "samples").mkdir(exist_ok=True)
         _write_config(run, config, accelerator, raw_unet, random_flip, data)
         _keep_lines_until(run / "metrics.jsonl", progress.step)
+    accelerator.wait_for_everyone()
     if config.report_to != "none":
         project = "logs" if config.report_to == "tensorboard" else "cond_ddpm"
         accelerator.init_trackers(project, {name: str(value) for name, value in dataclasses.asdict(config).items()})
@@ -121,7 +126,7 @@ def train(config: TrainConfig) -> Path:
         dynamic_ncols=True,
     )
     stopping = Stopping(accelerator, progress.elapsed_seconds)
-    with stopping:
+    with stopping, bar:
         while not _finished(config, progress, total_steps, budget_seconds):
             # 5. One optimizer step. Its batch and noise: a function of (seed, step), of which this process takes its part
             epoch, position = progress.step // steps_per_epoch + 1, progress.step % steps_per_epoch
@@ -241,17 +246,16 @@ def train(config: TrainConfig) -> Path:
                 _save_checkpoint(run, config, raw_unet, names, ema, optimizer, accelerator, progress)
                 prune_checkpoints(run, config.checkpoints_total_limit)
             if signal and not last:
-                bar.close()
                 accelerator.wait_for_everyone()
                 accelerator.end_training()
                 if is_main:
+                    bar.close()
                     print(
                         f"stopped after step {progress.step} by signal {signal}; to go on, repeat the command with"
                         " --resume_from_checkpoint latest",
                         file=sys.stderr,
                     )
                 raise SystemExit(128 + signal)
-    bar.close()
     if is_main and config.patience is not None and progress.epochs_since_best >= config.patience:
         print(f"stopped early: no better validation loss for {config.patience} epochs")
     accelerator.wait_for_everyone()
@@ -299,7 +303,7 @@ def dry_run(config: TrainConfig) -> str:
         [
             f"data:       {config.dataset}: {len(train_indices):,} images to train on, {len(val_indices):,} held out,"
             f" {num_classes} classes, {'x'.join(map(str, image_shape))}",
-            f"network:    {type(accelerator.unwrap_model(unet)).__name__}, {parameters / 1e6:.2f} million parameters",
+            f"network:    {MODELS[config.model].__name__}, {parameters / 1e6:.2f} million parameters",
             f"FLOPs:      {forward / 1e9:.3f} GFLOP an image forward, about {3 * forward / 1e9:.3f} with backward",
             f"steps:      {steps:,} of {config.batch_size} images ({steps / steps_per_epoch:.1f} epochs of {steps_per_epoch}),"
             f" {3 * forward * steps * config.batch_size:.2g} FLOP",
@@ -360,7 +364,7 @@ def _validation_loss(accelerator, unet, noise_scheduler, data, indices, draw, co
     """Mean loss over the held-out images, spread over the processes."""
     device, parts = accelerator.device, accelerator.num_processes
     mine = range(accelerator.process_index, len(indices), parts)
-    total = torch.zeros((), device=device, dtype=torch.float64)
+    total = torch.zeros((), device=device)
     for start in range(0, len(mine), config.batch_size):
         rows = list(mine[start : start + config.batch_size])
         batch = make_batch(data, indices[rows], device=device)
@@ -374,8 +378,11 @@ def _validation_loss(accelerator, unet, noise_scheduler, data, indices, draw, co
             losses = diffusion_losses(
                 unet, noise_scheduler, batch.images, batch.class_labels, part, unet.config.num_classes, config.min_snr_gamma
             )
-        total += losses.double().sum()
-    return accelerator.reduce(total, reduction="sum").item() / len(indices)
+        total += losses.sum()
+    loss = accelerator.reduce(total, reduction="sum").item() / len(indices)
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the validation loss is {loss}; lower --learning_rate, or leave out --mixed_precision fp16.")
+    return loss
 
 
 def _read_losses(accelerator, pending, epoch: int, rate: float, run: Path) -> list[dict]:
@@ -392,9 +399,10 @@ def _read_losses(accelerator, pending, epoch: int, rate: float, run: Path) -> li
     for (step, learning_rate, _), loss in zip(pending, losses):
         if not math.isfinite(loss):
             checkpoint = find_checkpoint(run, "latest")
+            last = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
             raise FloatingPointError(
-                f"step {step}: the loss is {loss} at learning rate {learning_rate:g}; the last good checkpoint is"
-                f" {checkpoint or 'none'}. Go on from it with a lower --learning_rate, or without --mixed_precision fp16."
+                f"step {step}: the loss is {loss} at learning rate {learning_rate:g}; {last}. Lower --learning_rate, clip"
+                " gradients, or leave out --mixed_precision fp16."
             )
         rows.append({"step": step, "epoch": epoch, "loss": loss, "learning_rate": learning_rate})
     rows[-1] |= {"images_per_second": round(rate, 2), "memory_gb": round(memory / 1e9, 3)}
@@ -463,27 +471,49 @@ def _resume(checkpoint: Path, config, unet, ema, optimizer, accelerator) -> Prog
     return progress
 
 
-def _make_run_folder(run: Path, overwrite: bool) -> None:
-    if (run / "config.json").exists() and not overwrite:
-        raise ValueError(
-            f"output_dir: expected a folder without a run, got {run}, which has one; give another --output_dir,"
-            " --resume_from_checkpoint latest to go on with it, or --overwrite_output_dir true to replace it."
-        )
+_OF_A_RUN = ("config.json", "config.yaml", "metrics.csv", "metrics.jsonl", "loss.png", "samples", "pipeline", "ema", "logs")
+
+
+def _check_run_folder(run: Path, config: TrainConfig) -> None:
+    """Raise unless the folder can be written and is empty, a run's that may be replaced, or one to be started again."""
     try:
-        for name in ("config.json", "metrics.csv", "metrics.jsonl", "loss.png"):
-            (run / name).unlink(missing_ok=True)
-        for folder in (*(run / name for name in ("samples", "pipeline", "ema", "logs")), *run.glob("checkpoint-*")):
-            shutil.rmtree(folder, ignore_errors=True)
-        (run / "samples").mkdir(parents=True)
-        (run / "config.json").touch()
+        run.mkdir(parents=True, exist_ok=True)
+        (run / ".writable").touch()
+        (run / ".writable").unlink()
     except OSError as error:
         raise OSError(
             f"output_dir: expected a folder that can be written, got {run} ({error.strerror}); give another --output_dir."
         ) from None
+    if not any(run.iterdir()):
+        return
+    try:
+        before = json.loads((run / "config.json").read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"output_dir: expected an empty folder or one of a run, got {run}, which has other files; give another"
+            " --output_dir."
+        ) from None
+    # A run killed before its first checkpoint starts again; one whose checkpoints are broken or not wanted is not touched.
+    unstarted = config.resume_from_checkpoint == "latest" and before.get("checkpointing_steps") and not checkpoints(run)
+    if not config.overwrite_output_dir and not unstarted:
+        raise ValueError(
+            f"output_dir: expected a folder without a run, got {run}, which has one; give another --output_dir,"
+            " --resume_from_checkpoint latest to go on from its newest good checkpoint (if it has one), or"
+            " --overwrite_output_dir true to replace it."
+        )
+
+
+def _empty_run_folder(run: Path) -> None:
+    """Remove what runs write, and nothing else."""
+    for path in (*(run / name for name in _OF_A_RUN), *run.glob("checkpoint-*"), *run.glob("pipeline*.partial")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _write_config(run, config, accelerator, unet, random_flip, data) -> None:
-    """config.json: what ran, resolved, so that it can be run again."""
+    """config.yaml: the settings, to run it again by --config. config.json: those, what they came to, versions, command."""
     record = {
         "config": dataclasses.asdict(config),
         "resolved": {
@@ -499,6 +529,7 @@ def _write_config(run, config, accelerator, unet, random_flip, data) -> None:
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "diffusers", "accelerate", "datasets", "numpy")},
     }
+    (run / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(record["config"])), sort_keys=False))
     (run / "config.json").write_text(json.dumps(record, indent=2) + "\n")
 
 

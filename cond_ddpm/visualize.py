@@ -34,12 +34,12 @@ def class_grid(images: np.ndarray, row_names: Sequence[str], path: str | Path, t
     figure = Figure(figsize=size, dpi=200, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(canvas.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_yticks([row * (height + gap) + height / 2 for row in range(rows)], row_names)
+    axes.set_yticks([row * (height + gap) + height / 2 for row in range(rows)], row_names, parse_math=False)
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if title:
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=9, parse_math=False)
     figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
 
 

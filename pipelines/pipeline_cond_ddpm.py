@@ -39,6 +39,8 @@ class CondDDPMPipeline(DiffusionPipeline):
                     f"id2label: expected a name for each id from 0 to {unet.config.num_classes - 1}, got ids"
                     f" {sorted(id2label)}; name every class of the model, or none."
                 )
+            if len(set(id2label.values())) < len(id2label):
+                raise ValueError(f"id2label: expected a name of its own for each class, got {list(id2label.values())}.")
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(id2label=id2label)
         self.id2label = id2label
@@ -50,9 +52,9 @@ class CondDDPMPipeline(DiffusionPipeline):
         Raises:
             ValueError: an unknown name or an id outside [0, num_classes); says which there are.
         """
-        if isinstance(class_labels, torch.Tensor):
+        if hasattr(class_labels, "tolist"):  # a tensor or an array, also of one number
             class_labels = class_labels.tolist()
-        if isinstance(class_labels, (str, int)):
+        if isinstance(class_labels, str) or not isinstance(class_labels, Sequence):
             class_labels = [class_labels]
         if len(class_labels) == 0:
             raise ValueError("class_labels: expected at least one class, got none; give an id or a name for each image.")
@@ -71,7 +73,7 @@ class CondDDPMPipeline(DiffusionPipeline):
             raise ValueError(f"class_labels: expected one of {', '.join(ids)}, got {label!r}.{hint}")
         try:
             index = label.__index__()  # int and numpy's integers, not 7.0
-        except AttributeError:
+        except (AttributeError, TypeError):
             raise ValueError(f"class_labels: expected ids or names, got {label!r}; give whole numbers.") from None
         if isinstance(label, bool) or not 0 <= index < num_classes:
             raise ValueError(f"class_labels: expected ids from 0 to {num_classes - 1}, got {label}.")
@@ -106,12 +108,13 @@ class CondDDPMPipeline(DiffusionPipeline):
         """
         labels = self.label_ids(class_labels)
         batch, device, config = len(labels), self._execution_device, self.unet.config
+        generator = list(generator) if isinstance(generator, tuple) else generator
         if isinstance(generator, list) and len(generator) != batch:
             raise ValueError(f"generator: expected one generator, or {batch} (one for each label), got {len(generator)}.")
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type: expected 'pil', 'np' or 'pt', got {output_type!r}.")
         train_steps = self.scheduler.config.num_train_timesteps
-        if not 1 <= num_inference_steps <= train_steps:
+        if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= train_steps:
             raise ValueError(
                 f"num_inference_steps: expected 1 to {train_steps} (the steps trained on), got {num_inference_steps}."
             )
@@ -157,11 +160,12 @@ class CondDDPMPipeline(DiffusionPipeline):
         folder = Path(save_directory)
         code = {"_class_name": _copy_code(type(self), folder)}
         for name, component in self.components.items():
+            component = getattr(component, "_orig_mod", component)  # torch.compile's wrapper is not what is published
             if not type(component).__module__.startswith("diffusers."):
                 code[name] = _copy_code(type(component), folder / name)
+            if (folder / name / component.config_name).is_file():
+                _edit_json(folder / name / component.config_name, {})
         _edit_json(folder / self.config_name, code)
-        for config_file in folder.glob("*/*config.json"):
-            _edit_json(config_file, {})
 
     @classmethod
     def from_pretrained(
@@ -169,13 +173,16 @@ class CondDDPMPipeline(DiffusionPipeline):
         pretrained_model_name_or_path: str,
         unet: ModelMixin | None = None,
         scheduler: SchedulerMixin | None = None,
+        id2label: dict[int, str] | None = None,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        device_map: str | dict | None = None,
         cache_dir: str | None = None,
         force_download: bool = False,
         local_files_only: bool = False,
         proxies: dict | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
-        **unet_kwargs,
     ) -> "CondDDPMPipeline":
         """Load a folder or a Hub repository with the installed classes; none of its code is executed.
 
@@ -183,9 +190,9 @@ class CondDDPMPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: what `save_pretrained` wrote, or the name of its repository.
-            unet, scheduler: given, they are used in place of the saved ones.
+            unet, scheduler, id2label: given, they are used in place of the saved ones.
+            torch_dtype, variant, device_map: of the UNet's `from_pretrained`.
             cache_dir, force_download, local_files_only, proxies, revision, token: as everywhere in diffusers.
-            unet_kwargs: passed on to the UNet's `from_pretrained`: `torch_dtype`, `variant`, `device_map`, ...
 
         Raises:
             ValueError: the folder holds another pipeline, or one whose network this package does not have.
@@ -207,11 +214,12 @@ class CondDDPMPipeline(DiffusionPipeline):
             )
         if unet is None:
             unet_class = _installed_model(*index["unet"])
-            unet = unet_class.from_pretrained(where, subfolder="unet", **hub, **unet_kwargs)
+            weights = {"torch_dtype": torch_dtype, "variant": variant, "device_map": device_map}
+            unet = unet_class.from_pretrained(where, subfolder="unet", **hub, **weights)
         if scheduler is None:
             scheduler_class = getattr(importlib.import_module("diffusers"), index["scheduler"][1])
             scheduler = scheduler_class.from_pretrained(where, subfolder="scheduler", **hub)
-        pipeline = cls(unet=unet, scheduler=scheduler, id2label=index.get("id2label"))
+        pipeline = cls(unet=unet, scheduler=scheduler, id2label=id2label or index.get("id2label"))
         pipeline.register_to_config(_name_or_path=where)
         return pipeline
 

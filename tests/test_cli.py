@@ -90,3 +90,14 @@ def test_a_traceback_when_asked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("COND_DDPM_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError):
         main(["train", "--dataset", "./nowhere", "--output_dir", str(tmp_path)])
+
+
+def test_a_file_after_flags_would_override_them_and_is_refused(tmp_path, capsys):
+    (tmp_path / "run.json").write_text('{"config": {"batch_size": 8}}')
+    for arguments, words in (
+        (["--batch_size", "8", "--config", "x.yaml"], "--config: expected it first"),
+        (["--config", str(tmp_path / "run.json")], "--config: expected a YAML file of settings"),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            main(["train", *arguments])
+        assert exit.value.code == 2 and words in capsys.readouterr().err

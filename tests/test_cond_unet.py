@@ -99,6 +99,8 @@ def test_round_trip_through_a_folder(tiny_unet, tmp_path):
     [
         ({"sample_size": 9}, "sample_size: expected a multiple of 2 .* got 9"),
         ({"patch_size": 3}, "multiple of 6"),
+        ({"patch_size": 0}, "patch_size: expected a positive"),
+        ({"attention_head_dim": 0}, "attention_head_dim: expected a positive"),
         ({"num_classes": 0}, "num_classes: expected a positive"),
         ({"block_out_channels": ()}, "block_out_channels"),
         ({"pos_dim": 12}, "pos_dim: expected a multiple of 8, got 12"),

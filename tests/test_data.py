@@ -107,6 +107,41 @@ def test_string_and_unnamed_labels(tmp_path):
     (tmp_path / "numbers").mkdir()
     data = load_images(_parquet(tmp_path / "numbers", pictures, [0, 2, 1]))
     assert data.labels.tolist() == [0, 2, 1] and data.class_names == ["0", "1", "2"]
+    (tmp_path / "gaps").mkdir()
+    data = load_images(_parquet(tmp_path / "gaps", pictures, [7, 1_000_000, 7]))  # what does not occur is no class
+    assert data.labels.tolist() == [0, 1, 0] and data.class_names == ["7", "1000000"]
+    (tmp_path / "decimal").mkdir()
+    features = Features({"image": Image(), "label": Value("large_string")})
+    assert load_images(_parquet(tmp_path / "decimal", pictures, ["10", "9", "10"], features)).class_names == ["9", "10"]
+
+
+@pytest.mark.parametrize("names", [["bus", "train_diesel", "train_steam"], ["bus", "car", "train"], ["flask", "test_tube"]])
+def test_folders_of_classes_whose_names_sound_like_splits(tmp_path, names):
+    """load_dataset by itself would take some of them for splits, and drop the others without a word."""
+    for name in names:
+        (tmp_path / name).mkdir()
+        PILImage.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+    assert load_images(str(tmp_path), resolution=8).class_names == names
+    with pytest.raises(ValueError, match="expected one of its splits train, got 'test'"):
+        load_images(str(tmp_path), "test")
+
+
+def test_folders_of_splits_and_of_classes_in_them(tmp_path):
+    for split, count in (("train", 3), ("test", 1)):
+        for name in ("a_train", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for row in range(count):
+                PILImage.new("RGB", (8, 8)).save(tmp_path / split / name / f"{row}.png")
+    for split, count in (("train", 6), ("test", 2)):
+        data = load_images(str(tmp_path), split, resolution=8)
+        assert (len(data), data.class_names) == (count, ["a_train", "b"])
+
+
+def test_imagefolder_with_metadata(tmp_path):
+    for row in range(2):
+        PILImage.new("RGB", (8, 8)).save(tmp_path / f"{row}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,dog\n1.png,cat\n")
+    assert load_images(str(tmp_path), resolution=8).class_names == ["cat", "dog"]
 
 
 def test_a_mixture_of_modes_and_sizes_becomes_one_array(tmp_path):
@@ -182,6 +217,9 @@ def test_held_out_images_are_apart_and_always_the_same():
 
 
 GOOD = _png(np.zeros((8, 8, 3), np.uint8))
+FLOAT = io.BytesIO()
+PILImage.fromarray(np.full((8, 8), 0.5, np.float32)).save(FLOAT, "TIFF")
+FLOAT = FLOAT.getvalue()
 NOISE = _png(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
 
 
@@ -190,7 +228,8 @@ NOISE = _png(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
     [
         ([GOOD, b"not a picture", GOOD], [0, 0, 0], "row 1: expected a picture"),
         ([GOOD, NOISE[: len(NOISE) // 2]], [0, 0], "row 1: expected a picture"),
-        ([GOOD, GOOD], [0, -1], "label: expected labels from 0 to 0 .* got -1 in row 1"),
+        ([GOOD, GOOD], [0, -1], "label: expected whole numbers from 0, or class names, got -1 in row 1"),
+        ([GOOD, FLOAT], [0, 0], "row 1: expected a picture, .*floating point"),
         ([GOOD, GOOD], [1, None], "label: expected a label in each row, got none in row 1"),
         ([GOOD], None, "label_column: expected a column of labels, got the columns image"),
         ([], [], "expected a data set with a split 'train', got"),
@@ -221,6 +260,22 @@ def test_paths_splits_and_columns_that_are_not_there(shapes_parquet):
         load_images(str(shapes_parquet), "valid")
     with pytest.raises(ValueError, match=r"image_column: expected 'photo', got the columns img .Image., label .ClassLabel."):
         load_images(str(shapes_parquet), image_column="photo")
+
+
+@pytest.mark.parametrize("name", ["my photos/typo", "a/b/c", "~/nothing", "nothing.parquet"])
+def test_what_can_be_no_id_is_a_path(name):
+    with pytest.raises(FileNotFoundError, match="which is not there"):
+        load_images(name)
+
+
+def test_single_files_and_needless_columns(tmp_path, shapes_parquet):
+    (tmp_path / "x.png").write_bytes(GOOD)
+    with pytest.raises(ValueError, match=r"expected a folder or a \.parquet file"):
+        load_images(str(tmp_path / "x.png"))
+    with pytest.raises(ValueError, match="image_column: expected 'label'"):
+        load_images(str(shapes_parquet), image_column="label")
+    with pytest.raises(ValueError, match="mnist5k: expected no config name or columns"):
+        load_images("mnist5k", label_column="label")
 
 
 def test_without_the_network_the_error_is_quick_and_names_three_ways(tmp_path):

@@ -24,7 +24,8 @@ def test_labels_by_id_name_mixture_tensor_or_alone(tiny_pipeline):
     expected = _sample(tiny_pipeline, [2, 0])
     for labels in (["cross", "circle"], ["cross", 0], torch.tensor([2, 0]), np.array([2, 0])):
         assert np.array_equal(_sample(tiny_pipeline, labels), expected)
-    assert np.array_equal(_sample(tiny_pipeline, "cross"), _sample(tiny_pipeline, 2))
+    for one in ("cross", np.int64(2), torch.tensor(2)):
+        assert np.array_equal(_sample(tiny_pipeline, one), _sample(tiny_pipeline, 2))
     assert len(_sample(tiny_pipeline, 2)) == 1
     assert not np.allclose(_sample(tiny_pipeline, 2), _sample(tiny_pipeline, 1))
 
@@ -38,6 +39,9 @@ def test_labels_by_id_name_mixture_tensor_or_alone(tiny_pipeline):
         ([1.0], "expected ids or names, got 1.0"),
         ([True], "got True"),
         ([], "at least one class"),
+        (None, "expected ids or names, got None"),
+        (1.0, "expected ids or names, got 1.0"),
+        ([torch.tensor(1.0)], "expected ids or names"),
     ],
 )
 def test_labels_that_are_none_of_the_model(tiny_pipeline, labels, words):
@@ -51,6 +55,8 @@ def test_names_need_a_model_with_names(tiny_unet):
         CondDDPMPipeline(tiny_unet, DDPMScheduler())(["cat"])
     with pytest.raises(ValueError, match="id2label: expected a name for each id from 0 to 2"):
         CondDDPMPipeline(tiny_unet, DDPMScheduler(), {0: "a", 1: "b"})
+    with pytest.raises(ValueError, match="a name of its own"):
+        CondDDPMPipeline(tiny_unet, DDPMScheduler(), {0: "a", 1: "b", 2: "a"})
 
 
 @pytest.mark.parametrize(
@@ -214,3 +220,16 @@ def test_components_given_are_used(tiny_pipeline, tmp_path):
     loaded = CondDDPMPipeline.from_pretrained(tmp_path, unet=other, scheduler=DDIMScheduler())
     assert loaded.unet is other and isinstance(loaded.scheduler, DDIMScheduler)
     assert CondDDPMPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).unet.dtype == torch.bfloat16
+    assert CondDDPMPipeline.from_pretrained(tmp_path, id2label={0: "a", 1: "b", 2: "c"}).id2label[2] == "c"
+    with pytest.raises(TypeError, match="custom_pipeline"):
+        CondDDPMPipeline.from_pretrained(tmp_path, custom_pipeline="x")
+
+
+def test_saving_leaves_other_files_alone_and_unwraps_a_compiled_network(tiny_pipeline, tmp_path):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "tsconfig.json").write_text("{} // mine")
+    expected = _sample(tiny_pipeline)
+    tiny_pipeline.unet = torch.compile(tiny_pipeline.unet)
+    tiny_pipeline.save_pretrained(tmp_path)
+    assert (tmp_path / "web" / "tsconfig.json").read_text() == "{} // mine"
+    assert np.array_equal(_sample(CondDDPMPipeline.from_pretrained(tmp_path)), expected)

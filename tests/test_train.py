@@ -106,8 +106,72 @@ def test_an_earlier_run_is_not_overwritten_unless_told(config):
     (run / "samples" / "epoch_0099.png").touch()
     with pytest.raises(ValueError, match=r"output_dir: expected a folder without a run, .* --overwrite_output_dir true"):
         train(config)
+    # ... nor before all else is known to fit.
+    with pytest.raises(ValueError, match="pos_dim"):
+        train(dataclasses.replace(config, overwrite_output_dir=True, unet={"pos_dim": 13}))
+    assert (run / "samples" / "epoch_0099.png").exists() and (run / "pipeline").exists()
     train(dataclasses.replace(config, overwrite_output_dir=True))
     assert not (run / "samples" / "epoch_0099.png").exists()
+
+
+def test_a_failed_start_is_not_in_the_way_of_the_next(config):
+    with pytest.raises(FileNotFoundError):
+        train(dataclasses.replace(config, dataset="./nowhere"))
+    assert (train(dataclasses.replace(config, num_epochs=1, save_images_epochs=0)) / "pipeline").exists()
+
+
+@pytest.mark.parametrize("flags", [{}, {"overwrite_output_dir": True}, {"resume_from_checkpoint": "latest"}])
+def test_a_folder_of_something_else_is_never_touched(config, flags):
+    (Path(config.output_dir) / "samples").mkdir(parents=True)
+    (Path(config.output_dir) / "samples" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="expected an empty folder or one of a run"):
+        train(dataclasses.replace(config, **flags))
+    assert (Path(config.output_dir) / "samples" / "mine.txt").read_text() == "mine"
+
+
+def test_resuming_deletes_no_run_without_a_good_checkpoint(config):
+    config = dataclasses.replace(config, num_epochs=1, save_images_epochs=0)
+    run = train(dataclasses.replace(config, checkpointing_steps=0))
+    with pytest.raises(ValueError, match="expected a folder without a run"):
+        train(dataclasses.replace(config, resume_from_checkpoint="latest"))
+    assert (run / "pipeline").exists()
+    run = train(dataclasses.replace(config, overwrite_output_dir=True))
+    (next(run.glob("checkpoint-*")) / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match="is broken"), pytest.raises(ValueError, match="expected a folder without a run"):
+        train(dataclasses.replace(config, resume_from_checkpoint="latest"))
+    assert list(run.glob("checkpoint-*"))
+
+
+def test_resuming_into_another_folder(config, tmp_path):
+    first = train(dataclasses.replace(config, num_epochs=1))
+    other = dataclasses.replace(config, num_epochs=2, output_dir=str(tmp_path / "other"))
+    run = train(dataclasses.replace(other, resume_from_checkpoint=str(first / "checkpoint-5")))
+    assert [row["step"] for row in _metrics(run)] == [5, 10] and (first / "pipeline").exists()
+
+
+@pytest.mark.parametrize("precision, dtype", [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_mixed_precision_holds_in_training_and_not_for_the_noising(config, monkeypatch, precision, dtype):
+    import cond_ddpm.train as module
+
+    seen, original = set(), module.make_unet
+
+    def make_unet(*arguments):
+        unet = original(*arguments)
+        unet.down_stages[0].blocks[0].conv1.register_forward_hook(
+            lambda layer, inputs, output: seen.add((layer.training, output.dtype))
+        )
+        return unet
+
+    monkeypatch.setattr(module, "make_unet", make_unet)
+    train(dataclasses.replace(config, mixed_precision=precision, num_epochs=1))
+    assert seen == {(True, dtype), (False, dtype)}
+
+
+def test_a_runs_settings_can_be_run_again(config):
+    run = train(dataclasses.replace(config, num_epochs=1, save_images_epochs=0))
+    assert parse_train(["--config", str(run / "config.yaml")]) == dataclasses.replace(
+        config, num_epochs=1, save_images_epochs=0
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The quickstart's last step: are the digits what was asked for? Writes a labelled grid and prints what to try next.
+"""The quickstart's last step: are the digits what was asked for? Writes a labelled grid and prints two figures.
 
 May import: `data`, `sampling`, `visualize`, the pipeline. scikit-learn judges, trained on the real digits here and now.
 """

@@ -84,10 +84,14 @@ class _Stage(nn.Module):
 class _CondUNet2DModel(ModelMixin, ConfigMixin):
     """What the UNets share: the shape of the network, its embeddings, its checks and its forward pass."""
 
-    def _build(self, attention_resolutions: tuple[int, ...], attention_head_dim: int = 64) -> None:
+    def _build(self, attention_resolutions: tuple[int, ...] | None, attention_head_dim: int = 64) -> None:
         config = self.config
-        channels, pos_dim, patch = config.block_out_channels, config.pos_dim, config.patch_size
         self._check_config()
+        if attention_head_dim < 1:
+            raise ValueError(f"attention_head_dim: expected a positive whole number, got {attention_head_dim}.")
+        channels, pos_dim, patch = config.block_out_channels, config.pos_dim, config.patch_size
+        if attention_resolutions is None:
+            attention_resolutions = tuple(config.sample_size // (patch * 2**level) for level in range(1, len(channels)))
         resolutions = [config.sample_size // (patch * 2**level) for level in range(len(channels))]
         unknown = [r for r in attention_resolutions if r not in resolutions]
         if unknown:
@@ -309,7 +313,4 @@ class AttentionUNet2DModel(_CondUNet2DModel):
         attention_head_dim: int = 64,
     ):
         super().__init__()
-        if attention_resolutions is None:
-            levels = range(1, len(block_out_channels))
-            attention_resolutions = tuple(sample_size // (patch_size * 2**level) for level in levels)
-        self._build(tuple(attention_resolutions), attention_head_dim)
+        self._build(attention_resolutions, attention_head_dim)
