@@ -51,7 +51,7 @@ def save_snapshot(ema: PowerEMA, names: Iterable[str], folder: Path, step: int) 
 
     names = list(names)
     tensors = {
-        f"{std}/{name}": tensor.half()
+        f"{std}/{name}": tensor.half().contiguous()  # safetensors takes no channels_last
         for std, average in ema.averages.items()
         for name, tensor in zip(names, average, strict=True)
     }

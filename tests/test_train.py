@@ -295,11 +295,10 @@ def test_a_batch_that_cannot_be_split(config):
         train(dataclasses.replace(config, gradient_accumulation_steps=3))
 
 
-@pytest.mark.slow
-def test_compile_and_channels_last_follow_the_same_course(config, tmp_path):
+@pytest.mark.parametrize("switch", [pytest.param("compile", marks=pytest.mark.slow), "channels_last"])
+def test_speed_switches_follow_the_same_course(config, tmp_path, switch):
     config = dataclasses.replace(config, num_epochs=1, save_images_epochs=0)
     plain = _metrics(train(config))[-1]
-    for name in ("compile", "channels_last"):
-        run = train(dataclasses.replace(config, output_dir=str(tmp_path / name), **{name: True}))
-        assert _metrics(run)[-1]["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-4)
-        assert "conv_in.weight" in _weights(run)
+    run = train(dataclasses.replace(config, output_dir=str(tmp_path / switch), **{switch: True}))
+    assert _metrics(run)[-1]["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-4)
+    assert "conv_in.weight" in _weights(run) and list((run / "ema").iterdir()) and list(run.glob("checkpoint-*"))
