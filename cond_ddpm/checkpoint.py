@@ -129,9 +129,10 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], d
     return tensors, states, Progress(**record["progress"]), record["settings"]
 
 
-def prune_checkpoints(run: Path, keep: int | None) -> None:
-    """Delete all but the newest `keep`; call it when the new one is safe."""
-    for folder in checkpoints(run)[keep:] if keep else ():
+def prune_checkpoints(run: Path, keep: int | None, step: int) -> None:
+    """Keep `keep`, that of `step`, just written and safe, and the newest before it; later ones (broken) do not count."""
+    earlier = [folder for folder in checkpoints(run) if int(folder.name.partition("-")[2]) <= step]
+    for folder in earlier[keep:] if keep else ():
         shutil.rmtree(folder)
 
 

@@ -107,8 +107,8 @@ def train(config: TrainConfig) -> Path:
     if is_main:
         if not goes_on:
             _empty_run_folder(run)
-        (run / "samples").mkdir(exist_ok=True)
         _write_config(run, config, accelerator, raw_unet, random_flip, data)
+        (run / "samples").mkdir(exist_ok=True)
         _keep_lines_until(run / "metrics.jsonl", progress.step)
     accelerator.wait_for_everyone()
     if config.report_to != "none":
@@ -186,9 +186,8 @@ def train(config: TrainConfig) -> Path:
                 bar.set_postfix(shown, refresh=False)
                 if is_main:
                     _append_lines(run / "metrics.jsonl", rows)
-                accelerator.log(
-                    {name: rows[-1][name] for name in ("loss", "learning_rate", "images_per_second")}, progress.step
-                )
+                watched = ("loss", "learning_rate", "images_per_second", "memory_gb")
+                accelerator.log({name: rows[-1][name] for name in watched}, progress.step)
             bar.update()
 
             # 7. The end of an epoch: validate the averaged weights, save them if they are the best so far, report
@@ -244,7 +243,7 @@ def train(config: TrainConfig) -> Path:
             # 9. Checkpoint; and stop, if asked to
             if (save or (last and config.checkpointing_steps)) and is_main:
                 _save_checkpoint(run, config, raw_unet, names, ema, optimizer, accelerator, progress)
-                prune_checkpoints(run, config.checkpoints_total_limit)
+                prune_checkpoints(run, config.checkpoints_total_limit, progress.step)
             if signal and not last:
                 accelerator.wait_for_everyone()
                 accelerator.end_training()
@@ -471,7 +470,7 @@ def _resume(checkpoint: Path, config, unet, ema, optimizer, accelerator) -> Prog
     return progress
 
 
-_OF_A_RUN = ("config.json", "config.yaml", "metrics.csv", "metrics.jsonl", "loss.png", "samples", "pipeline", "ema", "logs")
+_OF_A_RUN = ("config.yaml", "metrics.csv", "metrics.jsonl", "loss.png", "samples", "pipeline", "ema", "logs")
 
 
 def _check_run_folder(run: Path, config: TrainConfig) -> None:
@@ -505,7 +504,9 @@ def _check_run_folder(run: Path, config: TrainConfig) -> None:
 
 def _empty_run_folder(run: Path) -> None:
     """Remove what runs write, and nothing else."""
-    for path in (*(run / name for name in _OF_A_RUN), *run.glob("checkpoint-*"), *run.glob("pipeline*.partial")):
+    partial = run.glob("pipeline*.partial")
+    # config.json is the last to go and the first to come: a kill in between leaves what is still known as a run's.
+    for path in (*(run / name for name in _OF_A_RUN), *run.glob("checkpoint-*"), *partial, run / "config.json"):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -529,8 +530,8 @@ def _write_config(run, config, accelerator, unet, random_flip, data) -> None:
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "diffusers", "accelerate", "datasets", "numpy")},
     }
-    (run / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(record["config"])), sort_keys=False))
     (run / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+    (run / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(record["config"])), sort_keys=False))
 
 
 def _save_pipeline(pipeline: CondDDPMPipeline, folder: Path) -> None:
@@ -565,5 +566,7 @@ def _keep_lines_until(path: Path, step: int) -> None:
             row = json.loads(line)
             if row["step"] <= step:
                 kept.append(row)
-    path.unlink(missing_ok=True)
-    _append_lines(path, kept)
+    partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    _append_lines(partial, kept)
+    os.replace(partial, path)

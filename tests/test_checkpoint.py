@@ -201,6 +201,14 @@ def test_a_broken_checkpoint_is_skipped_by_name(tmp_path, damage):
         find_checkpoint(tmp_path, "checkpoint-10")
 
 
+def test_pruning_spares_the_one_just_written_whatever_lies_after_it(tmp_path):
+    """A broken checkpoint-15 is not one of those kept: else checkpoint-10, the only good one, would go."""
+    for step in (5, 10, 15):
+        _some(tmp_path, step)
+    checkpoint.prune_checkpoints(tmp_path, 1, step=10)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-15", "checkpoint-10"]
+
+
 @pytest.mark.parametrize("function", ["save_file", "_flush"])
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, function):
     good = _some(tmp_path, 5)

@@ -237,7 +237,9 @@ def test_tensorboard_gets_losses_and_images(config):
     run = train(dataclasses.replace(config, report_to="tensorboard"))
     events = EventAccumulator(str(run / "logs"))
     events.Reload()
-    assert {"loss", "learning_rate", "images_per_second", "val_loss", "val_loss_raw"} <= set(events.Tags()["scalars"])
+    assert {"loss", "learning_rate", "images_per_second", "memory_gb", "val_loss", "val_loss_raw"} <= set(
+        events.Tags()["scalars"]
+    )
     assert events.Tags()["images"] and [event.step for event in events.Scalars("val_loss")] == [5, 10, 15, 20]
 
 
