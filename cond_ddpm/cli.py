@@ -3,7 +3,9 @@
 May import: `config`; whatever a command needs, it imports when it is called, so that `--help` answers at once.
 """
 
+import argparse
 import os
+import pathlib
 import sys
 from collections.abc import Callable
 
@@ -62,14 +64,11 @@ def _train(arguments: list[str]) -> None:
 
 
 def _ema(arguments: list[str]) -> None:
-    import argparse
-    from pathlib import Path
-
     parser = argparse.ArgumentParser(prog="cond-ddpm ema", description=_COMMANDS["ema"][1])
-    parser.add_argument("--run", type=Path, required=True, help="folder of a run, with its ema/ and pipeline/")
+    parser.add_argument("--run", type=pathlib.Path, required=True, help="folder of a run, with its ema/ and pipeline/")
     parser.add_argument("--std", type=float, required=True, help="relative width, a share of the run: 0.02 to 0.25")
     parser.add_argument("--step", type=int, help="where the average ends, one of the snapshots (default: the last)")
-    parser.add_argument("--output", type=Path, help="pipeline folder to write (default: RUN/pipeline-ema-STD)")
+    parser.add_argument("--output", type=pathlib.Path, help="pipeline folder to write (default: RUN/pipeline-ema-STD)")
     given = parser.parse_args(arguments)
 
     from cond_ddpm import CondDDPMPipeline
@@ -83,8 +82,230 @@ def _ema(arguments: list[str]) -> None:
     print(f"{output}: averaged with relative width {given.std:g}; the snapshots miss {rest:.1%} of that profile")
 
 
+def _pipeline_parser(command: str, text: str, without: tuple[str, ...] = ()) -> argparse.ArgumentParser:
+    """The flags of every command that samples, those of `CondDDPMPipeline.__call__`, but for some that a command has not."""
+    flags = {
+        "model": {"required": True, "help": "pipeline folder, such as RUN/pipeline, or Hub repository"},
+        "revision": {"help": "of the Hub repository"},
+        "seed": {"type": int, "default": 0, "help": "of the first image; the next one has the next (default: 0)"},
+        "num_inference_steps": {"type": int, "help": "default: 20, or for ddpm every timestep trained on"},
+        "guidance_scale": {"type": float, "default": 1.0, "help": "1 conditional (default), 0 unconditional"},
+        "guidance_interval": {"type": float, "nargs": 2, "metavar": ("LO", "HI"), "help": "noise levels to guide at"},
+        "guidance_rescale": {"type": float, "default": 0.0, "help": "0 (default) to 1"},
+        "guide": {"help": "folder or repository of a worse model to guide by, in place of the null label"},
+        "sampler": {"help": "ddpm, ddim, dpm++1, dpm++2, dpm++3, dpm++sde, unipc, heun or euler (default: the model's)"},
+        "timestep_spacing": {"help": "leading, trailing, linspace, karras or quadratic (default: the sampler's)"},
+        "batch_size": {"type": int, "default": 100, "help": "images at a time in each process (default: 100)"},
+        "mixed_precision": {"choices": ("no", "bf16", "fp16"), "default": "no", "help": "autocast (default: no)"},
+    }
+    parser = argparse.ArgumentParser(prog=f"cond-ddpm {command}", description=text, allow_abbrev=False)
+    for name, settings in flags.items():
+        if name not in without:
+            parser.add_argument(f"--{name}", **settings)
+    return parser
+
+
+_CALL_ARGUMENTS = {"num_inference_steps", "guidance_scale", "guidance_interval", "guidance_rescale", "sampler"}
+_CALL_ARGUMENTS |= {"timestep_spacing", "batch_size"}
+
+
+def _load(given: argparse.Namespace) -> tuple["cond_ddpm.CondDDPMPipeline", dict]:
+    """The pipeline, on this process's device, and the arguments to call it with."""
+    from cond_ddpm.processes import process_state
+
+    device = process_state().device
+    pipeline = _from_pretrained(given.model, given.revision).to(device)
+    arguments = {name: value for name, value in vars(given).items() if name in _CALL_ARGUMENTS}
+    if getattr(given, "guide", None):
+        arguments["guide"] = _from_pretrained(given.guide).to(device)
+    return pipeline, arguments
+
+
+def _from_pretrained(model: str, revision: str | None = None) -> "cond_ddpm.CondDDPMPipeline":
+    folder = pathlib.Path(model)
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        hint = "; a run's is its pipeline/, and `cond-ddpm ema --run RUN --step N` writes one of an earlier step"
+        raise ValueError(f"expected a pipeline folder, with a model_index.json, got {model}{hint}")
+    return cond_ddpm.CondDDPMPipeline.from_pretrained(model, revision=revision)
+
+
+def _labels(pipeline: "cond_ddpm.CondDDPMPipeline", given: list[str] | None) -> list[int]:
+    """Ids of the classes named on the command line, a name before an id; every class, if none is."""
+    if given is None:
+        return list(range(pipeline.unet.config.num_classes))
+    names = (pipeline.id2label or {}).values()
+    return pipeline.label_ids([int(label) if label not in names and label.lstrip("-").isdigit() else label for label in given])
+
+
+def _autocast(mixed_precision: str, device):
+    import torch
+
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device.type, dtype=types.get(mixed_precision), enabled=mixed_precision in types)
+
+
+def _sample(arguments: list[str]) -> None:
+    parser = _pipeline_parser("sample", _COMMANDS["sample"][1])
+    parser.add_argument("--class_labels", nargs="+", help="names or ids (default: every class)")
+    parser.add_argument("--unconditional", action="store_true", help="images of no class in particular")
+    parser.add_argument("--num_images_per_class", type=int, default=8)
+    parser.add_argument(
+        "--output", type=pathlib.Path, required=True, help="NAME.png, a labelled grid; NAME.npz; or a folder of CLASS/SEED.png"
+    )
+    given = parser.parse_args(arguments)
+    if given.unconditional and given.class_labels:
+        parser.error("--unconditional: expected no --class_labels beside it")
+    if given.num_images_per_class < 1:
+        parser.error(f"--num_images_per_class: expected 1 or more, got {given.num_images_per_class}")
+
+    from cond_ddpm.processes import process_state
+    from cond_ddpm.sampling import generate, save_samples
+
+    pipeline, settings = _load(given)
+    classes = [None] if given.unconditional else _labels(pipeline, given.class_labels)
+    labels = None if given.unconditional else [label for label in classes for _ in range(given.num_images_per_class)]
+    seeds = range(given.seed, given.seed + len(classes) * given.num_images_per_class)
+    is_main = process_state().is_main_process
+    with _autocast(given.mixed_precision, pipeline.device):
+        if given.output.suffix.lower() == ".png":
+            images = generate(pipeline, labels, seeds, progress=True, **settings)
+            if is_main:
+                from cond_ddpm.visualize import class_grid
+
+                names = {**(pipeline.id2label or {}), None: "any class"}
+                given.output.parent.mkdir(parents=True, exist_ok=True)
+                class_grid(images, [names.get(label, f"class {label}") for label in classes], given.output)
+        else:
+            save_samples(pipeline, labels, seeds, given.output, progress=True, **settings)
+    if is_main:
+        print(f"{len(seeds)} images: {given.output}")
+
+
+_KINDS = {
+    "forward": "a real image at t = 0 to the last, the signal-to-noise ratio under each",
+    "denoising": "x_t and the x_0 predicted from it, of one class",
+    "gif": "noise becoming images, a row a class",
+    "classes": "samples, a row a class",
+    "guidance": "a column for each guidance_scale",
+    "steps": "a column for each num_inference_steps",
+    "epochs": "the same noise at moments of the training",
+    "neighbours": "samples and the training images nearest to them: a check of memorisation",
+    "loss": "training and validation loss of one run or several",
+}
+_ALL_CALLS = ("revision", "guide", "mixed_precision", *_CALL_ARGUMENTS)
+_WITHOUT = {  # flags that would have no effect
+    "forward": (*_ALL_CALLS[1:],),
+    "guidance": ("guidance_scale",),
+    "steps": ("num_inference_steps",),
+    "epochs": ("model", "revision"),
+    "loss": ("model", "seed", *_ALL_CALLS),
+}
+_COLUMNS = {"denoising": 9, "gif": 4, "classes": 8, "epochs": 8, "neighbours": 5}
+
+
+def _visualize(arguments: list[str]) -> None:
+    if not arguments or arguments[0] not in _KINDS:
+        lines = "\n".join(f"  {name:11} {text}" for name, text in _KINDS.items())
+        usage = f"usage: cond-ddpm visualize KIND --output FILE [--FLAG VALUE ...]\n\n{lines}"
+        if arguments[:1] in (["-h"], ["--help"]):
+            print(usage)
+            return
+        wrong = f", got {arguments[0]!r}" if arguments else ""
+        print(f"{usage}\n\nerror: expected one of {', '.join(_KINDS)}{wrong}", file=sys.stderr)
+        raise SystemExit(2)
+    kind = arguments[0]
+    parser = _pipeline_parser(f"visualize {kind}", _KINDS[kind], _WITHOUT.get(kind, ()))
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="picture to write")
+    if kind == "loss":
+        parser.add_argument("--run", type=pathlib.Path, nargs="+", required=True, help="run folder, or several")
+    elif kind in ("forward", "denoising"):
+        parser.add_argument("--class_label", help="name or id (default: the first)")
+    else:
+        parser.add_argument("--class_labels", nargs="+", help="names or ids (default: every class)")
+    if kind == "epochs":
+        parser.add_argument("--run", type=pathlib.Path, required=True, help="run folder")
+        parser.add_argument("--std", type=float, default=0.05, help="relative width of the averages (default: 0.05)")
+    if kind in _COLUMNS:
+        parser.add_argument("--columns", type=int, default=_COLUMNS[kind], help=f"default: {_COLUMNS[kind]}")
+    if kind in ("forward", "neighbours"):
+        parser.add_argument("--dataset", required=True, help="as for cond-ddpm train")
+        parser.add_argument("--split", default="train", help="default: train")
+    if kind == "forward":
+        parser.add_argument("--index", type=int, default=0, help="which image of the class (default: 0)")
+    if kind == "guidance":
+        parser.add_argument("--scales", type=float, nargs="+", default=(0, 0.5, 1, 1.5, 2, 3, 5, 8), help="default: 0 to 8")
+    if kind == "steps":
+        parser.add_argument("--steps", type=int, nargs="+", default=(2, 3, 5, 10, 20, 50, 100), help="default: 2 to 100")
+    given = parser.parse_args(arguments[1:])
+    suffix = ".gif" if kind == "gif" else ".png"
+    if given.output.suffix.lower() != suffix:
+        parser.error(f"--output: expected a name ending in {suffix}, got {given.output}")
+    if getattr(given, "columns", 1) < 1:
+        parser.error(f"--columns: expected 1 or more, got {given.columns}")
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    _draw(kind, given)
+    print(given.output)
+
+
+def _draw(kind: str, given: argparse.Namespace) -> None:
+    from cond_ddpm import visualize
+
+    if kind == "loss":
+        visualize.loss_curve({run.name: visualize.read_metrics(run) for run in given.run}, given.output)
+        return
+    if kind == "epochs":
+        given.model, given.revision = given.run / "pipeline", None
+    pipeline, settings = _load(given)
+    one = getattr(given, "class_label", None)
+    classes = _labels(pipeline, [one] if one is not None else getattr(given, "class_labels", None))
+    names = [(pipeline.id2label or {}).get(label, f"class {label}") for label in classes]
+    where = {"path": given.output, "seed": given.seed}
+    columns = getattr(given, "columns", 1)
+    with _autocast(getattr(given, "mixed_precision", "no"), pipeline.device):
+        if kind == "forward":
+            data = _data(given, pipeline)
+            of_class = [index for index, label in enumerate(data.labels) if label == classes[0]]
+            if not 0 <= given.index < len(of_class):
+                raise ValueError(f"index: expected 0 to {len(of_class) - 1}, the images of that class, got {given.index}.")
+            visualize.forward_strip(
+                data.images[of_class[given.index]], pipeline.scheduler, title=f"{names[0]}, a real image, noised", **where
+            )
+        elif kind == "denoising":
+            visualize.denoising_strip(pipeline, classes[0], columns=columns, **where, **settings)
+        elif kind == "gif":
+            visualize.denoising_gif(pipeline, classes, columns=columns, **where, **settings)
+        elif kind == "guidance":
+            visualize.guidance_sweep(pipeline, classes, scales=given.scales, **where, **settings)
+        elif kind == "steps":
+            visualize.steps_sweep(pipeline, classes, steps=given.steps, **where, **settings)
+        elif kind == "epochs":
+            visualize.epochs_strip(given.run, pipeline, classes, columns=columns, std=given.std, **where, **settings)
+        else:
+            from cond_ddpm.sampling import generate
+
+            labels = [label for label in classes for _ in range(columns if kind == "classes" else 1)]
+            images = generate(pipeline, labels, range(given.seed, given.seed + len(labels)), progress=True, **settings)
+            if kind == "classes":
+                visualize.class_grid(images, names, given.output)
+            else:
+                visualize.nearest_neighbours(images, names, _data(given, pipeline).images, given.output, columns)
+
+
+def _data(given: argparse.Namespace, pipeline: "cond_ddpm.CondDDPMPipeline") -> "cond_ddpm.LabelledImages":
+    """The data set, at the network's size."""
+    from cond_ddpm.data import load_images
+
+    data = load_images(given.dataset, given.split, pipeline.unet.config.sample_size, pipeline.unet.config.in_channels)
+    names = list((pipeline.id2label or {}).values())
+    if names and names != data.class_names:
+        raise ValueError(f"dataset: expected the model's classes, {', '.join(names)}, got {', '.join(data.class_names)}.")
+    return data
+
+
 _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (_train, "train a model, in this one process (several: accelerate launch train_cond_ddpm.py)"),
+    "sample": (_sample, "images of the classes asked for (on several processes: accelerate launch -m cond_ddpm.cli sample)"),
+    "visualize": (_visualize, "pictures: noising, denoising, classes, guidance, steps, epochs, neighbours, losses"),
     "ema": (_ema, "from a run's snapshots, write a pipeline averaged over another horizon, without training"),
 }
 

@@ -66,7 +66,7 @@ class TrainConfig:
         logging_steps: read losses back every so many steps; if not given, 1 on the CPU and 10 where reading waits.
         save_images_epochs: write a grid of samples every so many epochs, and at the end; 0 for never.
         num_images_per_class: columns of that grid.
-        num_inference_steps: DDIM steps for that grid.
+        num_inference_steps: steps of the pipeline's sampler for that grid.
         guidance_scale: of that grid; 1 for none.
     """
 
@@ -125,7 +125,7 @@ class TrainConfig:
     logging_steps: int | None = None
     save_images_epochs: int = 5
     num_images_per_class: int = 8
-    num_inference_steps: int = 50
+    num_inference_steps: int = 20
     guidance_scale: float = 1.0
 
     # What may differ between a checkpoint and the run that goes on from it, since it changes no step that was done.
@@ -142,6 +142,11 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected a name or a path, got nothing.")
         if self.beta_schedule == "squaredcos_cap_v2" and (self.beta_start, self.beta_end) != (1e-4, 0.02):
             raise ValueError("beta_start, beta_end: expected none with beta_schedule squaredcos_cap_v2, which has no betas.")
+        if self.class_dropout_prob == 0 and self.guidance_scale != 1:
+            raise ValueError(
+                f"guidance_scale: expected 1 with class_dropout_prob 0, which trains no null label to guide by, got"
+                f" {self.guidance_scale}; drop some labels, such as --class_dropout_prob 0.1."
+            )
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:

@@ -61,6 +61,18 @@ def save_snapshot(ema: PowerEMA, names: Iterable[str], folder: Path, step: int) 
     os.replace(partial, partial.with_suffix(".safetensors"))
 
 
+def snapshot_steps(folder: Path) -> list[int]:
+    """The steps that have a snapshot, rising.
+
+    Raises:
+        ValueError: there are none.
+    """
+    steps = sorted(int(path.stem.partition("-")[2]) for path in folder.glob("step-*.safetensors"))
+    if not steps:
+        raise ValueError(f"{folder}: expected step-N.safetensors, found none; train with --num_ema_snapshots 20 or so.")
+    return steps
+
+
 def combine_snapshots(folder: Path, std: float, step: int | None = None) -> tuple[dict[str, torch.Tensor], float]:
     """Weights averaged with relative width `std` up to `step`, as a least-squares combination of the snapshots.
 
@@ -77,9 +89,7 @@ def combine_snapshots(folder: Path, std: float, step: int | None = None) -> tupl
     """
     from safetensors import safe_open
 
-    files = {int(path.stem.partition("-")[2]): path for path in sorted(folder.glob("step-*.safetensors"))}
-    if not files:
-        raise ValueError(f"{folder}: expected step-N.safetensors, found none; train with --num_ema_snapshots 20 or so.")
+    files = {step: folder / f"step-{step:08d}.safetensors" for step in snapshot_steps(folder)}
     last = step or max(files)
     if last not in files:
         raise ValueError(f"step: expected one of the snapshots {', '.join(map(str, files))}, got {last}.")

@@ -1,4 +1,4 @@
-"""The processes of a run: started as asked for, stopped together.
+"""The processes of a run, or of sampling: started as asked for, stopped together.
 
 May import: `config`.
 """
@@ -9,7 +9,7 @@ import time
 
 import psutil
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
 from cond_ddpm.config import TrainConfig
@@ -21,13 +21,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     Raises:
         ValueError: fewer processes than were asked for, or a batch that cannot be split over them.
     """
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    # Without cpu=True, accelerate takes each of several processes on a machine without accelerators for the only one.
-    on_cpu = launched > 1 and not torch.accelerator.is_available()
     AcceleratorState._reset_state()  # of an earlier train() in this process, whose precision would be kept
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
-        cpu=on_cpu or None,
+        cpu=_several_on_cpus() or None,
         log_with=None if config.report_to == "none" else config.report_to,
         project_dir=config.output_dir,
     )
@@ -37,26 +34,55 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             " or --report_to none."
         )
     processes = accelerator.num_processes
-    # `accelerate launch --num_processes 2` on a CPU sets an address to meet at, then starts one process.
-    only_one = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
-    if processes != launched or only_one:
-        raise ValueError(
-            f"processes: expected {'several' if only_one else launched}, as launched, got {processes}; on CPUs launch by"
-            " `torchrun --nproc_per_node N train_cond_ddpm.py` (docs/scaling.md), or unset MASTER_ADDR for one process."
-        )
+    _check_launch(processes)
     parts = processes * config.gradient_accumulation_steps
     if config.batch_size % parts:
         raise ValueError(
             f"batch_size: expected a multiple of {parts} ({processes} processes with {config.gradient_accumulation_steps}"
             f" accumulation steps), over which it is split, got {config.batch_size}; change one of the three."
         )
-    if accelerator.device.type == "cpu":
-        # accelerate launch and torchrun set OMP_NUM_THREADS=1 where nobody asked for a number.
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        cores = min(usable, psutil.cpu_count(logical=False) or usable)
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(config.num_cpu_threads or max(1, cores // here))
+    _set_threads(accelerator.device, config.num_cpu_threads)
     return accelerator
+
+
+def process_state() -> PartialState:
+    """This process among those that were launched, for work without training.
+
+    Raises:
+        ValueError: fewer processes than were asked for.
+    """
+    fresh = not PartialState._shared_state
+    state = PartialState(cpu=_several_on_cpus())
+    _check_launch(state.num_processes)
+    if fresh and "WORLD_SIZE" in os.environ:
+        _set_threads(state.device, None)
+    return state
+
+
+def _several_on_cpus() -> bool:
+    """Then accelerate must be told cpu=True, or it takes each process for the only one."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
+
+
+def _check_launch(processes: int) -> None:
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    # `accelerate launch --num_processes 2` on a CPU sets an address to meet at, then starts one process.
+    only_one = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+    if processes != launched or only_one:
+        raise ValueError(
+            f"processes: expected {'several' if only_one else launched}, as launched, got {processes}; on CPUs launch by"
+            " `torchrun --nproc_per_node N` (docs/scaling.md), or unset MASTER_ADDR for one process."
+        )
+
+
+def _set_threads(device: torch.device, asked_for: int | None) -> None:
+    """accelerate launch and torchrun set OMP_NUM_THREADS=1 where nobody asked for a number."""
+    if device.type != "cpu":
+        return
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = min(usable, psutil.cpu_count(logical=False) or usable)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(asked_for or max(1, cores // here))
 
 
 class Stopping:

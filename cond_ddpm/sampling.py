@@ -1,20 +1,68 @@
 """Seeds and labels -> images, in any batch size, on any number of processes.
 
-May import: `data`, the pipelines. Next on the data's way: `visualize.py` draws the images, `evaluate/` measures them.
+May import: `data, processes`, the pipelines. Next on the data's way: `visualize.py` draws the images, `evaluate/` measures
+them.
 """
 
-from collections.abc import Sequence
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline
+from PIL import Image
+from tqdm import tqdm
+
+from cond_ddpm.processes import process_state
+
+
+def sample_batches(
+    pipeline: DiffusionPipeline,
+    class_labels: Sequence[int | str] | None,
+    seeds: Sequence[int],
+    batch_size: int = 100,
+    progress: bool = False,
+    **arguments,
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """This process's share of the images, a batch at a time: which of them, and (B, C, H, W) uint8.
+
+    Args:
+        pipeline: a `CondDDPMPipeline`.
+        class_labels: ids or names, (N,); None for images of no class in particular.
+        seeds: (N,). An image is a function of its label and seed; see `CondDDPMPipeline.__call__` for how exactly.
+        batch_size: images at a time in each process; bounds the memory.
+        progress: show a bar, on the main process.
+        arguments: passed on to the pipeline: `num_inference_steps`, `guidance_scale`, `sampler`...
+
+    Raises:
+        ValueError: numbers of labels and seeds that differ, and what the pipeline raises.
+    """
+    if class_labels is not None and len(class_labels) != len(seeds):
+        raise ValueError(f"seeds: expected one for each of the {len(class_labels)} labels, got {len(seeds)}.")
+    state = process_state()
+    pipeline.set_progress_bar_config(disable=True)
+    mine = range(state.process_index, len(seeds), state.num_processes)
+    with tqdm(total=len(mine), unit="image", disable=not (progress and state.is_main_process), leave=False) as bar:
+        for start in range(0, len(mine), batch_size):
+            rows = list(mine[start : start + batch_size])
+            images = pipeline(
+                class_labels=None if class_labels is None else [class_labels[row] for row in rows],
+                num_images_per_label=len(rows) if class_labels is None else 1,
+                seeds=[int(seeds[row]) for row in rows],
+                batch_size=batch_size,
+                output_type="pt",
+                **arguments,
+            ).images
+            yield rows, (images * 255).round().to(torch.uint8).cpu().numpy()
+            bar.update(len(rows))
 
 
 def generate(
     pipeline: DiffusionPipeline,
-    class_labels: Sequence[int | str],
+    class_labels: Sequence[int | str] | None,
     seeds: Sequence[int],
     batch_size: int = 100,
     progress: bool = False,
@@ -22,34 +70,73 @@ def generate(
 ) -> np.ndarray:
     """One image for each label and seed, as (N, C, H, W) uint8; every process gets them all.
 
-    Each image has a generator of its own, on the CPU, so that it is the same in any batch and on any device, but for the
-    rounding of the network's arithmetic.
+    Arguments and errors: those of `sample_batches`.
+    """
+    images = [
+        pair
+        for rows, batch in sample_batches(pipeline, class_labels, seeds, batch_size, progress, **arguments)
+        for pair in zip(rows, batch)
+    ]
+    return np.stack([image for _, image in sorted(gather_object(images), key=lambda pair: pair[0])])
+
+
+def save_samples(
+    pipeline: DiffusionPipeline,
+    class_labels: Sequence[int | str] | None,
+    seeds: Sequence[int],
+    output: Path,
+    batch_size: int = 100,
+    progress: bool = False,
+    **arguments,
+) -> None:
+    """Write each image once, whatever the number of processes and of images, at the memory of one batch.
 
     Args:
-        pipeline: a `CondDDPMPipeline`.
-        class_labels: ids or names, (N,).
-        seeds: (N,).
-        batch_size: images at a time in each process; bounds the memory.
-        progress: show the pipeline's bar of each batch.
-        arguments: passed on to the pipeline: `num_inference_steps`, `guidance_scale`.
+        output: `NAME.npz`, with arrays `images` (N, H, W, C) uint8, `class_labels` (N,) and `seeds` (N,); or a folder of
+            PNG files, `CLASS/SEED.png`, which `load_images` and `load_dataset` read as a data set of these classes.
+        pipeline, class_labels, seeds, batch_size, progress, arguments: those of `sample_batches`.
 
     Raises:
-        ValueError: numbers of labels and seeds that differ, and what the pipeline raises.
+        ValueError: a folder that has other files, and what `sample_batches` raises.
     """
-    if len(class_labels) != len(seeds):
-        raise ValueError(f"seeds: expected one for each of the {len(class_labels)} labels, got {len(seeds)}.")
-    state = PartialState()
-    pipeline.set_progress_bar_config(disable=not progress, leave=False)
-    mine = range(state.process_index, len(seeds), state.num_processes)
-    images = []
-    for start in range(0, len(mine), batch_size):
-        rows = mine[start : start + batch_size]
-        batch = pipeline(
-            [class_labels[row] for row in rows],
-            generator=[torch.Generator().manual_seed(int(seeds[row])) for row in rows],
-            output_type="pt",
-            **arguments,
-        ).images
-        batch = (batch.float() * 255).round().to(torch.uint8).cpu().numpy()
-        images += list(zip(rows, batch))
-    return np.stack([image for _, image in sorted(gather_object(images), key=lambda pair: pair[0])])
+    state = process_state()
+    batches = sample_batches(pipeline, class_labels, seeds, batch_size, progress, **arguments)
+    config = pipeline.unet.config
+    ids = [config.num_classes] * len(seeds) if class_labels is None else pipeline.label_ids(class_labels)
+    if output.suffix != ".npz":
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise ValueError(f"output: expected a new or empty folder, or a name ending in .npz, got {output}.")
+        if len(set(zip(ids, seeds))) < len(seeds):
+            raise ValueError("seeds: expected another one for each image of a class, since files are named by them.")
+        state.wait_for_everyone()
+        names = {**{id_: str(id_) for id_ in ids}, **(pipeline.id2label or {}), config.num_classes: "unconditional"}
+        for rows, images in batches:
+            for row, image in zip(rows, images):
+                folder = output / names[ids[row]].replace("/", "_")
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(folder / f"{seeds[row]:06d}.png")
+        state.wait_for_everyone()
+        return
+
+    # A file that all processes map, then one archive of it.
+    output.parent.mkdir(parents=True, exist_ok=True)
+    images_file, partial = (output.with_name(f".{output.name}.{name}") for name in ("images.npy", "partial"))
+    shape = (len(seeds), config.sample_size, config.sample_size, config.in_channels)
+    if state.is_main_process:
+        np.lib.format.open_memmap(images_file, mode="w+", dtype=np.uint8, shape=shape)
+    state.wait_for_everyone()
+    for rows, images in batches:
+        mapped = np.lib.format.open_memmap(images_file, mode="r+")  # anew for each batch, so that none stays in memory
+        mapped[rows] = images.transpose(0, 2, 3, 1)
+        mapped.flush()
+        del mapped
+    state.wait_for_everyone()
+    if state.is_main_process:
+        with zipfile.ZipFile(partial, "w") as archive:
+            archive.write(images_file, "images.npy")
+            for name, values in (("class_labels", ids), ("seeds", seeds)):
+                with archive.open(f"{name}.npy", "w") as file:
+                    np.lib.format.write_array(file, np.asarray(values, np.int64))
+        os.replace(partial, output)
+        images_file.unlink()
+    state.wait_for_everyone()

@@ -23,7 +23,6 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import DDIMScheduler
 from tqdm import tqdm
 
 from cond_ddpm.checkpoint import Progress, checkpoints, find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
@@ -32,7 +31,7 @@ from cond_ddpm.data import LabelledImages, epoch_order, hold_out, load_images, m
 from cond_ddpm.diffusion import diffusion_losses, draw_training, draw_validation, make_noise_scheduler
 from cond_ddpm.ema import PowerEMA, save_snapshot
 from cond_ddpm.models import MODELS
-from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
+from cond_ddpm.pipelines.pipeline_cond_ddpm import DEFAULT_SAMPLER, CondDDPMPipeline
 from cond_ddpm.processes import Stopping, make_accelerator
 from cond_ddpm.sampling import generate
 from cond_ddpm.visualize import class_grid, loss_curve
@@ -93,9 +92,10 @@ def train(config: TrainConfig) -> Path:
     unet, optimizer = accelerator.prepare(unet, optimizer)
     names = [name for name, _ in raw_unet.named_parameters()]
     ema = PowerEMA(raw_unet.parameters(), {config.ema_std, _SECOND_STD}) if config.use_ema else None
-    id2label = dict(enumerate(data.class_names))
-    preview_scheduler = DDIMScheduler.from_config(noise_scheduler.config, timestep_spacing="trailing")
-    preview = CondDDPMPipeline(averaged_unet, preview_scheduler, id2label)
+    # With a sampler of few steps, as it is published; any other comes from its config, which has the same betas.
+    id2label, dropout = dict(enumerate(data.class_names)), config.class_dropout_prob
+    pipeline = CondDDPMPipeline(averaged_unet, noise_scheduler, id2label, dropout)
+    pipeline.scheduler = pipeline.make_scheduler(DEFAULT_SAMPLER)
 
     # 4. How long, and how far it is already
     steps_per_epoch = len(train_indices) // config.batch_size  # the last images of an epoch's order wait for another
@@ -216,17 +216,17 @@ def train(config: TrainConfig) -> Path:
                 progress.epochs_since_best = 0 if better else progress.epochs_since_best + 1
                 last = _finished(config, progress, total_steps, budget_seconds)
                 if is_main and better:
-                    _save_pipeline(CondDDPMPipeline(averaged_unet, noise_scheduler, id2label), run / "pipeline")
+                    _save_pipeline(pipeline, run / "pipeline")
                 images = None
                 if config.save_images_epochs and (last or epoch % config.save_images_epochs == 0):
-                    images = _preview_images(accelerator, preview, config, num_classes)
+                    images = _preview_images(accelerator, pipeline, config, num_classes)
                 accelerator.log({name: row[name] for name in ("train_loss", "val_loss", "val_loss_raw")}, progress.step)
                 if is_main:
                     if images is not None:
                         class_grid(images, data.class_names, run / "samples" / f"epoch_{epoch:04d}.png", f"epoch {epoch}")
                         _log_images(accelerator, images, progress.step)
                     if images is not None or last:
-                        loss_curve(progress.metrics, run / "loss.png")
+                        loss_curve({"run": progress.metrics}, run / "loss.png")
                     _write_csv(run / "metrics.csv", progress.metrics)
                     _append_lines(run / "metrics.jsonl", [row])
                     bar.write(
@@ -408,12 +408,12 @@ def _read_losses(accelerator, pending, epoch: int, rate: float, run: Path) -> li
     return rows
 
 
-def _preview_images(accelerator, preview, config: TrainConfig, num_classes: int):
+def _preview_images(accelerator, pipeline, config: TrainConfig, num_classes: int):
     """The epoch's samples, a row of labels for each class, from the same noise each time, so that epochs compare."""
     labels = [label for label in range(num_classes) for _ in range(config.num_images_per_class)]
     with accelerator.autocast():
         return generate(
-            preview,
+            pipeline,
             labels,
             seeds=range(len(labels)),
             batch_size=min(config.batch_size, 100),

@@ -1,61 +1,385 @@
-"""Pictures: class grids and loss curves.
+"""Pictures of diffusion at work: noising, denoising, classes, sweeps of guidance and steps, epochs, neighbours, losses.
 
-May import: nothing of ours; arrays and rows of metrics come in, image files go out.
+May import: `sampling, ema`, the pipeline. Arrays, pipelines and rows of metrics come in, image files go out; nothing is next.
 """
 
-from collections.abc import Sequence
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
+
+from cond_ddpm.ema import combine_snapshots, snapshot_steps
+from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
+from cond_ddpm.sampling import generate
+
+# Grids
 
 
-def class_grid(images: np.ndarray, row_names: Sequence[str], path: str | Path, title: str | None = None) -> None:
-    """Write a PNG with a labelled row a class.
+def class_grid(
+    images: np.ndarray,
+    row_names: Sequence[str],
+    path: str | Path | io.BytesIO,
+    title: str | None = None,
+    column_names: Sequence[str] | None = None,
+    captions: Sequence[str] | None = None,
+    inches: float = 0.5,
+) -> None:
+    """Write a PNG with a labelled row a class, or of whatever else the rows and columns are.
 
     Args:
         images: (rows * columns, C, H, W) uint8, row by row.
         row_names: name of each row.
         path: of the PNG.
         title: above the grid.
+        column_names: above each column.
+        captions: below each image.
+        inches: of an image, at 200 pixels an inch; 0.5 is three screen pixels for each of a 32-pixel image.
     """
     from matplotlib.figure import Figure
 
     rows, columns = len(row_names), len(images) // len(row_names)
     channels, height, width = images.shape[1:]
     gap = max(1, height // 16)
-    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)
-    for index, image in enumerate(images):
-        top, left = index // columns * (height + gap), index % columns * (width + gap)
+    row_gap = gap if captions is None else round(0.15 / inches * height * (1 + max(text.count("\n") for text in captions)))
+    canvas = np.full((rows * (height + row_gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)
+    corners = [(index // columns * (height + row_gap), index % columns * (width + gap)) for index in range(rows * columns)]
+    for (top, left), image in zip(corners, images):
         canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
 
-    inch = 0.5  # of an image: three screen pixels for each of a 32-pixel image
     label_inches = 0.3 + 0.085 * max(len(name) for name in row_names)
-    size = (columns * inch + label_inches, rows * inch + (0.5 if title else 0.1))
-    figure = Figure(figsize=size, dpi=200, layout="constrained")
+    inches_high = canvas.shape[0] / height * inches + (0.3 if title else 0) + (0.3 if column_names else 0.1)
+    figure = Figure(figsize=(canvas.shape[1] / width * inches + label_inches, inches_high), dpi=200, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(canvas.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_yticks([row * (height + gap) + height / 2 for row in range(rows)], row_names, parse_math=False)
-    axes.set_xticks([])
-    axes.tick_params(length=0)
+    axes.set_yticks([row * (height + row_gap) + height / 2 for row in range(rows)], row_names, parse_math=False)
+    centres = [column * (width + gap) + width / 2 for column in range(columns)]
+    axes.set_xticks(centres if column_names else [], column_names or [], parse_math=False, fontsize=8)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
+    for (top, left), text in zip(corners, captions or ()):
+        axes.text(left + width / 2, top + height + gap / 2, text, ha="center", va="top", fontsize=6.5, parse_math=False)
     if title:
         axes.set_title(title, fontsize=9, parse_math=False)
     figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
 
 
-def loss_curve(metrics: Sequence[dict], path: str | Path) -> None:
-    """Write a PNG of training and validation loss by epoch, from the rows of metrics.csv."""
+def _names(pipeline: CondDDPMPipeline, labels: Sequence[int]) -> list[str]:
+    return [(pipeline.id2label or {}).get(label, f"class {label}") for label in labels]
+
+
+def _pixels(samples: torch.Tensor) -> np.ndarray:
+    """[-1, 1] -> uint8; what lies outside, as noise does, is clipped."""
+    return ((samples.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+# Noising and denoising
+
+
+def forward_strip(
+    image: np.ndarray,
+    scheduler: DDPMScheduler,
+    path: str | Path,
+    title: str | None = None,
+    timesteps: Sequence[int] | None = None,
+    seed: int = 0,
+) -> None:
+    """A real image under more and more of the same noise, the signal-to-noise ratio under each.
+
+    Args:
+        image: (C, H, W) uint8.
+        scheduler: any with the model's betas.
+        path: of the PNG.
+        title: above the strip.
+        timesteps: if not given, nine from the first to the last, denser at first.
+        seed: of the noise.
+    """
+    last = scheduler.config.num_train_timesteps - 1
+    timesteps = torch.tensor(timesteps or sorted({round(last * (i / 8) ** 1.5) for i in range(9)}))
+    clean = torch.tensor(image).float() / 127.5 - 1
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).expand(len(timesteps), *clean.shape)
+    noising = DDPMScheduler.from_config(scheduler.config)
+    noisy = noising.add_noise(clean.expand_as(noise), noise, timesteps)
+    captions = [f"t = {t}\nSNR {_short(snr)}" for t, snr in zip(timesteps.tolist(), compute_snr(noising, timesteps).tolist())]
+    class_grid(_pixels(noisy), ["x_t"], path, title, captions=captions, inches=0.8)
+
+
+def _short(number: float) -> str:
+    """Two digits, without an exponent: 9999, 5.7, 0.18, 0.00004."""
+    digits = max(0, 1 - math.floor(math.log10(number))) if 0 < number < 10 else 0
+    return f"{number:.{digits}f}"
+
+
+def denoising_strip(
+    pipeline: CondDDPMPipeline, class_label: int | str, path: str | Path, columns: int = 9, seed: int = 0, **arguments
+) -> None:
+    """How noise becomes an image of the class: x_t above, the x_0 predicted from it below.
+
+    Args:
+        pipeline: the model.
+        class_label: id or name.
+        path: of the PNG.
+        columns: steps shown, evenly spaced from first to last.
+        seed: of the image.
+        arguments: passed on to the pipeline.
+    """
+    output = pipeline([class_label], seeds=[seed], return_intermediates=columns, output_type="pt", **arguments)
+    strips = torch.cat([output.intermediate_samples[:, 0], output.intermediate_predictions[:, 0]])
+    names = [f"t = {t:g}" for t in output.intermediate_timesteps.tolist()]
+    title = f"{_names(pipeline, pipeline.label_ids(class_label))[0]}, seed {seed}"
+    class_grid(_pixels(strips), ["x_t", "predicted x_0"], path, title, column_names=names, inches=0.8)
+
+
+def denoising_gif(
+    pipeline: CondDDPMPipeline,
+    class_labels: Sequence[int | str],
+    path: str | Path,
+    columns: int = 4,
+    frames: int = 20,
+    seed: int = 0,
+    **arguments,
+) -> None:
+    """The same for several classes, x_t in motion; it stays on the last image for two seconds.
+
+    Args:
+        pipeline: the model.
+        class_labels: ids or names, a row each.
+        path: of the GIF.
+        columns: images of each class.
+        frames: steps shown, evenly spaced from first to last, if there are so many.
+        seed: of the first image.
+        arguments: passed on to the pipeline.
+    """
+    from PIL import Image
+
+    labels = pipeline.label_ids(class_labels)
+    scheduler = pipeline.make_scheduler(arguments.get("sampler"))
+    arguments["num_inference_steps"] = steps = arguments.get("num_inference_steps") or pipeline.default_steps(scheduler)
+    seeds = range(seed, seed + len(labels) * columns)
+    output = pipeline(
+        labels,
+        num_images_per_label=columns,
+        seeds=list(seeds),
+        return_intermediates=min(frames, steps),
+        output_type="pt",
+        **arguments,
+    )
+    final = (output.images * 255).round().to(torch.uint8).cpu().numpy()
+    states = [*map(_pixels, output.intermediate_samples), final]
+    titles = [*(f"t = {t:g}" for t in output.intermediate_timesteps.tolist()), "done"]
+    pictures = []
+    for state, title in zip(states, titles):
+        file = io.BytesIO()
+        class_grid(state, _names(pipeline, labels), file, title)
+        picture = Image.open(file).convert("RGB")
+        pictures.append(picture.resize(pictures[0].size if pictures else (picture.width // 2, picture.height // 2)))
+    durations = [100] * (len(pictures) - 1) + [2000]
+    # One palette for all frames, of the first and the last, so that colours do not flicker.
+    both = Image.new("RGB", (pictures[0].width, 2 * pictures[0].height))
+    both.paste(pictures[0], (0, 0))
+    both.paste(pictures[-1], (0, pictures[0].height))
+    palette = both.quantize(255)
+    pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=False)
+
+
+# Sweeps: a row a class, the same noise along a row
+
+
+def guidance_sweep(
+    pipeline: CondDDPMPipeline,
+    class_labels: Sequence[int | str],
+    path: str | Path,
+    scales: Sequence[float] = (0, 0.5, 1, 1.5, 2, 3, 5, 8),
+    seed: int = 0,
+    **arguments,
+) -> None:
+    """What `guidance_scale` does: 0 is told no class, 1 the class, more exaggerates it.
+
+    Args:
+        pipeline: the model.
+        class_labels: ids or names, a row each.
+        path: of the PNG.
+        scales: a column each.
+        seed: of the first row.
+        arguments: passed on to the pipeline.
+    """
+    each = [{"guidance_scale": scale} for scale in scales]
+    _sweep(pipeline, class_labels, path, each, [f"w = {scale:g}" for scale in scales], "guidance_scale w", seed, arguments)
+
+
+def steps_sweep(
+    pipeline: CondDDPMPipeline,
+    class_labels: Sequence[int | str],
+    path: str | Path,
+    steps: Sequence[int] = (2, 3, 5, 10, 20, 50, 100),
+    seed: int = 0,
+    **arguments,
+) -> None:
+    """How many steps are enough.
+
+    Args:
+        pipeline: the model.
+        class_labels: ids or names, a row each.
+        path: of the PNG.
+        steps: numbers of them, a column each.
+        seed: of the first row.
+        arguments: passed on to the pipeline.
+    """
+    each = [{"num_inference_steps": number} for number in steps]
+    title = f"num_inference_steps, {arguments.get('sampler') or type(pipeline.scheduler).__name__}"
+    _sweep(pipeline, class_labels, path, each, [str(number) for number in steps], title, seed, arguments)
+
+
+def _sweep(pipeline, class_labels, path, each, names, title, seed, arguments) -> None:
+    labels = pipeline.label_ids(class_labels)
+    seeds = range(seed, seed + len(labels))
+    columns = [generate(pipeline, labels, seeds, **{**arguments, **more}) for more in each]
+    images = np.stack(columns, axis=1)  # (rows, columns, C, H, W)
+    class_grid(images.reshape(-1, *images.shape[2:]), _names(pipeline, labels), path, title, column_names=names, inches=0.6)
+
+
+def epochs_strip(
+    run: Path,
+    pipeline: CondDDPMPipeline,
+    class_labels: Sequence[int | str],
+    path: str | Path,
+    columns: int = 8,
+    std: float = 0.05,
+    seed: int = 0,
+    **arguments,
+) -> None:
+    """What the network made of the same noise as it was trained: from the snapshots of its averages.
+
+    Args:
+        run: a run's folder, with `ema/`.
+        pipeline: the run's; its network gets the weights of each moment in turn, and keeps the last.
+        class_labels: ids or names, a row each.
+        path: of the PNG.
+        columns: moments shown, the last and those evenly spaced before it.
+        std: relative width of the averages.
+        seed: of the first row.
+        arguments: passed on to the pipeline.
+
+    Raises:
+        ValueError: a run without snapshots.
+    """
+    labels = pipeline.label_ids(class_labels)
+    steps = snapshot_steps(run / "ema")
+    steps = [steps[i] for i in sorted({round((i + 1) * len(steps) / columns) - 1 for i in range(columns)}) if i >= 0]
+    seeds, images = range(seed, seed + len(labels)), []
+    for step in steps:
+        pipeline.unet.load_state_dict(combine_snapshots(run / "ema", std, step)[0])
+        images.append(generate(pipeline, labels, seeds, **arguments))
+    images = np.stack(images, axis=1)
+    names = [f"step {step}" for step in steps]
+    class_grid(
+        images.reshape(-1, *images.shape[2:]), _names(pipeline, labels), path, "training", column_names=names, inches=0.6
+    )
+
+
+# Memorisation
+
+
+def nearest_neighbours(
+    images: np.ndarray, names: Sequence[str], training_images: np.ndarray, path: str | Path, columns: int = 5
+) -> np.ndarray:
+    """Each sample and the training images, mirrored ones too, that are nearest to it: a check of memorisation.
+
+    Args:
+        images: samples, (N, C, H, W) uint8, a row each.
+        names: of the rows.
+        training_images: (M, C, H, W) uint8.
+        path: of the PNG.
+        columns: neighbours shown.
+
+    Returns:
+        The distances, (N, columns): the root mean square over pixels, of 255.
+    """
+    indices, mirrored, distances = nearest(images, training_images, columns)
+    rows, captions = [], []
+    for image, of_image, turned, far in zip(images, indices, mirrored, distances):
+        near = training_images[of_image]
+        rows += [image, *(picture[..., ::-1] if flip else picture for picture, flip in zip(near, turned))]
+        captions += ["", *(f"{distance:.1f}" for distance in far)]
+    column_names = ["sample", "nearest", *(f"{rank}." for rank in range(2, columns + 1))]
+    title = "nearest training images (root mean square difference, of 255)"
+    class_grid(np.stack(rows), names, path, title, column_names, captions, inches=0.6)
+    return distances
+
+
+def nearest(images: np.ndarray, training_images: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of (N, C, H, W) uint8 the `count` nearest of (M, C, H, W), as they are or mirrored, nearest first.
+
+    Returns:
+        Indices (N, count), which were mirrored (N, count), and distances (N, count): root mean square over pixels.
+    """
+    samples = torch.from_numpy(images.reshape(len(images), -1)).float()
+    found = []  # (N, <= count) each: squared distances, rows, mirrored
+    for flip in (False, True):
+        for start in range(0, len(training_images), 5000):
+            block = training_images[start : start + 5000]
+            block = torch.from_numpy(np.ascontiguousarray(block[..., ::-1] if flip else block)).reshape(len(block), -1).float()
+            squares = (samples**2).sum(1)[:, None] - 2 * samples @ block.T + (block**2).sum(1)
+            values, rows = squares.topk(min(count, len(block)), largest=False)
+            found.append((values, rows + start, torch.full_like(rows, flip)))
+    squares, rows, flips = (torch.cat(parts, dim=1) for parts in zip(*found))
+    order = squares.argsort(dim=1, stable=True)
+    squares, rows, flips = (part.gather(1, order).numpy() for part in (squares, rows, flips))
+    # A symmetric image comes twice: as it is, and mirrored.
+    first = np.array([[row not in of_one[:i] for i, row in enumerate(of_one)] for of_one in rows])
+    kept = np.array([np.flatnonzero(of_one)[:count] for of_one in first])
+    squares, rows, flips = (np.take_along_axis(part, kept, axis=1) for part in (squares, rows, flips))
+    return rows, flips.astype(bool), np.sqrt(np.maximum(squares, 0) / samples.shape[1])
+
+
+# Losses
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """The rows of a run's metrics.csv.
+
+    Raises:
+        ValueError: it has none.
+    """
+    file = run / "metrics.csv"
+    if not file.is_file():
+        raise ValueError(f"run: expected a run's folder, with a metrics.csv, got {run}; it is written after the first epoch.")
+    with file.open() as lines:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
+    return [{**row, "epoch": int(row["epoch"])} for row in rows]
+
+
+def loss_curve(runs: Mapping[str, Sequence[dict]], path: str | Path) -> None:
+    """Write a PNG of training and validation loss by epoch, of one run or several.
+
+    Args:
+        runs: name of each run -> its rows of metrics.csv.
+        path: of the PNG.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6, 3.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    epochs = [row["epoch"] for row in metrics]
-    for key, name in (("train_loss", "training"), ("val_loss", "validation")):
-        axes.plot(epochs, [row[key] for row in metrics], label=name, marker="." if len(metrics) < 40 else None)
-    best = min(metrics, key=lambda row: row["val_loss"])
-    axes.axvline(best["epoch"], color="gray", linewidth=0.8, linestyle=":", label=f"best epoch, {best['epoch']}")
-    if max(row["train_loss"] for row in metrics) > 4 * best["val_loss"] > 0:
+    for number, (name, metrics) in enumerate(runs.items()):
+        epochs = [row["epoch"] for row in metrics]
+        marker = "." if len(metrics) < 40 else None
+        for key, what, line in (("train_loss", "training", "--"), ("val_loss", "validation", "-")):
+            colour = f"C{number}" if len(runs) > 1 else None
+            label = f"{name}, {what}" if len(runs) > 1 else what
+            line = line if len(runs) > 1 else "-"
+            axes.plot(epochs, [row[key] for row in metrics], line, color=colour, label=label, marker=marker)
+        best = min(metrics, key=lambda row: row["val_loss"])
+        label = f"best epoch, {best['epoch']}" if len(runs) == 1 else None
+        axes.axvline(best["epoch"], color=f"C{number}" if len(runs) > 1 else "gray", linewidth=0.8, linestyle=":", label=label)
+    rows = [row for metrics in runs.values() for row in metrics]
+    if max(row["train_loss"] for row in rows) > 4 * min(row["val_loss"] for row in rows) > 0:
         axes.set_yscale("log")  # the first epoch would flatten all others
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
@@ -63,5 +387,5 @@ def loss_curve(metrics: Sequence[dict], path: str | Path) -> None:
     axes.set_ylabel("loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize="small" if len(runs) > 1 else None)
     figure.savefig(path, bbox_inches="tight", pad_inches=0.05)

@@ -7,15 +7,70 @@ What is trained by `cond_ddpm/train.py` is saved by `save_pretrained` here: the 
 import difflib
 import importlib
 import inspect
+import itertools
 import json
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers import (
+    DDIMParallelScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    HeunDiscreteScheduler,
+    ImagePipelineOutput,
+    ModelMixin,
+    SchedulerMixin,
+)
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
+
+# How timesteps are chosen, as settings of a scheduler. "quadratic" is ours, see `_set_timesteps`.
+SPACINGS = {
+    "leading": {"timestep_spacing": "leading", "use_karras_sigmas": False},
+    "trailing": {"timestep_spacing": "trailing", "use_karras_sigmas": False},
+    "linspace": {"timestep_spacing": "linspace", "use_karras_sigmas": False},
+    "karras": {"timestep_spacing": "linspace", "use_karras_sigmas": True},  # Karras 2022, eq. 5
+    "quadratic": {"use_karras_sigmas": False},
+}
+# The samplers by name: a diffusers scheduler, and its settings. All deterministic but ddpm and dpm++sde.
+# ddim (eta 0) is DPM-Solver++ of order 1 (Lu 2022, DPM-Solver++, sec. 4.1), which unlike diffusers' DDIMScheduler steps to
+# the right timestep at any spacing.
+_DPM = {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
+SAMPLERS = {
+    "ddpm": ("DDPMScheduler", SPACINGS["trailing"]),
+    "ddim": ("DPMSolverMultistepScheduler", {**_DPM, "solver_order": 1, **SPACINGS["trailing"]}),
+    "dpm++1": ("DPMSolverMultistepScheduler", {**_DPM, "solver_order": 1, **SPACINGS["karras"]}),
+    "dpm++2": ("DPMSolverMultistepScheduler", {**_DPM, "solver_order": 2, **SPACINGS["karras"]}),
+    "dpm++3": ("DPMSolverMultistepScheduler", {**_DPM, "solver_order": 3, **SPACINGS["karras"]}),
+    "dpm++sde": (
+        "DPMSolverMultistepScheduler",
+        {**_DPM, "solver_order": 2, **SPACINGS["karras"], "algorithm_type": "sde-dpmsolver++"},
+    ),
+    "unipc": ("UniPCMultistepScheduler", {"solver_order": 2, **SPACINGS["karras"]}),
+    "heun": ("HeunDiscreteScheduler", SPACINGS["karras"]),
+    "euler": ("EulerDiscreteScheduler", SPACINGS["karras"]),
+}
+DEFAULT_SAMPLER = "dpm++2"  # what training saves with the model, for 20 steps
+
+
+@dataclass
+class CondDDPMPipelineOutput(ImagePipelineOutput):
+    """The `images`; and with `return_intermediates=k` how they came to be, in the network's range, on the CPU.
+
+    Args:
+        intermediate_timesteps: (k,), from the first, of pure noise, to the last.
+        intermediate_samples: x_t, (k, N, C, H, W), of about unit variance.
+        intermediate_predictions: the x_0 predicted there, (k, N, C, H, W).
+    """
+
+    intermediate_timesteps: torch.Tensor | None = None
+    intermediate_samples: torch.Tensor | None = None
+    intermediate_predictions: torch.Tensor | None = None
 
 
 class CondDDPMPipeline(DiffusionPipeline):
@@ -24,13 +79,23 @@ class CondDDPMPipeline(DiffusionPipeline):
     Args:
         unet: a model with `forward(sample, timestep, class_labels)` and, in its config, `sample_size`, `in_channels` and
             `num_classes`; label `num_classes` is its null label.
-        scheduler: a diffusers scheduler; another one is made by `Scheduler.from_config(pipeline.scheduler.config)`.
+        scheduler: a diffusers scheduler; another one is made by `Scheduler.from_config(pipeline.scheduler.config)`. The
+            predicted x_0 is clipped to [-1, 1], where images are, unless its config has `clip_sample` False.
         id2label: name of each class id, `{0: "airplane", ...}`; None where classes have no names.
+        class_dropout_prob: share of labels replaced by the null label in training; at 0 that label means nothing, so
+            guidance by it is refused. None is not known.
     """
 
     model_cpu_offload_seq = "unet"
+    _callback_tensor_inputs = ("sample", "pred_original_sample")
 
-    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin, id2label: dict[int, str] | None = None):
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        id2label: dict[int, str] | None = None,
+        class_dropout_prob: float | None = None,
+    ):
         super().__init__()
         if id2label is not None:
             id2label = {int(label): str(name) for label, name in id2label.items()}  # JSON made the ids strings
@@ -41,9 +106,12 @@ class CondDDPMPipeline(DiffusionPipeline):
                 )
             if len(set(id2label.values())) < len(id2label):
                 raise ValueError(f"id2label: expected a name of its own for each class, got {list(id2label.values())}.")
+        # `from_config` hands on what was set, not what was left at its default, and other schedulers have other betas by
+        # default: what this one has counts as set.
+        scheduler.register_to_config(_use_default_values=[])
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(id2label=id2label)
-        self.id2label = id2label
+        self.register_to_config(id2label=id2label, class_dropout_prob=class_dropout_prob)
+        self.id2label, self.class_dropout_prob = id2label, class_dropout_prob
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
     def label_ids(self, class_labels: int | str | Sequence[int | str] | torch.Tensor) -> list[int]:
@@ -79,73 +147,256 @@ class CondDDPMPipeline(DiffusionPipeline):
             raise ValueError(f"class_labels: expected ids from 0 to {num_classes - 1}, got {label}.")
         return index
 
+    def make_scheduler(self, sampler: str | None = None, timestep_spacing: str | None = None) -> SchedulerMixin:
+        """A scheduler with the betas and the prediction type of this pipeline's own.
+
+        Args:
+            sampler: a name in `SAMPLERS`; None is the pipeline's own scheduler.
+            timestep_spacing: a name in `SPACINGS`; None is the sampler's own.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        if sampler is not None and sampler not in SAMPLERS:
+            raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}.")
+        if timestep_spacing is not None and timestep_spacing not in SPACINGS:
+            raise ValueError(f"timestep_spacing: expected one of {', '.join(SPACINGS)}, got {timestep_spacing!r}.")
+        if sampler is None and timestep_spacing is None:
+            return self.scheduler
+        class_name, changes = SAMPLERS[sampler] if sampler else (type(self.scheduler).__name__, {})
+        changes = {**changes, **SPACINGS.get(timestep_spacing, {})}
+        class_ = getattr(importlib.import_module("diffusers"), class_name, type(self.scheduler))
+        if timestep_spacing == "karras" and "use_karras_sigmas" not in inspect.signature(class_).parameters:
+            raise ValueError(f"timestep_spacing: expected a sampler by noise levels with 'karras', got {class_name}.")
+        return class_.from_config(self.scheduler.config, **changes)
+
+    @staticmethod
+    def default_steps(scheduler: SchedulerMixin) -> int:
+        """20, or all the timesteps trained on for DDPM, which is poor at fewer."""
+        train_steps = scheduler.config.num_train_timesteps
+        return train_steps if isinstance(scheduler, DDPMScheduler) else min(20, train_steps)
+
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | Sequence[int | str] | torch.Tensor,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        num_inference_steps: int = 1000,
+        num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
+        *,
+        num_images_per_label: int = 1,
+        seeds: int | Sequence[int] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
+        guide: "CondDDPMPipeline | None" = None,
+        sampler: str | None = None,
+        timestep_spacing: str | None = None,
+        batch_size: int = 100,
         output_type: str = "pil",
         return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple:
-        """Sample one image for each label.
+        return_intermediates: int | None = None,
+        callback_on_step_end: Callable[["CondDDPMPipeline", int, int, dict], dict | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
+    ) -> "CondDDPMPipelineOutput | tuple":
+        """Sample `num_images_per_label` images for each label.
+
+        With `seeds`, or a list of generators, an image is a function of its label and its own seed: in any order and on any
+        number of processes bitwise the same if its batch has the same size, and in batches of other sizes to within 1/255
+        (float32), since matrix products of another size are rounded differently.
 
         Args:
-            class_labels: an id, a name, or a list of them; one image each.
-            generator: one for the batch, or one for each image, which makes an image the same in any batch.
-            num_inference_steps: steps of the scheduler, at most its `num_train_timesteps`.
-            guidance_scale: `w` in `uncond + w * (cond - uncond)` (Ho & Salimans 2022, written so that 1 is conditional
-                and 0 unconditional, both at one forward a step; other values cost two).
+            class_labels: ids, names, or both mixed; None for images of no class in particular.
+            generator: one for each image, or a single one for them all.
+            num_inference_steps: steps of the scheduler, at most its `num_train_timesteps`. None is 20, or all of them for
+                DDPM, which is poor at fewer. Heun's method costs two forwards a step (but the last), all others one.
+            guidance_scale: `w` in `uncond + w * (cond - uncond)` (Ho & Salimans 2022, written so that 1 is conditional and
+                0 unconditional, both at one forward a step; other values cost two, in one batch).
+            num_images_per_label: images of each label, one after the other.
+            seeds: one for each image, in place of generators.
+            guidance_interval: guide only at noise levels lo < sigma <= hi, where sigma = sqrt((1 - alphas_cumprod) /
+                alphas_cumprod), and be conditional elsewhere (Kynkaanniemi 2024); None is everywhere.
+            guidance_rescale: how far, from 0 to 1, to bring the guided prediction's standard deviation back to the
+                conditional one's (Lin 2024, eq. 15 and 16).
+            guide: a pipeline of a worse network for the same images and schedule, whose conditional prediction takes the
+                place of the unconditional one (autoguidance, Karras 2024).
+            sampler: one of `SAMPLERS`, in place of the pipeline's own scheduler.
+            timestep_spacing: one of `SPACINGS`, in place of the sampler's.
+            batch_size: images at a time, which bounds the memory.
             output_type: "pil", "np" (B, H, W, C in [0, 1]) or "pt" (B, C, H, W in [0, 1]).
             return_dict: False for a plain tuple.
+            return_intermediates: how many of the steps, evenly spaced from the first to the last, to keep x_t and the
+                predicted x_0 of.
+            callback_on_step_end: called after each step with the pipeline, the step's index, its timestep and a dict of the
+                tensors asked for; a `sample` in the dict that it returns takes the sample's place.
+            callback_on_step_end_tensor_inputs: among "sample" (the scheduler's, after the step) and "pred_original_sample".
 
         Returns:
-            `ImagePipelineOutput` whose `images` are of the type asked for.
+            `CondDDPMPipelineOutput`.
 
         Raises:
-            ValueError: an unknown label, a number of generators or steps or an output type that does not fit.
+            ValueError: an argument that does not fit; guidance by a null label that was never trained; a spacing of
+                timesteps that the scheduler gets wrong; a network whose predictions are not finite.
         """
-        labels = self.label_ids(class_labels)
-        batch, device, config = len(labels), self._execution_device, self.unet.config
-        generator = list(generator) if isinstance(generator, tuple) else generator
-        if isinstance(generator, list) and len(generator) != batch:
-            raise ValueError(f"generator: expected one generator, or {batch} (one for each label), got {len(generator)}.")
+        labels = self._image_labels(class_labels, num_images_per_label)
+        if seeds is not None and generator is not None:
+            raise ValueError("seeds: expected no generator beside them; give one of the two.")
+        if seeds is not None:
+            seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+            _check_length("seeds", seeds, labels)
+            generator = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        if isinstance(generator, (list, tuple)):
+            generator = list(generator)
+            _check_length("generator", generator, labels)
+        self._check_guidance(class_labels, guidance_scale, guidance_interval, guidance_rescale, guide)
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type: expected 'pil', 'np' or 'pt', got {output_type!r}.")
-        train_steps = self.scheduler.config.num_train_timesteps
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size: expected 1 or more, got {batch_size}.")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            names = ", ".join(self._callback_tensor_inputs)
+            raise ValueError(f"callback_on_step_end_tensor_inputs: expected names among {names}, got {sorted(unknown)}.")
+
+        scheduler = self.make_scheduler(sampler, timestep_spacing)
+        steps = self._num_steps(scheduler, num_inference_steps)
+        quadratic = timestep_spacing == "quadratic"
+        _set_timesteps(scheduler, steps, quadratic, self._execution_device)
+        forwards = len(scheduler.timesteps)
+        kept = _evenly_spaced(return_intermediates, forwards)
+
+        images, intermediates = [], []
+        starts = range(0, len(labels), batch_size)
+        with self.progress_bar(total=len(starts) * forwards) as bar:
+            for start in starts:
+                rows = slice(start, start + batch_size)
+                _set_timesteps(scheduler, steps, quadratic, self._execution_device)  # forgets the batch before
+                sample, of_batch = self._denoise(
+                    scheduler,
+                    labels[rows],
+                    generator[rows] if isinstance(generator, list) else generator,
+                    (guidance_scale, guidance_interval or (0.0, math.inf), guidance_rescale, guide),
+                    kept,
+                    (callback_on_step_end, callback_on_step_end_tensor_inputs),
+                    bar,
+                )
+                images += self.image_processor.postprocess(sample, output_type="pil" if output_type == "pil" else "pt")
+                intermediates.append(of_batch)
+        self.maybe_free_model_hooks()
+        if output_type != "pil":
+            images = torch.stack(images)
+        output = CondDDPMPipelineOutput(images=VaeImageProcessor.pt_to_numpy(images) if output_type == "np" else images)
+        if kept:
+            output.intermediate_timesteps = scheduler.timesteps[kept].cpu()
+            output.intermediate_samples, output.intermediate_predictions = (
+                torch.cat(tensors, dim=1) for tensors in zip(*intermediates)
+            )
+        return output if return_dict else output.to_tuple()
+
+    def _denoise(self, scheduler, labels, generator, guidance, kept, callback, bar) -> tuple[torch.Tensor, tuple]:
+        """The loop: noise -> (B, C, H, W) in [-1, 1], in float32 whatever the network's type; and what is to be kept."""
+        config, device = self.unet.config, self._execution_device
+        guidance_scale, (low, high), guidance_rescale, guide = guidance
+        callback, tensor_inputs = callback
+        cond_labels = torch.tensor(labels, device=device)
+        null_labels = torch.full_like(cond_labels, config.num_classes)
+        sigmas = _noise_levels(scheduler)
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        step_kwargs = {"generator": generator} if takes_generator else {}
+        noisy, predicted = [], []
+
+        def predict(unet, model_input, timestep, told):
+            return unet(model_input.to(unet.dtype), timestep, told).sample.float()
+
+        shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
+        sample = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32) * scheduler.init_noise_sigma
+        for index, (timestep, sigma) in enumerate(zip(scheduler.timesteps, sigmas)):
+            model_input = scheduler.scale_model_input(sample, timestep)  # x_t = alpha x_0 + sigma alpha noise
+            scale = guidance_scale if low < sigma <= high else 1.0
+            if scale == 1.0:
+                prediction = predict(self.unet, model_input, timestep, cond_labels)
+            elif guide is not None:
+                cond = predict(self.unet, model_input, timestep, cond_labels)
+                prediction = _guided(predict(guide.unet, model_input, timestep, cond_labels), cond, scale, guidance_rescale)
+            elif scale == 0.0:
+                prediction = predict(self.unet, model_input, timestep, null_labels)
+            else:
+                told = torch.cat([null_labels, cond_labels])
+                both = predict(self.unet, torch.cat([model_input, model_input]), timestep, told)
+                prediction = _guided(*both.chunk(2), scale, guidance_rescale)
+            prediction, original = _clip_predicted_original(scheduler, prediction, model_input, sigma)
+            sample = scheduler.step(prediction, timestep, sample, **step_kwargs).prev_sample
+
+            if index in (0, len(sigmas) - 1) and not sample.isfinite().all():  # not at each step: it waits for the device
+                raise ValueError(
+                    f"unet: expected finite predictions, got NaN or infinity by timestep {timestep:g}; its weights are broken"
+                    " or its type overflows: load it again, in float32 or bfloat16."
+                )
+            if index in kept:
+                noisy.append(model_input.cpu())
+                predicted.append(original.cpu())
+            if callback is not None:
+                tensors = {"sample": sample, "pred_original_sample": original}
+                changed = callback(self, index, timestep, {name: tensors[name] for name in tensor_inputs})
+                sample = (changed or {}).get("sample", sample)
+            bar.update()
+        return sample, (torch.stack(noisy), torch.stack(predicted)) if kept else ()
+
+    def _image_labels(self, class_labels, num_images_per_label: int) -> list[int]:
+        if not isinstance(num_images_per_label, int) or num_images_per_label < 1:
+            raise ValueError(f"num_images_per_label: expected 1 or more, got {num_images_per_label}.")
+        if class_labels is None:
+            self._check_null_label("class_labels=None")
+            return [self.unet.config.num_classes] * num_images_per_label
+        return [label for label in self.label_ids(class_labels) for _ in range(num_images_per_label)]
+
+    def _check_null_label(self, what: str) -> None:
+        if self.class_dropout_prob == 0:
+            raise ValueError(
+                f"{what}: expected a model trained with its labels dropped now and then, got one whose null label was never"
+                " trained (class_dropout_prob 0); give class_labels and guidance_scale 1, or a guide."
+            )
+
+    def _check_guidance(self, class_labels, guidance_scale, guidance_interval, guidance_rescale, guide) -> None:
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale: expected a finite number, got {guidance_scale}.")
+        interval = (0.0, math.inf) if guidance_interval is None else guidance_interval
+        if not isinstance(interval, Sequence) or len(interval) != 2 or not 0 <= interval[0] < interval[1]:
+            raise ValueError(f"guidance_interval: expected noise levels (lo, hi), 0 <= lo < hi, got {guidance_interval}.")
+        if not 0 <= guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale: expected a share from 0 to 1, got {guidance_rescale}.")
+        if guide is None:
+            if guidance_scale != 1:
+                self._check_null_label(f"guidance_scale={guidance_scale:g}")
+            if class_labels is None and guidance_scale not in (0, 1):
+                raise ValueError(
+                    f"guidance_scale: expected 1 with class_labels=None, got {guidance_scale}; there is no class to guide to."
+                )
+            return
+        if not isinstance(getattr(guide, "unet", None), torch.nn.Module):
+            raise ValueError(f"guide: expected a pipeline, got {type(guide).__name__}; load one by from_pretrained.")
+        for name in ("sample_size", "in_channels", "out_channels", "num_classes"):
+            mine, its = getattr(self.unet.config, name), getattr(guide.unet.config, name)
+            if mine != its:
+                raise ValueError(f"guide: expected a network of the same {name}, {mine}, got {its}.")
+        if (self.id2label or {}) and (guide.id2label or {}) and self.id2label != guide.id2label:
+            raise ValueError(f"guide: expected the classes {self.id2label}, got {guide.id2label}.")
+        mine, its = self.scheduler, guide.scheduler
+        same_betas = torch.equal(mine.alphas_cumprod.cpu(), its.alphas_cumprod.cpu())
+        if not same_betas or mine.config.prediction_type != its.config.prediction_type:
+            raise ValueError(
+                f"guide: expected the noise schedule and prediction_type of this pipeline ({mine.config.prediction_type}),"
+                f" got {'others' if not same_betas else its.config.prediction_type}; train them with the same."
+            )
+
+    def _num_steps(self, scheduler: SchedulerMixin, num_inference_steps: int | None) -> int:
+        train_steps = scheduler.config.num_train_timesteps
+        if num_inference_steps is None:
+            return self.default_steps(scheduler)
         if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= train_steps:
             raise ValueError(
                 f"num_inference_steps: expected 1 to {train_steps} (the steps trained on), got {num_inference_steps}."
             )
-
-        shape = (batch, config.in_channels, config.sample_size, config.sample_size)
-        sample = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        sample = sample * self.scheduler.init_noise_sigma
-
-        cond_labels = torch.tensor(labels, device=device)
-        null_labels = torch.full_like(cond_labels, config.num_classes)
-        # What this scheduler's step can take. DDIM, where it clips the predicted x_0, must also take the noise from the
-        # clipped x_0, or x_t drifts away from the schedule: with guidance, digits become blobs.
-        step_kwargs = {"generator": generator, "use_clipped_model_output": True}
-        taken = inspect.signature(self.scheduler.step).parameters
-        step_kwargs = {name: value for name, value in step_kwargs.items() if name in taken}
-
-        for timestep in self.progress_bar(self.scheduler.timesteps):
-            model_input = self.scheduler.scale_model_input(sample, timestep)
-            if guidance_scale == 1.0 or guidance_scale == 0.0:
-                told = cond_labels if guidance_scale == 1.0 else null_labels
-                prediction = self.unet(model_input, timestep, told).sample
-            else:
-                told = torch.cat([null_labels, cond_labels])
-                uncond, cond = self.unet(torch.cat([model_input, model_input]), timestep, told).sample.chunk(2)
-                prediction = uncond + guidance_scale * (cond - uncond)
-            sample = self.scheduler.step(prediction, timestep, sample, **step_kwargs).prev_sample
-
-        images = self.image_processor.postprocess(sample, output_type=output_type)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return num_inference_steps
 
     def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
         """Write model_index.json, and beside it the code of each class that diffusers does not have.
@@ -174,6 +425,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         unet: ModelMixin | None = None,
         scheduler: SchedulerMixin | None = None,
         id2label: dict[int, str] | None = None,
+        class_dropout_prob: float | None = None,
         torch_dtype: torch.dtype | None = None,
         variant: str | None = None,
         device_map: str | dict | None = None,
@@ -190,7 +442,7 @@ class CondDDPMPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: what `save_pretrained` wrote, or the name of its repository.
-            unet, scheduler, id2label: given, they are used in place of the saved ones.
+            unet, scheduler, id2label, class_dropout_prob: given, they are used in place of the saved ones.
             torch_dtype, variant, device_map: of the UNet's `from_pretrained`.
             cache_dir, force_download, local_files_only, proxies, revision, token: as everywhere in diffusers.
 
@@ -219,9 +471,107 @@ class CondDDPMPipeline(DiffusionPipeline):
         if scheduler is None:
             scheduler_class = getattr(importlib.import_module("diffusers"), index["scheduler"][1])
             scheduler = scheduler_class.from_pretrained(where, subfolder="scheduler", **hub)
-        pipeline = cls(unet=unet, scheduler=scheduler, id2label=id2label or index.get("id2label"))
+        if class_dropout_prob is None:
+            class_dropout_prob = index.get("class_dropout_prob")
+        pipeline = cls(unet, scheduler, id2label or index.get("id2label"), class_dropout_prob)
         pipeline.register_to_config(_name_or_path=where)
         return pipeline
+
+
+def _check_length(name: str, given: list, labels: list[int]) -> None:
+    if len(given) != len(labels):
+        raise ValueError(f"{name}: expected {len(labels)}, one for each image, got {len(given)}.")
+
+
+def _evenly_spaced(count: int | None, steps: int) -> list[int]:
+    """Indices of `count` of the steps, the first and the last among them."""
+    if count is None:
+        return []
+    if not isinstance(count, int) or not 2 <= count <= steps:
+        raise ValueError(f"return_intermediates: expected 2 to {steps}, the steps there are, got {count}.")
+    return [round(i * (steps - 1) / (count - 1)) for i in range(count)]
+
+
+def _set_timesteps(scheduler: SchedulerMixin, steps: int, quadratic: bool, device: torch.device) -> None:
+    """As many timesteps as asked for, falling, among those trained on; else a ValueError.
+
+    Quadratic spacing, dense where there is little noise: t_i = (T - 1) (i / n)^2, as in DDIM (Song 2021, app. D.2), but from
+    the last timestep and not from 0.8 T, so that it starts where the noise is.
+    """
+    name, last = type(scheduler).__name__, scheduler.config.num_train_timesteps - 1
+    if quadratic:
+        if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise ValueError(
+                f"timestep_spacing: expected a scheduler that takes timesteps with 'quadratic', got {name}; take"
+                " sampler='dpm++2', 'ddim', 'ddpm', 'heun' or 'euler'."
+            )
+        timesteps = [max(round(last * (i / steps) ** 2), i - 1) for i in range(1, steps + 1)]
+        scheduler.set_timesteps(timesteps=timesteps[::-1], device=device)
+    else:
+        scheduler.set_timesteps(steps, device=device)
+
+    timesteps = scheduler.timesteps.tolist()
+    strides = {here - there for here, there in itertools.pairwise(timesteps)}
+    if isinstance(scheduler, HeunDiscreteScheduler):  # each timestep but the first comes twice
+        timesteps = timesteps[:1] + timesteps[1::2]
+    advice = "take another number of steps or another timestep_spacing"
+    falling = min(strides, default=0) >= 0 and len(set(_noise_levels(scheduler))) == steps
+    if len(timesteps) != steps or min(timesteps) < 0 or max(timesteps) > last or not falling:
+        # diffusers' "trailing" has a timestep -1 for 61 steps, 103, and 60 others; its "leading" only zeros for 1000.
+        raise ValueError(f"num_inference_steps: {name} puts {steps} steps wrongly on {last + 1} timesteps; {advice}.")
+    if isinstance(scheduler, (DDIMScheduler, DDIMParallelScheduler)) and strides - {(last + 1) // steps}:
+        # Its step goes to t - T // n, whatever the next timestep is (diffusers #11347).
+        raise ValueError(
+            f"num_inference_steps: {name} can only step by {last + 1} // {steps}, but its timesteps are spaced otherwise;"
+            f" take sampler='ddim', which is right at any spacing, or {advice}."
+        )
+
+
+def _noise_levels(scheduler: SchedulerMixin) -> list[float]:
+    """sigma = sqrt((1 - alphas_cumprod) / alphas_cumprod) at each of the scheduler's timesteps."""
+    if hasattr(scheduler, "sigmas"):  # DPM-Solver, UniPC, Heun, Euler; then one more, of the image itself
+        return scheduler.sigmas[: len(scheduler.timesteps)].tolist()
+    alphas_cumprod = scheduler.alphas_cumprod[scheduler.timesteps.long().cpu()]
+    return ((1 - alphas_cumprod) / alphas_cumprod).sqrt().tolist()
+
+
+def _guided(base: torch.Tensor, cond: torch.Tensor, scale: float, rescale: float) -> torch.Tensor:
+    """`base + scale * (cond - base)`, its standard deviation brought back to that of `cond` by the share `rescale`."""
+    guided = base + scale * (cond - base)
+    if rescale:
+        dims = tuple(range(1, cond.ndim))
+        guided = guided * (1 + rescale * (cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True) - 1))
+    return guided
+
+
+def _clip_predicted_original(
+    scheduler: SchedulerMixin, prediction: torch.Tensor, sample: torch.Tensor, sigma: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The prediction whose x_0 is clipped to the range of images, and that x_0; `sample` is x_t of about unit variance.
+
+    In terms of the prediction, so that a scheduler's step takes noise and x_0 from one and the same: DDIM's own clipping,
+    with the noise of the unclipped x_0, lets x_t drift off the schedule, and with guidance digits become blobs.
+    """
+    config = scheduler.config
+    alpha = 1 / math.sqrt(1 + sigma**2)  # sqrt(alphas_cumprod)
+    std = math.sqrt(1 - alpha**2)
+    if config.prediction_type == "epsilon":
+        original = (sample - std * prediction) / alpha
+    elif config.prediction_type == "v_prediction":
+        original = alpha * sample - std * prediction
+    else:
+        original = prediction
+    if not config.get("clip_sample", True):
+        return prediction, original
+    limit = config.get("clip_sample_range", 1.0)
+    original = original.clamp(-limit, limit)
+    if config.prediction_type == "epsilon":
+        prediction = (sample - alpha * original) / std
+    elif config.prediction_type == "v_prediction":
+        prediction = (alpha * sample - original) / std
+    else:
+        prediction = original
+    return prediction, original
 
 
 def _copy_code(class_: type, folder: Path) -> list[str]:

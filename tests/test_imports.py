@@ -18,14 +18,14 @@ MAY_IMPORT = {
     "checkpoint": {"config"},
     "ema": set(),
     "processes": {"config"},
-    "sampling": {"data", "pipelines"},
-    "visualize": set(),
+    "sampling": {"data", "processes", "pipelines"},
+    "visualize": {"sampling", "ema", "pipelines"},
     "train": {
         *("config", "data", "diffusion", "sampling", "checkpoint", "visualize", "ema", "processes"),
         *("models", "pipelines"),
     },
     "evaluate": {"cli", "data", "pipelines", "sampling", "visualize"},
-    "cli": {"config", "train", "ema", ""},
+    "cli": {"config", "train", "ema", "data", "processes", "sampling", "visualize", ""},
     "models": {"models"},
     "": set(),
 }

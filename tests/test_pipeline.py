@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import NAMES, make_unet
-from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, HeunDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
 
 from cond_ddpm import CondDDPMPipeline
 
@@ -39,7 +39,6 @@ def test_labels_by_id_name_mixture_tensor_or_alone(tiny_pipeline):
         ([1.0], "expected ids or names, got 1.0"),
         ([True], "got True"),
         ([], "at least one class"),
-        (None, "expected ids or names, got None"),
         (1.0, "expected ids or names, got 1.0"),
         ([torch.tensor(1.0)], "expected ids or names"),
     ],
@@ -62,15 +61,36 @@ def test_names_need_a_model_with_names(tiny_unet):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"generator": [_generator()] * 3}, "one generator, or 2"),
+        ({"generator": [_generator()] * 3}, "generator: expected 2, one for each image, got 3"),
+        ({"generator": None, "seeds": [1, 2, 3]}, "seeds: expected 2, one for each image, got 3"),
+        ({"generator": None, "seeds": 1}, "seeds: expected 2, one for each image, got 1"),
+        ({"generator": None, "seeds": [1, 2], "num_images_per_label": 2}, "seeds: expected 4"),
+        ({"seeds": [1, 2]}, "seeds: expected no generator beside them"),
         ({"num_inference_steps": 0}, "expected 1 to 1000"),
-        ({"num_inference_steps": 1001}, "got 1001"),
+        ({"num_inference_steps": 1001}, "expected 1 to 1000 (the steps trained on), got 1001"),
+        ({"num_images_per_label": 0}, "num_images_per_label: expected 1 or more, got 0"),
+        ({"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
         ({"output_type": "jpg"}, "'pil', 'np' or 'pt', got 'jpg'"),
+        ({"sampler": "dpm"}, "sampler: expected one of ddpm, ddim, dpm++1"),
+        (
+            {"timestep_spacing": "even"},
+            "expected one of leading, trailing, linspace, karras, quadratic, got 'even'",
+        ),
+        ({"sampler": "unipc", "timestep_spacing": "quadratic"}, "timestep_spacing: expected a scheduler that takes timesteps"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: expected a finite number"),
+        ({"guidance_interval": (2, 1)}, "guidance_interval: expected noise levels (lo, hi)"),
+        ({"guidance_interval": (1,)}, "guidance_interval: expected noise levels (lo, hi)"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale: expected a share from 0 to 1, got 1.5"),
+        ({"return_intermediates": 4}, "return_intermediates: expected 2 to 3"),
+        ({"return_intermediates": 1}, "return_intermediates: expected 2 to 3"),
+        ({"callback_on_step_end_tensor_inputs": ["latents"]}, "expected names among sample, pred_original_sample"),
+        ({"guide": "folder"}, "guide: expected a pipeline, got str"),
     ],
 )
 def test_arguments_that_do_not_fit(tiny_pipeline, arguments, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError) as error:
         _sample(tiny_pipeline, **arguments)
+    assert words in str(error.value)
 
 
 def test_output_types_are_one_picture(tiny_pipeline):
@@ -131,13 +151,6 @@ def test_ddim_takes_the_noise_from_the_clipped_image(tiny_unet):
     alpha, sigma = scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt()
     x, output = seen[0]
     torch.testing.assert_close(output.prev_sample, alpha[499] + sigma[499] * (x - alpha[999]) / sigma[999])
-
-
-@pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler])
-def test_other_schedulers_with_the_same_betas(tiny_pipeline, scheduler):
-    tiny_pipeline.scheduler = scheduler.from_config(tiny_pipeline.scheduler.config)
-    images = _sample(tiny_pipeline)
-    assert np.isfinite(images).all() and np.array_equal(images, _sample(tiny_pipeline))
 
 
 def test_round_trip_gives_identical_images_and_names(tiny_pipeline, tmp_path):

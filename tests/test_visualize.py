@@ -1,24 +1,146 @@
+import itertools
+
 import numpy as np
+import pytest
 from PIL import Image
 
-from cond_ddpm.visualize import class_grid, loss_curve
+from cond_ddpm.cli import main
+from cond_ddpm.config import TrainConfig
+from cond_ddpm.visualize import class_grid, forward_strip, loss_curve, nearest, read_metrics
 
 
-def test_class_grid_shows_each_image_in_its_place(tmp_path):
+def _places(path, values):
+    """Centre (row, column) of each grey value in a picture, in the order of the values; only large patches count."""
+    picture = np.asarray(Image.open(path).convert("L"))
+    return [np.argwhere(picture == value).mean(axis=0) for value in values if (picture == value).sum() > 1000]
+
+
+@pytest.mark.parametrize("extra", [{}, {"column_names": ["a", "b", "c"], "captions": [f"caption\n{i}" for i in range(6)]}])
+def test_class_grid_shows_each_image_in_its_place(tmp_path, extra):
     """Six images of one grey value each, in two rows: the values appear in reading order."""
     values = np.array([30, 70, 110, 150, 190, 230], np.uint8)
     images = np.broadcast_to(values[:, None, None, None], (6, 1, 32, 32))
-    class_grid(images, ["cat", "dog"], tmp_path / "grid.png", "title")
-    picture = np.asarray(Image.open(tmp_path / "grid.png").convert("L"))
-    places = {value: np.argwhere(picture == value).mean(axis=0) for value in values if (picture == value).sum() > 1000}
-    assert list(places) == values.tolist()
-    rows, columns = np.array(list(places.values())).T.reshape(2, 2, 3)
+    class_grid(images, ["cat", "dog"], tmp_path / "grid.png", "title", **extra)
+    places = _places(tmp_path / "grid.png", values)
+    assert len(places) == 6
+    rows, columns = np.array(places).T.reshape(2, 2, 3)
     assert np.ptp(rows, axis=1).max() < 2 and np.ptp(columns, axis=0).max() < 2
     assert (np.diff(rows, axis=0) > 50).all() and (np.diff(columns, axis=1) > 50).all()
 
 
-def test_loss_curve_of_one_epoch_and_of_many(tmp_path):
+def test_loss_curve_of_one_epoch_and_of_many_and_of_several_runs(tmp_path):
     rows = [{"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 1.1 / epoch} for epoch in range(1, 60)]
-    for count in (1, 59):
-        loss_curve(rows[:count], tmp_path / "loss.png")
-        assert np.asarray(Image.open(tmp_path / "loss.png").convert("L")).std() > 5
+    for runs in ({"run": rows[:1]}, {"run": rows}, {"one": rows, "other": rows[:9]}):
+        loss_curve(runs, tmp_path / "loss.png")
+        assert np.asarray(Image.open(tmp_path / "loss.png")).std() > 5
+
+
+def test_forward_strip_is_the_schedule(tiny_pipeline, tmp_path):
+    """A grey image is still there at t = 0, and at the last timestep there is noise."""
+    image = np.full((3, 8, 8), 100, np.uint8)
+    forward_strip(image, tiny_pipeline.scheduler, tmp_path / "strip.png", timesteps=[0, 999])
+    picture = np.asarray(Image.open(tmp_path / "strip.png").convert("L")).astype(float)
+    middle = picture[picture.shape[0] // 3]
+    grey = abs(middle - 100) < 12
+    assert grey[: len(grey) // 2 + 40].sum() > 100 and grey[len(grey) // 2 + 40 :].mean() < 0.3
+
+
+def test_nearest_finds_the_image_itself_mirrored_or_not():
+    rng = np.random.default_rng(0)
+    training = rng.integers(0, 256, (6000, 3, 4, 4), dtype=np.uint8)
+    samples = np.stack([training[5500], training[7][..., ::-1], np.clip(training[3].astype(int) + 1, 0, 255)]).astype(np.uint8)
+    rows, mirrored, distances = nearest(samples, training, 3)
+    assert rows[:, 0].tolist() == [5500, 7, 3] and mirrored[:, 0].tolist() == [False, True, False]
+    assert distances[0, 0] < 0.05 and 0.9 < distances[2, 0] <= 1.001 and (np.diff(distances, axis=1) >= 0).all()
+    both = np.concatenate([training, training[..., ::-1]]).astype(float).reshape(-1, 48)
+    exact = np.sort(np.sqrt(((both - samples[0].reshape(48)) ** 2).mean(axis=1)))[:3]
+    np.testing.assert_allclose(distances[0], exact, atol=0.05)
+    symmetric = np.zeros((2, 1, 4, 4), np.uint8)
+    symmetric[1] += 9
+    assert nearest(symmetric[:1], symmetric, 2)[0].tolist() == [[0, 1]]  # not itself twice
+
+
+@pytest.fixture(scope="module")
+def run(shapes_parquet, tmp_path_factory):
+    from cond_ddpm.train import train
+
+    config = TrainConfig(
+        dataset=str(shapes_parquet),
+        resolution=8,
+        unet={"block_out_channels": [8, 16], "layers_per_block": 1, "pos_dim": 16},
+        batch_size=16,
+        num_validation_images=16,
+        num_epochs=2,
+        num_inference_steps=2,
+        num_images_per_class=1,
+        output_dir=str(tmp_path_factory.mktemp("run")),
+        report_to="none",
+    )
+    return train(config)
+
+
+@pytest.mark.parametrize(
+    "kind, flags",
+    [
+        ("forward", ["--class_label", "cross", "--dataset", "DATA"]),
+        ("denoising", ["--class_label", "1", "--columns", "3", "--guidance_scale", "2"]),
+        ("gif", ["--columns", "2"]),
+        ("classes", ["--class_labels", "circle", "2"]),
+        ("guidance", ["--scales", "0", "1", "2"]),
+        ("steps", ["--steps", "1", "2", "--sampler", "ddim"]),
+        ("epochs", ["--columns", "3"]),
+        ("neighbours", ["--dataset", "DATA", "--columns", "2"]),
+        ("loss", []),
+    ],
+)
+def test_each_picture_by_the_command_line(kind, flags, run, shapes_parquet, tmp_path, capsys):
+    output = tmp_path / f"{kind}.{'gif' if kind == 'gif' else 'png'}"
+    source = ["--run", str(run)] if kind in ("epochs", "loss") else ["--model", str(run / "pipeline")]
+    if kind not in ("steps", "forward", "loss"):
+        source += ["--num_inference_steps", "4"]
+    flags = [str(shapes_parquet) if flag == "DATA" else flag for flag in flags]
+    assert main(["visualize", kind, *source, *flags, "--output", str(output)]) == 0, capsys.readouterr().err
+    picture = Image.open(output)
+    assert min(picture.size) > 50 and np.asarray(picture.convert("L")).std() > 5
+    if kind == "gif":
+        assert picture.n_frames == 5
+        frames = []
+        for frame in range(5):
+            picture.seek(frame)
+            frames.append((picture.info["duration"], np.asarray(picture.convert("L"))))
+        assert [duration for duration, _ in frames] == [100] * 4 + [2000]
+        assert all(abs(a[1].astype(int) - b[1]).mean() > 1 for a, b in itertools.pairwise(frames[:4]))
+
+
+@pytest.mark.parametrize(
+    "arguments, code, words",
+    [
+        (["paint"], 2, "expected one of forward, denoising, gif"),
+        (["classes", "--model", "MODEL", "--output", "x.jpg"], 2, "--output: expected a name ending in .png"),
+        (["guidance", "--model", "MODEL", "--output", "x.png", "--guidance_scale", "2"], 2, "unrecognized arguments"),
+        (["classes", "--model", "MODEL", "--output", "x.png", "--columns", "0"], 2, "--columns: expected 1 or more"),
+        (["classes", "--model", "RUN", "--output", "x.png"], 1, "expected a pipeline folder"),
+        (["classes", "--model", "MODEL", "--output", "x.png", "--class_labels", "crss"], 1, "Did you mean 'cross'?"),
+        (["loss", "--run", "MODEL", "--output", "x.png"], 1, "run: expected a run's folder, with a metrics.csv"),
+        (["forward", "--model", "MODEL", "--dataset", "mnist5k", "--output", "x.png"], 1, "expected the model's classes"),
+        (
+            ["forward", "--model", "MODEL", "--dataset", "DATA", "--index", "99", "--output", "x.png"],
+            1,
+            "index: expected 0 to 31",
+        ),
+    ],
+)
+def test_bad_input(arguments, code, words, run, shapes_parquet, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {"MODEL": str(run / "pipeline"), "RUN": str(run), "DATA": str(shapes_parquet)}
+    try:
+        found = main(["visualize", *(names.get(argument, argument) for argument in arguments)])
+    except SystemExit as exit:
+        found = exit.code
+    printed = capsys.readouterr().err
+    assert found == code and words in printed and "Traceback" not in printed
+
+
+def test_metrics_read_back(run):
+    rows = read_metrics(run)
+    assert [row["epoch"] for row in rows] == [1, 2] and rows[1]["val_loss"] > 0

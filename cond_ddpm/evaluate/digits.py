@@ -35,14 +35,12 @@ def _features(images: np.ndarray) -> np.ndarray:
 def judge_digits(model: str, images_per_class: int, num_inference_steps: int, guidance_scale: float, output: Path) -> None:
     import torch
     from accelerate import PartialState
-    from diffusers import DDIMScheduler
 
     from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
     from cond_ddpm.sampling import generate
     from cond_ddpm.visualize import class_grid
 
     pipeline = CondDDPMPipeline.from_pretrained(model).to(PartialState().device)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     labels = np.repeat(np.arange(10), images_per_class)
     with torch.autocast(pipeline.device.type, dtype=torch.bfloat16):
         images = generate(
@@ -65,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cond_ddpm.evaluate.digits", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="pipeline folder trained on mnist5k")
     parser.add_argument("--images_per_class", type=int, default=50)
-    parser.add_argument("--num_inference_steps", type=int, default=50)
+    parser.add_argument("--num_inference_steps", type=int, default=20)
     parser.add_argument("--guidance_scale", type=float, default=1.0)
     parser.add_argument("--output", type=Path, default=Path("digits.png"))
     return guarded(judge_digits, *vars(parser.parse_args(arguments)).values())
