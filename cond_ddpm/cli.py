@@ -302,10 +302,89 @@ def _data(given: argparse.Namespace, pipeline: "cond_ddpm.CondDDPMPipeline") -> 
     return data
 
 
+def _evaluate(arguments: list[str]) -> None:
+    parser = _pipeline_parser("evaluate", _COMMANDS["evaluate"][1], ("model",))
+    path = pathlib.Path
+    parser.add_argument("--model", help="pipeline folder, such as RUN/pipeline, or Hub repository")
+    parser.add_argument("--samples", type=path, help="in place of a model: a folder of CLASS/*.png, or an .npz")
+    parser.add_argument("--dataset", required=True, help="real images, as for cond-ddpm train")
+    parser.add_argument("--split", default="train", help="that samples are compared with (default: train)")
+    parser.add_argument("--test_split", default="test", help="real images whose figures are the limit (default: test)")
+    parser.add_argument("--num_samples", type=int, default=50_000, help="default: 50000, the literature's")
+    parser.add_argument("--features", default="classifier", help="classifier (default), inception, dinov2, or DINOv2's folder")
+    parser.add_argument("--weights", help="of Inception or DINOv2, where they cannot be downloaded")
+    parser.add_argument("--repeats", type=int, default=1, help="with other seeds, for mean and deviation (default: 1)")
+    parser.add_argument(
+        "--subset", type=int, default=5000, help="images that KID, precision and recall are of (default: 5000)"
+    )
+    parser.add_argument("--resolution", type=int, default=32, help="of --samples (default: 32)")
+    parser.add_argument("--save_samples", type=path, help="keep the samples: an .npz, or a folder")
+    parser.add_argument("--output", type=path, required=True, help="results.json")
+    given = parser.parse_args(arguments)
+    if (given.model is None) == (given.samples is None):
+        parser.error("--model: expected either a model or --samples")
+
+    from cond_ddpm.evaluate.evaluate import Protocol, evaluate, summary
+    from cond_ddpm.processes import process_state
+
+    settings = (
+        "dataset",
+        "split",
+        "test_split",
+        "features",
+        "weights",
+        "num_samples",
+        "seed",
+        "repeats",
+        "subset",
+        "resolution",
+    )
+    protocol = Protocol(**{name: getattr(given, name) for name in settings})
+    if given.samples is not None:
+        results = evaluate(protocol, given.output, samples=given.samples)
+    else:
+        pipeline, settings = _load(given)
+        with _autocast(given.mixed_precision, pipeline.device):
+            results = evaluate(protocol, given.output, given.model, pipeline, keep=given.save_samples, **settings)
+    if process_state().is_main_process:
+        print(summary(results))
+        print(given.output)
+
+
+def _study(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="cond-ddpm study", description=_COMMANDS["study"][1], allow_abbrev=False)
+    parser.add_argument("--config", type=pathlib.Path, required=True, help="such as configs/study.yaml")
+    given = parser.parse_args(arguments)
+
+    from cond_ddpm.evaluate.study import read_study, study
+    from cond_ddpm.train import train
+
+    folder = study(read_study(given.config), train)
+    print((folder / "study.md").read_text(), end="")
+    print(folder)
+
+
+def _tune(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="cond-ddpm tune", description=_COMMANDS["tune"][1], allow_abbrev=False)
+    parser.add_argument("--config", type=pathlib.Path, required=True, help="such as configs/tune.yaml")
+    given = parser.parse_args(arguments)
+
+    from cond_ddpm.evaluate.tune import read_tune, tune
+    from cond_ddpm.train import train
+
+    folder = tune(read_tune(given.config), train)
+    if (folder / "best.yaml").is_file():
+        print((folder / "best.yaml").read_text(), end="")
+    print(folder)
+
+
 _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (_train, "train a model, in this one process (several: accelerate launch train_cond_ddpm.py)"),
     "sample": (_sample, "images of the classes asked for (on several processes: accelerate launch -m cond_ddpm.cli sample)"),
     "visualize": (_visualize, "pictures: noising, denoising, classes, guidance, steps, epochs, neighbours, losses"),
+    "evaluate": (_evaluate, "measure a model or samples against real images (several: accelerate launch -m cond_ddpm.cli)"),
+    "study": (_study, "train and measure several models on the same data, with the same judge"),
+    "tune": (_tune, "search settings of training with Optuna"),
     "ema": (_ema, "from a run's snapshots, write a pipeline averaged over another horizon, without training"),
 }
 

@@ -25,9 +25,13 @@ def sample_batches(
     seeds: Sequence[int],
     batch_size: int = 100,
     progress: bool = False,
+    skip: int = 0,
     **arguments,
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """This process's share of the images, a batch at a time: which of them, and (B, C, H, W) uint8.
+
+    The batches are the same ones on any number of processes, and so to the last bit are the images; but for so few images
+    that some processes would have none, which get smaller batches.
 
     Args:
         pipeline: a `CondDDPMPipeline`.
@@ -35,6 +39,7 @@ def sample_batches(
         seeds: (N,). An image is a function of its label and seed; see `CondDDPMPipeline.__call__` for how exactly.
         batch_size: images at a time in each process; bounds the memory.
         progress: show a bar, on the main process.
+        skip: how many of this process's batches to leave out, since they are done.
         arguments: passed on to the pipeline: `num_inference_steps`, `guidance_scale`, `sampler`...
 
     Raises:
@@ -44,15 +49,17 @@ def sample_batches(
         raise ValueError(f"seeds: expected one for each of the {len(class_labels)} labels, got {len(seeds)}.")
     state = process_state()
     pipeline.set_progress_bar_config(disable=True)
-    mine = range(state.process_index, len(seeds), state.num_processes)
-    with tqdm(total=len(mine), unit="image", disable=not (progress and state.is_main_process), leave=False) as bar:
-        for start in range(0, len(mine), batch_size):
-            rows = list(mine[start : start + batch_size])
+    size = max(1, min(batch_size, -(-len(seeds) // state.num_processes)))
+    batches = [list(range(start, min(start + size, len(seeds)))) for start in range(0, len(seeds), size)]
+    batches = batches[state.process_index :: state.num_processes][skip:]
+    total = sum(map(len, batches))
+    with tqdm(total=total, unit="image", disable=not (progress and state.is_main_process), leave=False) as bar:
+        for rows in batches:
             images = pipeline(
                 class_labels=None if class_labels is None else [class_labels[row] for row in rows],
                 num_images_per_label=len(rows) if class_labels is None else 1,
                 seeds=[int(seeds[row]) for row in rows],
-                batch_size=batch_size,
+                batch_size=len(rows),
                 output_type="pt",
                 **arguments,
             ).images
@@ -118,18 +125,19 @@ def save_samples(
         state.wait_for_everyone()
         return
 
-    # A file that all processes map, then one archive of it.
+    # A file that all processes write into, then one archive of it.
     output.parent.mkdir(parents=True, exist_ok=True)
     images_file, partial = (output.with_name(f".{output.name}.{name}") for name in ("images.npy", "partial"))
     shape = (len(seeds), config.sample_size, config.sample_size, config.in_channels)
     if state.is_main_process:
         np.lib.format.open_memmap(images_file, mode="w+", dtype=np.uint8, shape=shape)
     state.wait_for_everyone()
-    for rows, images in batches:
-        mapped = np.lib.format.open_memmap(images_file, mode="r+")  # anew for each batch, so that none stays in memory
-        mapped[rows] = images.transpose(0, 2, 3, 1)
-        mapped.flush()
-        del mapped
+    header = np.lib.format.open_memmap(images_file, mode="r").offset
+    with images_file.open("r+b") as file:
+        for rows, images in batches:
+            for row, image in zip(rows, images):
+                file.seek(header + row * image.size)
+                file.write(image.transpose(1, 2, 0).tobytes())
     state.wait_for_everyone()
     if state.is_main_process:
         with zipfile.ZipFile(partial, "w") as archive:

@@ -15,6 +15,7 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,8 +40,12 @@ from cond_ddpm.visualize import class_grid, loss_curve
 _SECOND_STD = 0.1  # the other of the two averages kept, from which any horizon can be made (EDM2 keeps 0.05 and 0.1)
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -> Path:
     """Train a class-conditional UNet, on as many processes as `accelerate launch` or `torchrun` started.
+
+    Args:
+        config: the settings.
+        on_epoch: called on the main process with each epoch's row of metrics.csv; what it raises ends the run.
 
     Returns:
         The run's folder: `config.json`, `metrics.csv` (a row an epoch), `metrics.jsonl` (a row a step), `loss.png`,
@@ -177,6 +182,7 @@ def train(config: TrainConfig) -> Path:
             if len(pending) >= logging_steps or ends_epoch or save:
                 rate = epoch_images / (time.perf_counter() - epoch_started)
                 rows = _read_losses(accelerator, pending, epoch, rate, run)
+                rows[-1]["elapsed_seconds"] = round(progress.elapsed_seconds, 1)
                 pending = []
                 progress.epoch_losses += [row["loss"] for row in rows]
                 bar.set_description(f"epoch {epoch}", refresh=False)
@@ -233,6 +239,8 @@ def train(config: TrainConfig) -> Path:
                         f"epoch {epoch}  step {progress.step}  train loss {row['train_loss']:.5f}"
                         f"  validation {row['val_loss']:.5f} (raw weights {row['val_loss_raw']:.5f})"
                     )
+                    if on_epoch is not None:
+                        on_epoch(row)
 
             # 8. Snapshots of the averages, for other horizons afterwards
             if ema is not None and config.num_ema_snapshots and is_main:

@@ -334,11 +334,76 @@ def nearest(images: np.ndarray, training_images: np.ndarray, count: int) -> tupl
     # A symmetric image comes twice: as it is, and mirrored.
     first = np.array([[row not in of_one[:i] for i, row in enumerate(of_one)] for of_one in rows])
     kept = np.array([np.flatnonzero(of_one)[:count] for of_one in first])
-    squares, rows, flips = (np.take_along_axis(part, kept, axis=1) for part in (squares, rows, flips))
-    return rows, flips.astype(bool), np.sqrt(np.maximum(squares, 0) / samples.shape[1])
+    rows, flips = (np.take_along_axis(part, kept, axis=1) for part in (rows, flips))
+    found = training_images[rows]  # (N, count, C, H, W)
+    found = np.where(flips.astype(bool)[:, :, None, None, None], found[..., ::-1], found)
+    # Anew from the differences: the squares above are rounded, being those of large sums.
+    distances = np.sqrt(((found.astype(np.float64) - images[:, None]) ** 2).mean(axis=(2, 3, 4)))
+    return rows, flips.astype(bool), distances
 
 
-# Losses
+# Classes seen by a classifier
+
+
+def confusion_picture(confusion: np.ndarray, class_names: Sequence[str], path: str | Path) -> None:
+    """Write a PNG of what share of each class asked for is taken for which class.
+
+    Args:
+        confusion: (K, K) counts: class asked for, class seen.
+        class_names: K of them.
+        path: of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    size = 1.5 + 0.42 * len(class_names)
+    figure = Figure(figsize=(size, size), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(class_names))
+    axes.set_xticks(ticks, class_names, rotation=45, ha="right", parse_math=False, fontsize=8)
+    axes.set_yticks(ticks, class_names, parse_math=False, fontsize=8)
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= 0.005 and len(class_names) <= 30:
+            colour = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=6, color=colour)
+    axes.set_xlabel("seen by the classifier")
+    axes.set_ylabel("asked for")
+    axes.set_title(f"{np.trace(confusion) / confusion.sum():.1%} of {confusion.sum()} are what was asked for", fontsize=9)
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
+
+
+# Losses and other courses
+
+
+def quality_curves(rows: Sequence[dict], real: Mapping[str, float], path: str | Path) -> None:
+    """Write a PNG of a study: Frechet distance and label accuracy against epochs, minutes and training FLOP.
+
+    Args:
+        rows: with `model`, `epochs`, `minutes`, `training_flop`, `frechet_distance` and perhaps `label_accuracy`.
+        real: the same figures of held-out real images, the limit.
+        path: of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    kinds = [key for key in ("frechet_distance", "label_accuracy") if any(row.get(key) is not None for row in rows)]
+    figure = Figure(figsize=(10, 0.5 + 2.8 * len(kinds)), dpi=150, layout="constrained")
+    grid = figure.subplots(len(kinds), 3, squeeze=False, sharey="row")
+    costs = {"epochs": "epochs", "minutes": "minutes of training", "training_flop": "training FLOP"}
+    for axes_row, kind in zip(grid, kinds):
+        for axes, (cost, label) in zip(axes_row, costs.items()):
+            for name in dict.fromkeys(row["model"] for row in rows):
+                mine = [row for row in rows if row["model"] == name]
+                axes.plot([row[cost] for row in mine], [row[kind] for row in mine], marker="o", label=name)
+            if real.get(kind) is not None:
+                axes.axhline(real[kind], color="gray", linewidth=0.8, linestyle=":", label="real images, held out")
+            axes.set_xlabel(label)
+            axes.grid(alpha=0.3)
+        axes_row[0].set_ylabel(kind.replace("_", " "))
+        if kind == "frechet_distance":
+            axes_row[0].set_yscale("log")
+    grid[0][0].legend(fontsize=8)
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
 
 
 def read_metrics(run: Path) -> list[dict]:

@@ -200,9 +200,10 @@ class CondDDPMPipeline(DiffusionPipeline):
     ) -> "CondDDPMPipelineOutput | tuple":
         """Sample `num_images_per_label` images for each label.
 
-        With `seeds`, or a list of generators, an image is a function of its label and its own seed: in any order and on any
-        number of processes bitwise the same if its batch has the same size, and in batches of other sizes to within 1/255
-        (float32), since matrix products of another size are rounded differently.
+        With `seeds`, or a list of generators, an image is a function of its label and its own seed: bitwise the same in the
+        same place of any batch of the same size, and to within 1/255 (float32) in another place or batch size, where the
+        rows of a matrix product may be rounded differently. `cond_ddpm.generate` makes the same batches on any number of
+        processes.
 
         Args:
             class_labels: ids, names, or both mixed; None for images of no class in particular.

@@ -24,8 +24,8 @@ MAY_IMPORT = {
         *("config", "data", "diffusion", "sampling", "checkpoint", "visualize", "ema", "processes"),
         *("models", "pipelines"),
     },
-    "evaluate": {"cli", "data", "pipelines", "sampling", "visualize"},
-    "cli": {"config", "train", "ema", "data", "processes", "sampling", "visualize", ""},
+    "evaluate": {"cli", "config", "data", "ema", "pipelines", "processes", "sampling", "visualize"},
+    "cli": {"config", "train", "ema", "data", "processes", "sampling", "visualize", "evaluate", ""},
     "models": {"models"},
     "": set(),
 }

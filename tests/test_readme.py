@@ -29,3 +29,27 @@ def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"^ +make (\w+)", README, re.MULTILINE)) | {"quality", "style"}:
         assert f"\n{target}:" in makefile
+
+
+def test_arguments_and_names_of_the_sampling_table():
+    import inspect
+
+    from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS, SPACINGS
+
+    from cond_ddpm import CondDDPMPipeline
+
+    rows = re.findall(r"^\| (`.*?`) \| (.*) \|$", README.partition("## Sampling")[2].partition("## Eval")[0], re.MULTILINE)
+    arguments = {name for row, _ in rows for name in re.findall(r"`(\w+)`", row)}
+    assert arguments <= set(inspect.signature(CondDDPMPipeline.__call__).parameters) and len(arguments) > 8
+    text = dict(rows)
+    assert re.findall(r"`([^`]+)`", text["`sampler`"])[: len(SAMPLERS)] == list(SAMPLERS)
+    assert re.findall(r"`([^`]+)`", text["`num_inference_steps`, `timestep_spacing`"]) == list(SPACINGS)
+
+
+def test_every_command_and_kind_of_picture_is_in_the_readme():
+    from cond_ddpm.cli import _COMMANDS, _KINDS
+
+    for name in _COMMANDS:
+        assert f"cond-ddpm {name}" in README, name
+    for kind in _KINDS:
+        assert f"`{kind}`" in README or f"visualize {kind}" in README, kind

@@ -22,7 +22,7 @@ def test_images_are_the_same_in_any_batch_and_order(tiny_pipeline):
         again = generate(tiny_pipeline, LABELS, SEEDS, batch_size=batch_size, num_inference_steps=3)
         assert abs(again.astype(int) - images).max() <= 1
     turned = generate(tiny_pipeline, LABELS[::-1], SEEDS[::-1], num_inference_steps=3)
-    assert np.array_equal(turned[::-1], images)
+    assert abs(turned[::-1].astype(int) - images).max() <= 1
 
 
 def test_two_processes_share_the_images_and_write_each_once(tiny_pipeline, tmp_path):
@@ -50,7 +50,7 @@ def test_two_processes_share_the_images_and_write_each_once(tiny_pipeline, tmp_p
         for row, file in enumerate(expected[4:] + expected[:4]):
             assert np.array_equal(np.asarray(Image.open(tmp_path / str(processes) / file)), images[processes][row])
     assert images[1].shape == (8, 8, 8, 3)
-    assert np.array_equal(images[1], images[2])  # batches of the same size
+    assert np.array_equal(images[1], images[2])  # the same batches
     arguments = {"num_inference_steps": 3, "sampler": "ddpm", "guidance_scale": 1.5, "batch_size": 2}
     here = generate(tiny_pipeline, [2] * 4 + [0] * 4, SEEDS, **arguments)
     assert abs(here.transpose(0, 2, 3, 1).astype(int) - images[1]).max() <= 1

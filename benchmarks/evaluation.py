@@ -1,0 +1,60 @@
+"""What measuring costs beyond the feature extractor: images/s of the statistics against those of the bare extractor.
+
+    python benchmarks/evaluation.py [--images 4000] [--repeats 5]
+
+Prints JSON and a Markdown row for RESULTS.md: the classifier (untrained; the same operations), random images, in turn.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def main(images: int, repeats: int) -> dict:
+    import numpy as np
+    import torch
+
+    from cond_ddpm.evaluate.classifier import NUM_FEATURES, Classifier
+    from cond_ddpm.evaluate.evaluate import Tally
+    from cond_ddpm.evaluate.features import Extractor
+
+    network = Classifier(10).eval()
+
+    @torch.no_grad()
+    def extract(batch):
+        return network(torch.from_numpy(batch).float() / 127.5 - 1)
+
+    extractor = Extractor("classifier", extract, NUM_FEATURES, True, {})
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 256, (images, 3, 32, 32), dtype=np.uint8)
+    labels = rng.integers(0, 10, images)
+    starts = range(0, images, 500)
+    extract(data[:500])  # the first is slower than all others
+    ratios = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        for start in starts:
+            extract(data[start : start + 500])
+        bare = time.perf_counter() - started
+        tally = Tally(extractor, 10, 5000, data.shape[1:])
+        started = time.perf_counter()
+        for start in starts:
+            rows = range(start, min(start + 500, images))
+            tally.update(rows, data[start : start + 500], labels[start : start + 500])
+        ratios.append(bare / (time.perf_counter() - started))
+    return {"throughput_relative_to_extractor": statistics.median(ratios), "all": ratios}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--repeats", type=int, default=5)
+    result = main(**vars(parser.parse_args()))
+    print(json.dumps(result, indent=2))
+    print(f"| {result['throughput_relative_to_extractor']:.3f} |")

@@ -1,0 +1,165 @@
+"""What sampling costs: each sampler's forwards and images/s, guidance, the loop's own share, memory.
+
+    python benchmarks/sampling.py samplers  [--batch_size 16] [--ddpm]
+    python benchmarks/sampling.py guidance  [--batch_size 64] [--steps 5] [--repeats 5]
+    python benchmarks/sampling.py overhead  [--batch_size 64] [--steps 10]
+    python benchmarks/sampling.py memory    [--images 10000]
+
+Prints JSON and Markdown rows for RESULTS.md. The network is the attention UNet of the study at its full size, untrained, in
+bf16 autocast; that of `memory` is small, so that what the images take is a large share. Times are ratios within one run.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+BASE = "dpm++2"  # what the others are compared with
+
+
+def pipeline_of(**arguments):
+    import torch
+    from diffusers import DDPMScheduler
+
+    from cond_ddpm import AttentionUNet2DModel, CondDDPMPipeline
+
+    torch.manual_seed(0)
+    pipeline = CondDDPMPipeline(AttentionUNet2DModel(**arguments).eval(), DDPMScheduler(prediction_type="v_prediction"))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def seconds(pipeline, batch_size: int, **arguments) -> float:
+    import torch
+
+    started = time.perf_counter()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pipeline([0] * batch_size, seeds=range(batch_size), batch_size=batch_size, output_type="pt", **arguments)
+    return time.perf_counter() - started
+
+
+def samplers(batch_size: int, repeats: int, with_ddpm: bool) -> list[dict]:
+    from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS
+
+    pipeline, forwards = pipeline_of(), 0
+
+    def count(*_):
+        nonlocal forwards
+        forwards += 1
+
+    pipeline.unet.register_forward_hook(count)
+    names = [name for name in SAMPLERS if name != "ddpm" or with_ddpm]
+    times = {(name, scale): [] for name in names for scale in (1.0, 2.0)}
+    counts = {}
+    seconds(pipeline, batch_size, sampler=BASE, num_inference_steps=2)  # the first is slower than all others
+    for _ in range(repeats):
+        for (name, scale), spent in times.items():
+            if name == "ddpm" and (spent or scale != 1.0):
+                continue
+            forwards = 0
+            spent.append(seconds(pipeline, batch_size, sampler=name, guidance_scale=scale))
+            counts[name, scale] = forwards * (1 if scale == 1.0 else 2)
+    base = statistics.median(times[BASE, 1.0])
+    rows = []
+    for (name, scale), spent in times.items():
+        if spent:
+            median = statistics.median(spent)
+            rows.append(
+                {
+                    "sampler": name,
+                    "guidance_scale": scale,
+                    "forwards_per_image": counts[name, scale],
+                    "images_per_second": batch_size / median,
+                    "time_relative_to_base": median / base,
+                }
+            )
+    return rows
+
+
+def guidance(batch_size: int, steps: int, repeats: int) -> list[dict]:
+    pipeline = pipeline_of()
+    seconds(pipeline, batch_size, sampler=BASE, num_inference_steps=1)
+    ratios = []
+    for _ in range(repeats):
+        plain, guided = (
+            seconds(pipeline, batch_size, sampler=BASE, num_inference_steps=steps, guidance_scale=scale)
+            for scale in (1.0, 2.0)
+        )
+        ratios.append(guided / plain)
+    return [{"batch_size": batch_size, "guided_over_unguided": statistics.median(ratios), "all": ratios}]
+
+
+def overhead(batch_size: int, steps: int, repeats: int) -> list[dict]:
+    pipeline, spent = pipeline_of(), 0.0
+    forward = pipeline.unet.forward
+
+    def timed(*arguments, **named):
+        nonlocal spent
+        started = time.perf_counter()
+        try:
+            return forward(*arguments, **named)
+        finally:
+            spent += time.perf_counter() - started
+
+    pipeline.unet.forward = timed
+    seconds(pipeline, batch_size, sampler=BASE, num_inference_steps=1)
+    rows = []
+    for name in (BASE, "ddpm", "unipc", "euler"):
+        shares = []
+        for _ in range(repeats):
+            spent = 0.0
+            whole = seconds(pipeline, batch_size, sampler=name, num_inference_steps=steps)
+            shares.append((whole - spent) / whole)
+        rows.append({"sampler": name, "batch_size": batch_size, "loop_share": statistics.median(shares), "all": shares})
+    return rows
+
+
+def memory(images: int) -> list[dict]:
+    """Peak resident memory of `cond-ddpm sample` in a process of its own, for 100 images and for many."""
+    small = {"block_out_channels": (32, 64, 64), "layers_per_block": 1, "pos_dim": 256, "patch_size": 2}
+    script = "import resource, sys; from cond_ddpm.cli import main; main(sys.argv[1:]);"
+    script += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline_of(**small).save_pretrained(f"{folder}/model")
+        for output in ("out.npz", "folder"):
+            peaks = []
+            for number in (100, images):
+                flags = ["--model", f"{folder}/model", "--num_images_per_class", str(number // 10)]
+                flags += ["--num_inference_steps", "2", "--sampler", BASE, "--output", f"{folder}/{number}/{output}"]
+                command = [sys.executable, "-c", script, "sample", *flags]
+                env = {**os.environ, "PYTHONPATH": str(ROOT)}
+                done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+                peaks.append(int(done.stdout.split()[-1]))
+            rows.append({"output": output, "peak_100": peaks[0], f"peak_{images}": peaks[1], "ratio": peaks[1] / peaks[0]})
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("samplers", "guidance", "overhead", "memory"))
+    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--images", type=int, default=10000)
+    parser.add_argument("--ddpm", action="store_true", help="samplers: DDPM's 1000 steps too, once")
+    given = parser.parse_args()
+    if given.what == "samplers":
+        rows = samplers(given.batch_size or 16, given.repeats, given.ddpm)
+    elif given.what == "guidance":
+        rows = guidance(given.batch_size or 64, given.steps or 5, given.repeats)
+    elif given.what == "overhead":
+        rows = overhead(given.batch_size or 64, given.steps or 10, given.repeats)
+    else:
+        rows = memory(given.images)
+    print(json.dumps(rows, indent=2))
+    for row in rows:
+        print("| " + " | ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()) + " |")

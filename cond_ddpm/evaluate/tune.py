@@ -1,0 +1,228 @@
+"""`cond-ddpm tune`: Optuna over any of the settings of training.
+
+May import: `config`, `evaluate.evaluate`, the pipeline; how to train is handed in by the command line. Each trial is a run's
+folder; next are trials.csv, best.yaml (for `cond-ddpm train --config`) and Optuna's plots.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from cond_ddpm.config import TrainConfig
+from cond_ddpm.evaluate.evaluate import Protocol, evaluate
+from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
+
+_OBJECTIVES = ("val_loss", "frechet_distance")
+_PRUNERS = ("median", "hyperband", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneConfig:
+    """Settings of a search.
+
+    Args:
+        output_dir: folder of the search; each trial's run is a folder in it.
+        base: settings of training that the trials share, as for `cond-ddpm train`.
+        search: setting, or `unet.NAME` -> a list of choices, or {low, high} with `log: true` or `step` if wanted.
+        objective: what is to be small: `val_loss` (only between trials with one prediction_type and loss weighting), or
+            `frechet_distance`, by `evaluate` at the end of each trial.
+        trials: how many in all, over all machines and restarts; those pruned are counted.
+        pruner: stops trials whose val_loss is worse than that of others at the same epoch: `median`, `hyperband` or `none`.
+        storage: where the trials are kept: not given, an SQLite file in `output_dir`; for many machines the URL of a
+            database, or `journal:FILE` on a disk that they share.
+        seed: of the sampler.
+        evaluate: settings of `Protocol` but for the data set's.
+        sampling: arguments of the pipeline for that.
+    """
+
+    output_dir: str
+    base: dict
+    search: dict
+    objective: str = "val_loss"
+    trials: int = 20
+    pruner: str = "median"
+    storage: str | None = None
+    seed: int = 0
+    evaluate: dict = dataclasses.field(default_factory=dict)
+    sampling: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, choices in (("objective", _OBJECTIVES), ("pruner", _PRUNERS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        if self.trials < 1 or not self.search:
+            raise ValueError("search, trials: expected one setting or more, and one trial or more.")
+        known = {field.name for field in dataclasses.fields(TrainConfig)} - {"output_dir", "resume_from_checkpoint"}
+        unknown = {name for name in (*self.base, *self.search) if name.partition(".")[0] not in known}
+        if unknown:
+            raise ValueError(f"base, search: expected settings of training, got {', '.join(sorted(unknown))}.")
+        for name, space in self.search.items():
+            is_range = isinstance(space, dict) and {"low", "high"} <= set(space) <= {"low", "high", "log", "step"}
+            if not (is_range or (isinstance(space, list) and space)):
+                raise ValueError(f"search.{name}: expected a list of choices, or low and high, got {space!r}.")
+
+
+def read_tune(path: Path) -> TuneConfig:
+    """From YAML.
+
+    Raises:
+        ValueError: not a mapping, or not these settings.
+    """
+    settings = yaml.safe_load(path.read_text())
+    known = {field.name for field in dataclasses.fields(TuneConfig)}
+    if not isinstance(settings, dict) or set(settings) - known or {"output_dir", "base", "search"} - set(settings):
+        found = ", ".join(settings) if isinstance(settings, dict) else type(settings).__name__
+        raise ValueError(f"--config: expected {', '.join(sorted(known))} in {path}, got {found}.")
+    return TuneConfig(**settings)
+
+
+def tune(config: TuneConfig, train: Callable) -> Path:
+    """Search; a search that was killed goes on, and so does the trial that it was in.
+
+    Args:
+        config: the settings.
+        train: `cond_ddpm.train.train`.
+
+    Returns:
+        The search's folder: `trial-N/` (a run's folder each), `trials.csv`, `best.yaml`, `history.png`, `slice.png` and,
+        with two trials or more, `importances.png`.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise ValueError("tune: expected optuna, which is not installed; pip install 'cond_ddpm[tune]'.") from None
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    pruner = {"median": optuna.pruners.MedianPruner(), "hyperband": optuna.pruners.HyperbandPruner()}.get(config.pruner)
+    search = optuna.create_study(
+        study_name="cond_ddpm",
+        storage=_storage(config, folder),
+        sampler=optuna.samplers.TPESampler(seed=config.seed),
+        pruner=pruner or optuna.pruners.NopPruner(),
+        load_if_exists=True,
+    )
+    _take_up_interrupted(search, folder)
+
+    def objective(trial) -> float:
+        chosen = {name: _suggest(trial, name, space) for name, space in config.search.items()}
+        number = trial.user_attrs.get("goes_on", trial.number)
+        run = folder / f"trial-{number}"
+        settings = _settings(config, chosen, run)
+        (folder / f"trial-{number}.owner").write_text(json.dumps([platform.node(), os.getpid()]))
+
+        def on_epoch(row: dict) -> None:
+            trial.report(row["val_loss"], int(row["epoch"]))
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        train(settings, on_epoch)
+        if config.objective == "val_loss":
+            return min(row["val_loss"] for row in _epochs(run))
+        pipeline = CondDDPMPipeline.from_pretrained(run / "pipeline")
+        protocol = Protocol(settings.dataset, **config.evaluate)
+        results = evaluate(protocol, run / "results.json", str(run / "pipeline"), pipeline, **config.sampling)
+        return results["samples"]["frechet_distance"]
+
+    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    stop = optuna.study.MaxTrialsCallback(config.trials, states=finished)
+    if len(search.get_trials(states=finished)) < config.trials:
+        # A setting that does not fit, such as a batch that is too large, fails its trial, not the search.
+        search.optimize(objective, callbacks=[stop], catch=(ValueError, FloatingPointError))
+    _report(search, config, folder)
+    return folder
+
+
+def _storage(config: TuneConfig, folder: Path):
+    import optuna
+
+    if config.storage is None:
+        return optuna.storages.RDBStorage(f"sqlite:///{folder / 'trials.db'}")
+    if config.storage.startswith("journal:"):
+        backend = optuna.storages.journal.JournalFileBackend(config.storage.partition(":")[2])
+        return optuna.storages.JournalStorage(backend)
+    return optuna.storages.RDBStorage(config.storage)
+
+
+def _take_up_interrupted(search, folder: Path) -> None:
+    """Trials that say they are running, but whose process on this machine is gone, are put at the head of the queue."""
+    import optuna
+    import psutil
+
+    for trial in search.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+        number = trial.user_attrs.get("goes_on", trial.number)
+        owner = folder / f"trial-{number}.owner"
+        host, process = json.loads(owner.read_text()) if owner.is_file() else (None, 0)
+        if host == platform.node() and not psutil.pid_exists(process):
+            search.enqueue_trial(trial.params, user_attrs={"goes_on": number})
+            search.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+
+
+def _suggest(trial, name: str, space: list | dict):
+    """A choice, or a number: whole, if both ends are."""
+    if isinstance(space, list):
+        if all(isinstance(choice, (str, int, float, bool, type(None))) for choice in space):
+            return trial.suggest_categorical(name, space)
+        return json.loads(trial.suggest_categorical(name, [json.dumps(choice) for choice in space]))  # lists of channels
+    whole = isinstance(space["low"], int) and isinstance(space["high"], int)
+    return (trial.suggest_int if whole else trial.suggest_float)(name, **space)
+
+
+def _settings(config: TuneConfig, chosen: dict, run: Path) -> TrainConfig:
+    """The trial's settings; `unet.NAME` goes into `unet`."""
+    unet = {**config.base.get("unet", {}), **{name[5:]: value for name, value in chosen.items() if name.startswith("unet.")}}
+    plain = {name: value for name, value in chosen.items() if not name.startswith("unet.")}
+    fixed = {"unet": unet, "resume_from_checkpoint": "latest", "output_dir": str(run)}
+    return TrainConfig(**{**config.base, **plain, **fixed})
+
+
+def _epochs(run: Path) -> list[dict]:
+    with (run / "metrics.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _report(search, config: TuneConfig, folder: Path) -> None:
+    import warnings
+
+    import optuna
+
+    trials = search.get_trials()
+    names = list(config.search)
+    with (folder / "trials.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trial", "state", config.objective, *names])
+        for trial in trials:
+            writer.writerow([trial.number, trial.state.name.lower(), trial.value, *(trial.params.get(n, "") for n in names)])
+    complete = [trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    if not complete:
+        print("no trial was finished", file=sys.stderr)
+        return
+    best = search.best_trial
+    chosen = {name: _unpacked(config.search[name], value) for name, value in best.params.items()}
+    settings = dataclasses.asdict(_settings(config, chosen, folder / "best"))
+    settings |= {"resume_from_checkpoint": None}
+    (folder / "best.yaml").write_text(
+        f"# trial {best.number}: {config.objective} {best.value:g}\n"
+        + yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False)
+    )
+    plots = optuna.visualization.matplotlib
+    drawn = {"history": plots.plot_optimization_history, "slice": plots.plot_slice}
+    if len({json.dumps(trial.params) for trial in complete}) > 1:
+        drawn["importances"] = plots.plot_param_importances
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        for name, plot in drawn.items():
+            axes = plot(search)
+            figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
+            figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
+
+
+def _unpacked(space: list | dict, value):
+    is_json = isinstance(space, list) and not all(isinstance(c, (str, int, float, bool, type(None))) for c in space)
+    return json.loads(value) if is_json else value

@@ -1,0 +1,301 @@
+"""Evaluation of samples whose worth is known: real images, and real images damaged in known ways."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import NAMES, ROOT, make_unet, shapes, write_parquet
+from PIL import Image
+
+from cond_ddpm import CondDDPMPipeline, load_images
+from cond_ddpm.cli import main
+from cond_ddpm.evaluate import evaluate as module
+from cond_ddpm.evaluate.evaluate import Protocol, evaluate, summary
+
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """600 training and 450 test pictures of circles, squares and crosses."""
+    folder = tmp_path_factory.mktemp("shapes16")
+    for split, count, seed in (("train", 600, 0), ("test", 450, 1)):
+        images, labels = shapes(count, SIZE, seed)
+        noise = np.random.default_rng(seed).integers(-20, 20, images.shape)
+        write_parquet(folder, np.clip(images + noise, 0, 255).astype(np.uint8), labels).joinpath("train.parquet").rename(
+            folder / f"{split}.parquet.new"
+        )
+    for file in folder.glob("*.new"):
+        file.rename(file.with_suffix(""))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(dataset, tmp_path_factory):
+    """Results of given images, (N, H, W, C) with labels, by the classifier that is trained once."""
+    folder = tmp_path_factory.mktemp("given")
+
+    def measure(images, labels, **settings):
+        np.savez(folder / "given.npz", images=images, class_labels=labels)
+        protocol = Protocol(str(dataset), **{"resolution": SIZE, **settings})
+        return evaluate(protocol, folder / "results.json", samples=folder / "given.npz", progress=False)
+
+    return measure
+
+
+@pytest.fixture(scope="module")
+def real(dataset):
+    """The test split, as (N, H, W, C) and labels."""
+    data = load_images(str(dataset), "test", SIZE)
+    return data.images.transpose(0, 2, 3, 1).copy(), data.labels.copy()
+
+
+def _distance(results):
+    return results["samples"]["frechet_distance"]
+
+
+def test_real_images_against_themselves_and_the_limit(dataset, measured, real):
+    train = load_images(str(dataset), "train", SIZE)
+    results = measured(train.images.transpose(0, 2, 3, 1), train.labels)
+    assert _distance(results) < 1e-6
+    assert results["samples"]["nearest_training_distance"] < 0.01
+    assert (results["samples"]["precision"], results["samples"]["recall"]) == (1.0, 1.0)
+    limit = results["held_out_real"]
+    assert limit["label_accuracy"] == pytest.approx(results["protocol"]["feature_extractor"]["held_out_accuracy"])
+    assert limit["label_accuracy"] > 0.95
+    assert measured(*real)["samples"] == limit  # the held-out images as samples: the same figures
+    assert limit["frechet_distance"] > 1e-3 and limit["nearest_training_distance"] > 5
+
+
+def _noised(images, level):
+    noise = np.random.default_rng(0).normal(0, level, images.shape)
+    return np.clip(images + noise, 0, 255).astype(np.uint8)
+
+
+def _blurred(images, times):
+    blurred = images.astype(float)
+    for _ in range(times):
+        blurred = sum(np.roll(blurred, shift, axis) for axis in (1, 2) for shift in (-1, 0, 1)) / 6
+    return blurred.astype(np.uint8)
+
+
+@pytest.mark.parametrize("damage, levels", [(_noised, (15, 40, 80)), (_blurred, (1, 2, 4))])
+def test_more_damage_is_further_away(measured, real, damage, levels):
+    images, labels = real
+    distances = [_distance(measured(images, labels))] + [
+        _distance(measured(damage(images, level), labels)) for level in levels
+    ]
+    assert distances == sorted(distances) and distances[-1] > 5 * distances[0], distances
+
+
+def test_a_damaged_class_is_named(measured, real):
+    """Squares blurred, or taken for crosses: the table shows which class it is, and the others as they were."""
+    images, labels = real
+    before = measured(images, labels)["samples"]["classes"]
+    damaged = images.copy()
+    damaged[labels == 1] = _blurred(images[labels == 1], 4)
+    after = measured(damaged, labels)["samples"]["classes"]
+    growth = {name: after[name]["frechet_distance"] / before[name]["frechet_distance"] for name in NAMES}
+    assert max(growth, key=growth.get) == "square" and growth["square"] > 3
+    assert growth["circle"] == pytest.approx(1) and growth["cross"] == pytest.approx(1)
+
+    swapped = labels.copy()
+    swapped[labels == 2] = 1
+    swapped[labels == 1] = 2
+    results = measured(images, swapped)["samples"]
+    assert results["classes"]["circle"]["accuracy"] > 0.95 and results["classes"]["square"]["accuracy"] < 0.05
+    assert results["label_accuracy"] == pytest.approx(1 / 3, abs=0.03)
+    assert results["frechet_distance"] == pytest.approx(_distance(measured(images, labels)), rel=1e-6)  # knows no labels
+
+
+def test_a_missing_class_and_duplicates(measured, real):
+    images, labels = real
+    whole = measured(images, labels)["samples"]
+    without = measured(images[labels != 0], labels[labels != 0])["samples"]
+    assert without["frechet_distance"] > 5 * whole["frechet_distance"] and without["recall"] < whole["recall"] - 0.2
+    assert without["classes"]["circle"]["num_images"] == 0
+    few = np.arange(12).repeat(len(images) // 12)
+    repeated = measured(images[few], labels[few])["samples"]
+    assert repeated["frechet_distance"] > whole["frechet_distance"] and repeated["recall"] < whole["recall"]
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    from diffusers import DDPMScheduler
+
+    pipeline = CondDDPMPipeline(make_unet(sample_size=SIZE), DDPMScheduler(), dict(enumerate(NAMES)))
+    pipeline.scheduler = pipeline.make_scheduler("dpm++2")
+    return pipeline
+
+
+def _evaluated(pipeline, dataset, folder, **settings):
+    protocol = Protocol(str(dataset), **{"num_samples": 30, **settings})
+    arguments = {"num_inference_steps": 2, "guidance_scale": 1.5, "batch_size": 4}
+    return evaluate(protocol, folder / "results.json", "model", pipeline, progress=False, **arguments)
+
+
+def test_a_pipeline_is_measured_and_everything_is_quoted(pipeline, dataset, tmp_path):
+    results = _evaluated(pipeline, dataset, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    quoted = results["protocol"]
+    assert quoted["sampler"] == "DPMSolverMultistepScheduler" and quoted["num_inference_steps"] == 2
+    assert quoted["guidance_scale"] == 1.5 and quoted["seeds"] == [0, 29] and quoted["split"] == "train"
+    assert quoted["feature_extractor"]["checksum"] and quoted["weights_checksum"] and quoted["commit"]
+    assert results["samples"]["num_images"] == 30 and results["held_out_real"]["num_images"] == 450
+    assert [row["num_images"] for row in results["samples"]["classes"].values()] == [10, 10, 10]
+    assert any("biased upward" in warning for warning in results["warnings"])
+    assert any("singular" in warning for warning in results["warnings"])
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results-confusion.png", "results-neighbours.png"}
+    assert "warning: 30 samples" in summary(results) and "label accuracy" in summary(results)
+
+
+def test_repeats_have_other_seeds(pipeline, dataset, tmp_path):
+    both = _evaluated(pipeline, dataset, tmp_path, repeats=2)
+    one, two = (_evaluated(pipeline, dataset, tmp_path, seed=seed) for seed in (0, 30))
+    values = [results["samples"]["frechet_distance"] for results in (one, two)]
+    assert values[0] != values[1]
+    assert both["samples"]["frechet_distance"] == pytest.approx(np.mean(values))
+    assert both["samples_std"]["frechet_distance"] == pytest.approx(np.std(values, ddof=1))
+
+
+def test_an_interrupted_evaluation_goes_on(pipeline, dataset, tmp_path, monkeypatch):
+    whole = _evaluated(pipeline, dataset, tmp_path)
+    monkeypatch.setattr(module, "_SAVE_SECONDS", 0)
+    sampled, original = [], module.sample_batches
+
+    def interrupted(*arguments, **named):
+        for number, (rows, images) in enumerate(original(*arguments, **named)):
+            if number == 3 and not sampled:
+                sampled.append(number)
+                raise KeyboardInterrupt
+            yield rows, images
+
+    monkeypatch.setattr(module, "sample_batches", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _evaluated(pipeline, dataset, tmp_path)
+    made = []
+    monkeypatch.setattr(
+        module,
+        "sample_batches",
+        lambda p, labels, *rest, **named: made.append(named["skip"]) or original(p, labels, *rest, **named),
+    )
+    again = _evaluated(pipeline, dataset, tmp_path)
+    assert made == [3]  # batches were done
+    assert again["samples"]["frechet_distance"] == pytest.approx(whole["samples"]["frechet_distance"], rel=1e-6)
+    assert again["samples"]["num_images"] == 30
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_is_kept_does_not_grow_with_the_number_of_images(pipeline, dataset):
+    from cond_ddpm.evaluate.evaluate import Tally
+    from cond_ddpm.evaluate.features import Extractor
+
+    extractor = Extractor("x", lambda images: (torch.ones(len(images), 4), torch.zeros(len(images), 3)), 4, True, {})
+    tally = Tally(extractor, 3, subset=50, image_shape=(1, 2, 2))
+    sizes = []
+    for start in range(0, 5000, 1000):
+        tally.update(range(start, start + 1000), np.zeros((1000, 1, 2, 2), np.uint8), [0] * 1000)
+        sizes.append(sum(tensor.numel() for tensor in tally.tensors().values()))
+    assert len(set(sizes)) == 1 and int(tally.all.count) == 5000
+
+
+def test_two_processes_give_the_same_figures(pipeline, dataset, tmp_path):
+    """Started by the command line, the classifier from the cache."""
+    import datasets
+
+    pipeline.save_pretrained(tmp_path / "model")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
+    results = {}
+    for processes in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m", "cond_ddpm.cli", "evaluate"]
+        flags = ["--model", tmp_path / "model", "--dataset", dataset, "--num_samples", "300", "--batch_size", "10"]
+        flags += ["--num_inference_steps", "2", "--output", tmp_path / f"{processes}.json"]
+        command = [sys.executable, *launch, *map(str, flags)]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(f"{processes}.json") == 1
+        results[processes] = json.loads((tmp_path / f"{processes}.json").read_text())
+    one, two = results[1]["samples"], results[2]["samples"]
+    for name, value in one.items():
+        if isinstance(value, float):
+            assert two[name] == pytest.approx(value, rel=1e-6), name
+    assert one["classes"].keys() == two["classes"].keys() and one["num_images"] == two["num_images"] == 300
+
+
+def test_samples_kept_are_the_samples_measured(pipeline, dataset, tmp_path):
+    plain = _evaluated(pipeline, dataset, tmp_path)
+    protocol = Protocol(str(dataset), num_samples=30)
+    for name in ("kept.npz", "kept"):
+        arguments = {"num_inference_steps": 2, "guidance_scale": 1.5, "batch_size": 4}
+        results = evaluate(protocol, tmp_path / "r.json", "model", pipeline, keep=tmp_path / name, progress=False, **arguments)
+        assert results["samples"]["frechet_distance"] == pytest.approx(plain["samples"]["frechet_distance"], rel=1e-6)
+        as_given = Protocol(str(dataset), resolution=SIZE)
+        given = evaluate(as_given, tmp_path / "r.json", samples=tmp_path / name, progress=False)
+        assert given["samples"]["frechet_distance"] == pytest.approx(plain["samples"]["frechet_distance"], rel=1e-6)
+        assert given["samples"]["label_accuracy"] == plain["samples"]["label_accuracy"]
+
+
+@pytest.mark.parametrize(
+    "arrays, words",
+    [
+        ({"images": np.zeros((9, 8, 8, 3), np.uint8), "class_labels": np.zeros(9)}, "expected images of 3x16x16"),
+        ({"images": np.zeros((9, 16, 16, 3), np.float32), "class_labels": np.zeros(9)}, "type uint8, 0 to 255, got"),
+        ({"images": np.zeros((9, 16, 16, 3), np.uint8)}, "expected a class for each image"),
+        ({"images": np.zeros((9, 16, 16, 3), np.uint8), "class_labels": np.zeros(8)}, "label for each of 9 images, got (8,)"),
+        ({"images": np.zeros((9, 16, 16, 3), np.uint8), "class_labels": np.full(9, 3)}, "labels from 0 to 2, got 3 to 3"),
+        ({"images": np.zeros((1, 16, 16, 3), np.uint8), "class_labels": np.zeros(1)}, "expected two or more, got 1"),
+        ({"pictures": np.zeros((9, 16, 16, 3), np.uint8)}, "expected an array `images` or `arr_0`"),
+    ],
+)
+def test_samples_that_cannot_be_measured(arrays, words, dataset, tmp_path, capsys):
+    np.savez(tmp_path / "given.npz", **arrays)
+    flags = ["--samples", tmp_path / "given.npz", "--dataset", dataset, "--output", tmp_path / "r.json", "--resolution", SIZE]
+    code = main(["evaluate", *map(str, flags)])
+    printed = capsys.readouterr().err
+    assert code == 1 and words in printed and "Traceback" not in printed
+
+
+def test_pictures_in_no_class_folders(dataset, tmp_path):
+    for number in range(3):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{number}.png")
+    with pytest.raises(ValueError, match="samples: expected folders CLASS"):
+        evaluate(Protocol(str(dataset)), tmp_path / "r.json", samples=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "features, words",
+    [
+        ("inception", "pip install 'cond_ddpm[fid]'"),
+        ("dinov2", "hf download facebook/dinov2-base"),
+        ("vgg", "features: expected one of classifier, inception, dinov2"),
+    ],
+)
+def test_extractors_that_cannot_be_had(features, words, real, measured, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    with pytest.raises(ValueError) as error:
+        measured(*real, features=features)
+    assert words in str(error.value)
+
+
+def test_dinov2_from_a_folder(real, measured, tmp_path):
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=224, patch_size=56)
+    Dinov2Model(config).save_pretrained(tmp_path / "dino")
+    results = measured(real[0][:60], real[1][:60], features=str(tmp_path / "dino"))
+    assert results["protocol"]["feature_extractor"]["weights"] == "dino"
+    assert "label_accuracy" not in results["samples"] and results["samples"]["frechet_distance"] >= 0
+    assert results["samples"]["classes"]["circle"]["num_images"] == 20
+
+
+def test_flags_that_contradict(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--dataset", "x", "--output", "r.json"])
+    assert "expected either a model or --samples" in capsys.readouterr().err

@@ -1,0 +1,191 @@
+"""The study and the search, on tiny pictures: what they write, and that they go on where they were killed."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+from PIL import Image
+
+from cond_ddpm.cli import main
+from cond_ddpm.evaluate.study import StudyConfig, read_study, study
+from cond_ddpm.evaluate.tune import TuneConfig, read_tune, tune
+
+BASE = {
+    "resolution": 8,
+    "unet": {"block_out_channels": [8, 16], "layers_per_block": 1, "pos_dim": 16},
+    "batch_size": 16,
+    "num_validation_images": 16,
+    "num_inference_steps": 2,
+    "num_images_per_class": 1,
+    "report_to": "none",
+    "checkpointing_steps": 2,
+}
+SAMPLING = {"num_inference_steps": 2, "guidance_scale": 1.5}
+
+
+@pytest.fixture
+def base(shapes_parquet):
+    return {**BASE, "dataset": str(shapes_parquet)}
+
+
+def _study(folder, base):
+    return StudyConfig(
+        output_dir=str(folder),
+        base=base,
+        models={"plain": {"model": "simple", "num_epochs": 4}, "with attention": {"model": "attention", "num_epochs": 2}},
+        evaluate={"num_samples": 12, "subset": 12},
+        sampling=SAMPLING,
+        evaluations=2,
+    )
+
+
+def test_study_measures_each_model_along_its_course(base, tmp_path):
+    from cond_ddpm.train import train
+
+    trained = []
+
+    def counted(config):
+        trained.append(config.output_dir)
+        if len(trained) == 2:
+            raise KeyboardInterrupt  # the second model is never begun
+        return train(config)
+
+    config = _study(tmp_path, base)
+    with pytest.raises(KeyboardInterrupt):
+        study(config, counted)
+    study(config, train)  # goes on with the second
+    first = [json.loads((path / "config.json").read_text()) for path in (tmp_path / "plain", tmp_path / "with attention")]
+    assert [run["config"]["model"] for run in first] == ["simple", "attention"]
+
+    with (tmp_path / "study.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    moments = [("plain", "10"), ("plain", "20"), ("with attention", "5"), ("with attention", "10")]
+    assert [(row["model"], row["step"]) for row in rows] == moments
+    assert [float(row["epochs"]) for row in rows] == [2, 4, 1, 2]
+    assert float(rows[1]["training_flop"]) == 2 * float(rows[0]["training_flop"]) > 1e6
+    for row in rows:
+        output = tmp_path / row["model"] / "evaluations" / f"step-{row['step']}.json"
+        found = json.loads(output.read_text())
+        assert float(row["frechet_distance"]) == found["samples"]["frechet_distance"]
+        assert found["protocol"]["training"]["batch_size"] == 16
+    assert len({row["frechet_distance"] for row in rows}) == 4
+    assert (tmp_path / "study.md").read_text().count("\n") == 6
+    for name in ("study.png", "samples.png"):
+        assert np.asarray(Image.open(tmp_path / name).convert("L")).std() > 5
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/evaluations/*.json")}
+    study(config, None)  # all is done: nothing is trained or measured again
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+
+
+def test_study_by_the_command_line(base, tmp_path, capsys):
+    settings = {"output_dir": str(tmp_path / "out"), "base": base, "models": {"one": {"max_train_steps": 2}}}
+    settings |= {"evaluate": {"num_samples": 6}, "sampling": SAMPLING, "evaluations": 1}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["study", "--config", str(tmp_path / "study.yaml")]) == 0
+    assert "| one | " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"models": {"one": {"bach_size": 1}}}, "models.one: expected settings of training, got bach_size"),
+        ({"models": {}}, "models: expected one or more"),
+        ({"evaluate": {"dataset": "x"}}, "evaluate: expected"),
+        ({"evaluations": 0}, "evaluations: expected 1 or more"),
+        ({"trials": 3}, "--config: expected base, evaluate"),
+    ],
+)
+def test_study_settings_that_do_not_fit(changes, words, tmp_path):
+    settings = {"output_dir": "x", "base": {}, "models": {"one": {}}, **changes}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match=words):
+        read_study(tmp_path / "study.yaml")
+
+
+def test_presets_of_study_and_search():
+    runs = read_study(ROOT / "configs/study.yaml").runs()
+    assert runs["simple"].num_epochs == 4 * runs["attention"].num_epochs  # the study's ratio
+    assert {runs[name].model for name in runs} == {"simple", "attention"}
+    assert read_tune(ROOT / "configs/tune.yaml").trials == 12
+    for name in ("study", "tune"):
+        first = (ROOT / f"configs/{name}.yaml").read_text().splitlines()[0]
+        assert first == f"# cond-ddpm {name} --config configs/{name}.yaml"
+
+
+def _tune(folder, base, **settings):
+    search = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "unet.layers_per_block": [1, 2]}
+    search |= {"unet.block_out_channels": [[8, 16], [16, 16]]}
+    fixed = {**base, "num_epochs": 2, "save_images_epochs": 0, "num_ema_snapshots": 0}
+    return TuneConfig(**{"output_dir": str(folder), "base": fixed, "search": search, "trials": 3, **settings})
+
+
+def test_search_goes_on_where_it_was_killed(base, tmp_path):
+    pytest.importorskip("optuna")
+    from cond_ddpm.train import train
+
+    calls = []
+
+    def killed_in_the_second(config, on_epoch):
+        calls.append(config.output_dir)
+        if len(calls) == 2:
+            train(config.__class__(**{**vars(config), "max_train_steps": 2}), on_epoch)  # half a trial
+            raise SystemExit(137)
+        return train(config, on_epoch)
+
+    config = _tune(tmp_path, base)
+    with pytest.raises(SystemExit):
+        tune(config, killed_in_the_second)
+    owner = tmp_path / "trial-1.owner"
+    host, _ = json.loads(owner.read_text())
+    owner.write_text(json.dumps([host, 2**22 + 1]))  # as if of another process, which is gone
+    went_on = []
+    folder = tune(config, lambda settings, on_epoch: went_on.append(settings.output_dir) or train(settings, on_epoch))
+    assert went_on[0] == str(tmp_path / "trial-1") and len(went_on) == 2  # the same trial, from its checkpoint
+    with (folder / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    finished = [row for row in rows if row["state"] in ("complete", "pruned")]
+    assert len(finished) == 3 and [row["state"] for row in rows].count("fail") == 1
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    least = min((row for row in rows if row["state"] == "complete"), key=lambda row: float(row["val_loss"]))
+    assert best["learning_rate"] == float(least["learning_rate"])
+    assert best["unet"]["block_out_channels"] == json.loads(least["unet.block_out_channels"])
+    for name in ("history", "slice"):
+        assert np.asarray(Image.open(folder / f"{name}.png").convert("L")).std() > 5
+    before = (folder / "trials.csv").read_text()
+    tune(config, None)  # all trials are done
+    assert (folder / "trials.csv").read_text() == before
+
+
+def test_search_by_distance_and_a_setting_that_does_not_fit(base, tmp_path):
+    """A batch of 500 is larger than the data set: that trial fails, the search does not."""
+    pytest.importorskip("optuna")
+    from cond_ddpm.train import train
+
+    settings = {"search": {"batch_size": [16, 500]}, "trials": 1, "objective": "frechet_distance", "seed": 2}
+    settings |= {"evaluate": {"num_samples": 6, "subset": 6}, "sampling": SAMPLING, "storage": f"journal:{tmp_path}/journal"}
+    folder = tune(_tune(tmp_path / "out", base, **settings), train)
+    with (folder / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = {row["state"] for row in rows}
+    assert "complete" in found and found <= {"complete", "fail"}
+    best = next(row for row in rows if row["state"] == "complete")
+    results = json.loads((folder / f"trial-{best['trial']}/results.json").read_text())
+    assert float(best["frechet_distance"]) == results["samples"]["frechet_distance"]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"objective": "beauty"}, "objective: expected one of val_loss, frechet_distance, got 'beauty'"),
+        ({"search": {"bach_size": [1]}}, "expected settings of training, got bach_size"),
+        ({"search": {"batch_size": {"low": 1}}}, "search.batch_size: expected a list of choices, or low and high"),
+        ({"trials": 0}, "one trial or more"),
+    ],
+)
+def test_search_settings_that_do_not_fit(changes, words):
+    settings = {"output_dir": "x", "base": {}, "search": {"batch_size": [8, 16]}, **changes}
+    with pytest.raises(ValueError, match=words):
+        TuneConfig(**settings)
