@@ -106,7 +106,7 @@ def _pipeline_parser(command: str, text: str, without: tuple[str, ...] = ()) -> 
 
 
 _CALL_ARGUMENTS = {"num_inference_steps", "guidance_scale", "guidance_interval", "guidance_rescale", "sampler"}
-_CALL_ARGUMENTS |= {"timestep_spacing", "batch_size"}
+_CALL_ARGUMENTS |= {"timestep_spacing", "batch_size", "mixed_precision"}
 
 
 def _load(given: argparse.Namespace) -> tuple["cond_ddpm.CondDDPMPipeline", dict]:
@@ -137,13 +137,6 @@ def _labels(pipeline: "cond_ddpm.CondDDPMPipeline", given: list[str] | None) -> 
     return pipeline.label_ids([int(label) if label not in names and label.lstrip("-").isdigit() else label for label in given])
 
 
-def _autocast(mixed_precision: str, device):
-    import torch
-
-    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.autocast(device.type, dtype=types.get(mixed_precision), enabled=mixed_precision in types)
-
-
 def _sample(arguments: list[str]) -> None:
     parser = _pipeline_parser("sample", _COMMANDS["sample"][1])
     parser.add_argument("--class_labels", nargs="+", help="names or ids (default: every class)")
@@ -166,17 +159,16 @@ def _sample(arguments: list[str]) -> None:
     labels = None if given.unconditional else [label for label in classes for _ in range(given.num_images_per_class)]
     seeds = range(given.seed, given.seed + len(classes) * given.num_images_per_class)
     is_main = process_state().is_main_process
-    with _autocast(given.mixed_precision, pipeline.device):
-        if given.output.suffix.lower() == ".png":
-            images = generate(pipeline, labels, seeds, progress=True, **settings)
-            if is_main:
-                from cond_ddpm.visualize import class_grid
+    if given.output.suffix.lower() == ".png":
+        images = generate(pipeline, labels, seeds, progress=True, **settings)
+        if is_main:
+            from cond_ddpm.visualize import class_grid
 
-                names = {**(pipeline.id2label or {}), None: "any class"}
-                given.output.parent.mkdir(parents=True, exist_ok=True)
-                class_grid(images, [names.get(label, f"class {label}") for label in classes], given.output)
-        else:
-            save_samples(pipeline, labels, seeds, given.output, progress=True, **settings)
+            names = {**(pipeline.id2label or {}), None: "any class"}
+            given.output.parent.mkdir(parents=True, exist_ok=True)
+            class_grid(images, [names.get(label, f"class {label}") for label in classes], given.output)
+    else:
+        save_samples(pipeline, labels, seeds, given.output, progress=True, **settings)
     if is_main:
         print(f"{len(seeds)} images: {given.output}")
 
@@ -192,7 +184,7 @@ _KINDS = {
     "neighbours": "samples and the training images nearest to them: a check of memorisation",
     "loss": "training and validation loss of one run or several",
 }
-_ALL_CALLS = ("revision", "guide", "mixed_precision", *_CALL_ARGUMENTS)
+_ALL_CALLS = ("revision", "guide", *_CALL_ARGUMENTS)
 _WITHOUT = {  # flags that would have no effect
     "forward": (*_ALL_CALLS[1:],),
     "guidance": ("guidance_scale",),
@@ -251,7 +243,10 @@ def _draw(kind: str, given: argparse.Namespace) -> None:
     from cond_ddpm import visualize
 
     if kind == "loss":
-        visualize.loss_curve({run.name: visualize.read_metrics(run) for run in given.run}, given.output)
+        names = [run.name for run in given.run]
+        names = [name if names.count(name) == 1 else str(run) for name, run in zip(names, given.run)]
+        runs = {name: visualize.read_metrics(run) for name, run in zip(names, given.run)}
+        visualize.loss_curve(runs, given.output)
         return
     if kind == "epochs":
         given.model, given.revision = given.run / "pipeline", None
@@ -261,34 +256,33 @@ def _draw(kind: str, given: argparse.Namespace) -> None:
     names = [(pipeline.id2label or {}).get(label, f"class {label}") for label in classes]
     where = {"path": given.output, "seed": given.seed}
     columns = getattr(given, "columns", 1)
-    with _autocast(getattr(given, "mixed_precision", "no"), pipeline.device):
-        if kind == "forward":
-            data = _data(given, pipeline)
-            of_class = [index for index, label in enumerate(data.labels) if label == classes[0]]
-            if not 0 <= given.index < len(of_class):
-                raise ValueError(f"index: expected 0 to {len(of_class) - 1}, the images of that class, got {given.index}.")
-            visualize.forward_strip(
-                data.images[of_class[given.index]], pipeline.scheduler, title=f"{names[0]}, a real image, noised", **where
-            )
-        elif kind == "denoising":
-            visualize.denoising_strip(pipeline, classes[0], columns=columns, **where, **settings)
-        elif kind == "gif":
-            visualize.denoising_gif(pipeline, classes, columns=columns, **where, **settings)
-        elif kind == "guidance":
-            visualize.guidance_sweep(pipeline, classes, scales=given.scales, **where, **settings)
-        elif kind == "steps":
-            visualize.steps_sweep(pipeline, classes, steps=given.steps, **where, **settings)
-        elif kind == "epochs":
-            visualize.epochs_strip(given.run, pipeline, classes, columns=columns, std=given.std, **where, **settings)
-        else:
-            from cond_ddpm.sampling import generate
+    if kind == "forward":
+        data = _data(given, pipeline)
+        of_class = [index for index, label in enumerate(data.labels) if label == classes[0]]
+        if not 0 <= given.index < len(of_class):
+            raise ValueError(f"index: expected 0 to {len(of_class) - 1}, the images of that class, got {given.index}.")
+        visualize.forward_strip(
+            data.images[of_class[given.index]], pipeline.scheduler, title=f"{names[0]}, a real image, noised", **where
+        )
+    elif kind == "denoising":
+        visualize.denoising_strip(pipeline, classes[0], columns=columns, **where, **settings)
+    elif kind == "gif":
+        visualize.denoising_gif(pipeline, classes, columns=columns, **where, **settings)
+    elif kind == "guidance":
+        visualize.guidance_sweep(pipeline, classes, scales=given.scales, **where, **settings)
+    elif kind == "steps":
+        visualize.steps_sweep(pipeline, classes, steps=given.steps, **where, **settings)
+    elif kind == "epochs":
+        visualize.epochs_strip(given.run, pipeline, classes, columns=columns, std=given.std, **where, **settings)
+    else:
+        from cond_ddpm.sampling import generate
 
-            labels = [label for label in classes for _ in range(columns if kind == "classes" else 1)]
-            images = generate(pipeline, labels, range(given.seed, given.seed + len(labels)), progress=True, **settings)
-            if kind == "classes":
-                visualize.class_grid(images, names, given.output)
-            else:
-                visualize.nearest_neighbours(images, names, _data(given, pipeline).images, given.output, columns)
+        labels = [label for label in classes for _ in range(columns if kind == "classes" else 1)]
+        images = generate(pipeline, labels, range(given.seed, given.seed + len(labels)), progress=True, **settings)
+        if kind == "classes":
+            visualize.class_grid(images, names, given.output)
+        else:
+            visualize.nearest_neighbours(images, names, _data(given, pipeline).images, given.output, columns)
 
 
 def _data(given: argparse.Namespace, pipeline: "cond_ddpm.CondDDPMPipeline") -> "cond_ddpm.LabelledImages":
@@ -318,11 +312,22 @@ def _evaluate(arguments: list[str]) -> None:
         "--subset", type=int, default=5000, help="images that KID, precision and recall are of (default: 5000)"
     )
     parser.add_argument("--resolution", type=int, default=32, help="of --samples (default: 32)")
-    parser.add_argument("--save_samples", type=path, help="keep the samples: an .npz, or a folder")
+    parser.add_argument("--save_samples", type=path, help="keep the samples: an .npz, or a new folder")
+    parser.add_argument("--dataset_config_name", help="as for cond-ddpm train, like the two below")
+    parser.add_argument("--image_column")
+    parser.add_argument("--label_column")
     parser.add_argument("--output", type=path, required=True, help="results.json")
     given = parser.parse_args(arguments)
     if (given.model is None) == (given.samples is None):
         parser.error("--model: expected either a model or --samples")
+    fixed = {"samples", "dataset", "output"}
+    fixed |= {f"{name}split" for name in ("", "test_")} | {"features", "weights", "subset", "resolution"}
+    fixed |= {"dataset_config_name", "image_column", "label_column"}
+    for name, value in vars(given).items():
+        if given.samples is not None and name not in fixed and value != parser.get_default(name):
+            parser.error(f"--{name}: expected none with --samples, which are made already")
+    if given.model is not None and given.resolution != parser.get_default("resolution"):
+        parser.error("--resolution: expected none with --model, which has its own")
 
     from cond_ddpm.evaluate.evaluate import Protocol, evaluate, summary
     from cond_ddpm.processes import process_state
@@ -344,8 +349,7 @@ def _evaluate(arguments: list[str]) -> None:
         results = evaluate(protocol, given.output, samples=given.samples)
     else:
         pipeline, settings = _load(given)
-        with _autocast(given.mixed_precision, pipeline.device):
-            results = evaluate(protocol, given.output, given.model, pipeline, keep=given.save_samples, **settings)
+        results = evaluate(protocol, given.output, given.model, pipeline, keep=given.save_samples, **settings)
     if process_state().is_main_process:
         print(summary(results))
         print(given.output)

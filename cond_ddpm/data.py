@@ -16,6 +16,10 @@ _RULE = 1  # version of the rule in `_to_array`: part of the cache's name, so th
 _VALIDATION_SEED = 0  # not the run's seed: runs that differ in theirs hold out the same images
 
 
+class NoSuchSplit(ValueError):
+    """The data set is there, but has no split of that name."""
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """Images (N, C, H, W) uint8, their labels (N,) int64 in [0, len(class_names)), and the names of the classes."""
@@ -132,7 +136,7 @@ def _load_table(dataset: str, split: str, config_name: str | None):
             arguments = {"path": "parquet", "data_files": {split: str(path)}}
         elif files := _folders_of_classes(path):
             if split not in files:
-                raise ValueError(f"{dataset}: expected one of its splits {', '.join(files)}, got {split!r}.")
+                raise NoSuchSplit(f"{dataset}: expected one of its splits {', '.join(files)}, got {split!r}.")
             arguments = {"path": "imagefolder", "data_files": {split: files[split]}}
     elif looks_local:
         raise FileNotFoundError(f"dataset: expected a Hub id, mnist5k or an existing path, got {dataset}, which is not there.")
@@ -141,7 +145,8 @@ def _load_table(dataset: str, split: str, config_name: str | None):
     try:
         return datasets.load_dataset(**arguments, name=config_name, split=split)
     except Exception as error:  # whatever a reader of some file format raises, the file is what is wrong
-        raise ValueError(f"{dataset}: expected a data set with a split {split!r}, got: {_one_line(error)}") from error
+        kind = NoSuchSplit if "split" in _one_line(error).lower() else ValueError
+        raise kind(f"{dataset}: expected a data set with a split {split!r}, got: {_one_line(error)}") from error
 
 
 _SPLITS = {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "data"}
@@ -198,7 +203,8 @@ def _load_from_hub(dataset: str, split: str, config_name: str | None):
             f" local copy (--dataset path/to/folder), take the embedded digits (--dataset {MNIST5K}), or go online."
         ) from None
     except Exception as error:  # as for local ones: what a data set's own reader raises
-        raise ValueError(f"{dataset}: expected a data set with a split {split!r}, got: {_one_line(error)}") from error
+        kind = NoSuchSplit if "split" in _one_line(error).lower() else ValueError
+        raise kind(f"{dataset}: expected a data set with a split {split!r}, got: {_one_line(error)}") from error
 
 
 def _find_columns(table, image_column: str | None, label_column: str | None) -> tuple[str, str]:
@@ -330,7 +336,7 @@ def _mnist5k(split: str, resolution: int, channels: int | None) -> LabelledImage
     import PIL.Image
 
     if split not in ("train", "test"):
-        raise ValueError(f"{MNIST5K}: expected the split 'train' or 'test', got {split!r}.")
+        raise NoSuchSplit(f"{MNIST5K}: expected the split 'train' or 'test', got {split!r}.")
     pixels, labels = mnist_data()  # (5000, 784) in [0, 255]; sorted by label, 500 each
     part = slice(-100) if split == "train" else slice(-100, None)
     rows = np.concatenate([np.flatnonzero(labels == digit)[part] for digit in range(10)])

@@ -3,6 +3,7 @@
 May import: `config`.
 """
 
+import datetime
 import os
 import signal
 import time
@@ -52,7 +53,9 @@ def process_state() -> PartialState:
         ValueError: fewer processes than were asked for.
     """
     fresh = not PartialState._shared_state
-    state = PartialState(cpu=_several_on_cpus())
+    # Others wait while the main process trains a judge or decodes a data set: longer than the half hour that is the default.
+    waiting = {"timeout": datetime.timedelta(hours=24)} if fresh and int(os.environ.get("WORLD_SIZE", 1)) > 1 else {}
+    state = PartialState(cpu=_several_on_cpus(), **waiting)
     _check_launch(state.num_processes)
     if fresh and "WORLD_SIZE" in os.environ:
         _set_threads(state.device, None)

@@ -16,7 +16,7 @@ from diffusers.training_utils import compute_snr
 
 from cond_ddpm.ema import combine_snapshots, snapshot_steps
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
-from cond_ddpm.sampling import generate
+from cond_ddpm.sampling import autocast, generate
 
 # Grids
 
@@ -115,6 +115,10 @@ def _short(number: float) -> str:
     return f"{number:.{digits}f}"
 
 
+def _steps(pipeline: CondDDPMPipeline, arguments: dict) -> int:
+    return arguments.get("num_inference_steps") or pipeline.default_steps(pipeline.make_scheduler(arguments.get("sampler")))
+
+
 def denoising_strip(
     pipeline: CondDDPMPipeline, class_label: int | str, path: str | Path, columns: int = 9, seed: int = 0, **arguments
 ) -> None:
@@ -128,7 +132,10 @@ def denoising_strip(
         seed: of the image.
         arguments: passed on to the pipeline.
     """
-    output = pipeline([class_label], seeds=[seed], return_intermediates=columns, output_type="pt", **arguments)
+    steps = _steps(pipeline, arguments)
+    shown = min(columns, steps)
+    with autocast(arguments.pop("mixed_precision", "no"), pipeline.device):
+        output = pipeline([class_label], seeds=[seed], return_intermediates=shown, output_type="pt", **arguments)
     strips = torch.cat([output.intermediate_samples[:, 0], output.intermediate_predictions[:, 0]])
     names = [f"t = {t:g}" for t in output.intermediate_timesteps.tolist()]
     title = f"{_names(pipeline, pipeline.label_ids(class_label))[0]}, seed {seed}"
@@ -158,17 +165,17 @@ def denoising_gif(
     from PIL import Image
 
     labels = pipeline.label_ids(class_labels)
-    scheduler = pipeline.make_scheduler(arguments.get("sampler"))
-    arguments["num_inference_steps"] = steps = arguments.get("num_inference_steps") or pipeline.default_steps(scheduler)
+    steps = _steps(pipeline, arguments)
     seeds = range(seed, seed + len(labels) * columns)
-    output = pipeline(
-        labels,
-        num_images_per_label=columns,
-        seeds=list(seeds),
-        return_intermediates=min(frames, steps),
-        output_type="pt",
-        **arguments,
-    )
+    with autocast(arguments.pop("mixed_precision", "no"), pipeline.device):
+        output = pipeline(
+            labels,
+            num_images_per_label=columns,
+            seeds=list(seeds),
+            return_intermediates=min(frames, steps),
+            output_type="pt",
+            **arguments,
+        )
     final = (output.images * 255).round().to(torch.uint8).cpu().numpy()
     states = [*map(_pixels, output.intermediate_samples), final]
     titles = [*(f"t = {t:g}" for t in output.intermediate_timesteps.tolist()), "done"]
@@ -236,10 +243,18 @@ def steps_sweep(
     _sweep(pipeline, class_labels, path, each, [str(number) for number in steps], title, seed, arguments)
 
 
+_GUIDING = ("guide", "guidance_interval", "guidance_rescale")
+
+
 def _sweep(pipeline, class_labels, path, each, names, title, seed, arguments) -> None:
     labels = pipeline.label_ids(class_labels)
     seeds = range(seed, seed + len(labels))
-    columns = [generate(pipeline, labels, seeds, **{**arguments, **more}) for more in each]
+    columns = []
+    for more in each:
+        called = {**arguments, **more}
+        if called.get("guidance_scale", 1) == 1:  # then these have no effect, and are refused
+            called = {name: value for name, value in called.items() if name not in _GUIDING}
+        columns.append(generate(pipeline, labels, seeds, **called))
     images = np.stack(columns, axis=1)  # (rows, columns, C, H, W)
     class_grid(images.reshape(-1, *images.shape[2:]), _names(pipeline, labels), path, title, column_names=names, inches=0.6)
 

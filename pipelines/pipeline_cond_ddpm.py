@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +97,11 @@ class CondDDPMPipeline(DiffusionPipeline):
         class_dropout_prob: float | None = None,
     ):
         super().__init__()
+        channels = {unet.config.in_channels, getattr(unet.config, "out_channels", unet.config.in_channels)}
+        if len(channels) > 1:
+            raise ValueError(
+                f"unet: expected as many channels out as in, got {sorted(channels)}; variances are not sampled by."
+            )
         if id2label is not None:
             id2label = {int(label): str(name) for label, name in id2label.items()}  # JSON made the ids strings
             if sorted(id2label) != list(range(unet.config.num_classes)):
@@ -166,9 +171,10 @@ class CondDDPMPipeline(DiffusionPipeline):
         class_name, changes = SAMPLERS[sampler] if sampler else (type(self.scheduler).__name__, {})
         changes = {**changes, **SPACINGS.get(timestep_spacing, {})}
         class_ = getattr(importlib.import_module("diffusers"), class_name, type(self.scheduler))
-        if timestep_spacing == "karras" and "use_karras_sigmas" not in inspect.signature(class_).parameters:
-            raise ValueError(f"timestep_spacing: expected a sampler by noise levels with 'karras', got {class_name}.")
-        return class_.from_config(self.scheduler.config, **changes)
+        setting = {"karras": "use_karras_sigmas", "quadratic": None, None: None}.get(timestep_spacing, "timestep_spacing")
+        if setting and setting not in inspect.signature(class_).parameters:
+            raise ValueError(f"timestep_spacing: expected a scheduler that has {setting}, got {class_name}, which has not.")
+        return class_.from_config({**self.scheduler.config, "_use_default_values": []}, **changes)
 
     @staticmethod
     def default_steps(scheduler: SchedulerMixin) -> int:
@@ -242,17 +248,16 @@ class CondDDPMPipeline(DiffusionPipeline):
         if seeds is not None and generator is not None:
             raise ValueError("seeds: expected no generator beside them; give one of the two.")
         if seeds is not None:
-            seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+            seeds = list(seeds) if isinstance(seeds, Iterable) else [seeds]
             _check_length("seeds", seeds, labels)
-            generator = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+            generator = [torch.Generator().manual_seed(_whole("seeds", seed, 0, 2**64 - 1)) for seed in seeds]
         if isinstance(generator, (list, tuple)):
             generator = list(generator)
             _check_length("generator", generator, labels)
         self._check_guidance(class_labels, guidance_scale, guidance_interval, guidance_rescale, guide)
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type: expected 'pil', 'np' or 'pt', got {output_type!r}.")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size: expected 1 or more, got {batch_size}.")
+        batch_size = _whole("batch_size", batch_size, 1)
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             names = ", ".join(self._callback_tensor_inputs)
@@ -285,12 +290,13 @@ class CondDDPMPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         if output_type != "pil":
             images = torch.stack(images)
-        output = CondDDPMPipelineOutput(images=VaeImageProcessor.pt_to_numpy(images) if output_type == "np" else images)
-        if kept:
-            output.intermediate_timesteps = scheduler.timesteps[kept].cpu()
-            output.intermediate_samples, output.intermediate_predictions = (
-                torch.cat(tensors, dim=1) for tensors in zip(*intermediates)
-            )
+        steps_kept = (
+            (scheduler.timesteps[kept].cpu(), *(torch.cat(tensors, dim=1) for tensors in zip(*intermediates))) if kept else ()
+        )
+        output = CondDDPMPipelineOutput(
+            VaeImageProcessor.pt_to_numpy(images) if output_type == "np" else images,
+            *steps_kept,
+        )
         return output if return_dict else output.to_tuple()
 
     def _denoise(self, scheduler, labels, generator, guidance, kept, callback, bar) -> tuple[torch.Tensor, tuple]:
@@ -318,20 +324,20 @@ class CondDDPMPipeline(DiffusionPipeline):
             elif guide is not None:
                 cond = predict(self.unet, model_input, timestep, cond_labels)
                 prediction = _guided(predict(guide.unet, model_input, timestep, cond_labels), cond, scale, guidance_rescale)
-            elif scale == 0.0:
+            elif scale == 0.0 and not guidance_rescale:
                 prediction = predict(self.unet, model_input, timestep, null_labels)
             else:
                 told = torch.cat([null_labels, cond_labels])
                 both = predict(self.unet, torch.cat([model_input, model_input]), timestep, told)
                 prediction = _guided(*both.chunk(2), scale, guidance_rescale)
+            if index in (0, len(sigmas) - 1) and not prediction.isfinite().all():  # not at each step: it waits for the device
+                raise ValueError(
+                    f"unet: expected finite predictions, got NaN or infinity at timestep {timestep:g}; its weights are broken"
+                    " or its type overflows: load it again, in float32 or bfloat16."
+                )
             prediction, original = _clip_predicted_original(scheduler, prediction, model_input, sigma)
             sample = scheduler.step(prediction, timestep, sample, **step_kwargs).prev_sample
 
-            if index in (0, len(sigmas) - 1) and not sample.isfinite().all():  # not at each step: it waits for the device
-                raise ValueError(
-                    f"unet: expected finite predictions, got NaN or infinity by timestep {timestep:g}; its weights are broken"
-                    " or its type overflows: load it again, in float32 or bfloat16."
-                )
             if index in kept:
                 noisy.append(model_input.cpu())
                 predicted.append(original.cpu())
@@ -343,8 +349,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         return sample, (torch.stack(noisy), torch.stack(predicted)) if kept else ()
 
     def _image_labels(self, class_labels, num_images_per_label: int) -> list[int]:
-        if not isinstance(num_images_per_label, int) or num_images_per_label < 1:
-            raise ValueError(f"num_images_per_label: expected 1 or more, got {num_images_per_label}.")
+        num_images_per_label = _whole("num_images_per_label", num_images_per_label, 1)
         if class_labels is None:
             self._check_null_label("class_labels=None")
             return [self.unet.config.num_classes] * num_images_per_label
@@ -365,6 +370,11 @@ class CondDDPMPipeline(DiffusionPipeline):
             raise ValueError(f"guidance_interval: expected noise levels (lo, hi), 0 <= lo < hi, got {guidance_interval}.")
         if not 0 <= guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale: expected a share from 0 to 1, got {guidance_rescale}.")
+        if guidance_scale == 1 and (guide is not None or guidance_interval is not None or guidance_rescale):
+            raise ValueError(
+                "guidance_scale: expected another than 1 with guide, guidance_interval or guidance_rescale, which have no"
+                " effect at 1, got 1; set it, or leave them out."
+            )
         if guide is None:
             if guidance_scale != 1:
                 self._check_null_label(f"guidance_scale={guidance_scale:g}")
@@ -373,12 +383,18 @@ class CondDDPMPipeline(DiffusionPipeline):
                     f"guidance_scale: expected 1 with class_labels=None, got {guidance_scale}; there is no class to guide to."
                 )
             return
-        if not isinstance(getattr(guide, "unet", None), torch.nn.Module):
-            raise ValueError(f"guide: expected a pipeline, got {type(guide).__name__}; load one by from_pretrained.")
+        if not isinstance(guide, DiffusionPipeline) or not hasattr(guide, "label_ids"):
+            raise ValueError(f"guide: expected a CondDDPMPipeline, got {type(guide).__name__}; load one by from_pretrained.")
         for name in ("sample_size", "in_channels", "out_channels", "num_classes"):
-            mine, its = getattr(self.unet.config, name), getattr(guide.unet.config, name)
+            mine, its = (getattr(network.config, name, None) for network in (self.unet, guide.unet))
             if mine != its:
                 raise ValueError(f"guide: expected a network of the same {name}, {mine}, got {its}.")
+        if guide.unet.device != self.unet.device:
+            raise ValueError(
+                f"guide: expected it on {self.unet.device}, got {guide.unet.device}; move it by guide.to(device)."
+            )
+        if class_labels is None:
+            guide._check_null_label("class_labels=None with this guide")
         if (self.id2label or {}) and (guide.id2label or {}) and self.id2label != guide.id2label:
             raise ValueError(f"guide: expected the classes {self.id2label}, got {guide.id2label}.")
         mine, its = self.scheduler, guide.scheduler
@@ -393,11 +409,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         train_steps = scheduler.config.num_train_timesteps
         if num_inference_steps is None:
             return self.default_steps(scheduler)
-        if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= train_steps:
-            raise ValueError(
-                f"num_inference_steps: expected 1 to {train_steps} (the steps trained on), got {num_inference_steps}."
-            )
-        return num_inference_steps
+        return _whole("num_inference_steps", num_inference_steps, 1, train_steps, " (the steps trained on)")
 
     def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
         """Write model_index.json, and beside it the code of each class that diffusers does not have.
@@ -479,6 +491,15 @@ class CondDDPMPipeline(DiffusionPipeline):
         return pipeline
 
 
+def _whole(name: str, value: int, low: int, high: int | None = None, what: str = "") -> int:
+    """A whole number in a range, also numpy's."""
+    number = value.__index__() if hasattr(value, "__index__") and not isinstance(value, bool) else None
+    if number is None or number < low or (high is not None and number > high):
+        expected = f"{low} or more" if high is None else f"{low} to {high}{what}"
+        raise ValueError(f"{name}: expected {expected}, got {value!r}.")
+    return number
+
+
 def _check_length(name: str, given: list, labels: list[int]) -> None:
     if len(given) != len(labels):
         raise ValueError(f"{name}: expected {len(labels)}, one for each image, got {len(given)}.")
@@ -488,8 +509,9 @@ def _evenly_spaced(count: int | None, steps: int) -> list[int]:
     """Indices of `count` of the steps, the first and the last among them."""
     if count is None:
         return []
-    if not isinstance(count, int) or not 2 <= count <= steps:
-        raise ValueError(f"return_intermediates: expected 2 to {steps}, the steps there are, got {count}.")
+    if steps < 2:
+        raise ValueError(f"return_intermediates: expected two steps or more to show, got {steps}; take more steps.")
+    count = _whole("return_intermediates", count, 2, steps, ", the steps there are")
     return [round(i * (steps - 1) / (count - 1)) for i in range(count)]
 
 
@@ -511,6 +533,9 @@ def _set_timesteps(scheduler: SchedulerMixin, steps: int, quadratic: bool, devic
     else:
         scheduler.set_timesteps(steps, device=device)
 
+    if hasattr(scheduler, "set_begin_index"):
+        # Else diffusers looks for the first timestep, and where rounding has made it the second's equal, begins at that.
+        scheduler.set_begin_index(0)
     timesteps = scheduler.timesteps.tolist()
     strides = {here - there for here, there in itertools.pairwise(timesteps)}
     if isinstance(scheduler, HeunDiscreteScheduler):  # each timestep but the first comes twice
@@ -519,7 +544,17 @@ def _set_timesteps(scheduler: SchedulerMixin, steps: int, quadratic: bool, devic
     falling = min(strides, default=0) >= 0 and len(set(_noise_levels(scheduler))) == steps
     if len(timesteps) != steps or min(timesteps) < 0 or max(timesteps) > last or not falling:
         # diffusers' "trailing" has a timestep -1 for 61 steps, 103, and 60 others; its "leading" only zeros for 1000.
-        raise ValueError(f"num_inference_steps: {name} puts {steps} steps wrongly on {last + 1} timesteps; {advice}.")
+        raise ValueError(
+            f"num_inference_steps: {name} makes wrong timesteps ({len(timesteps)}, from {max(timesteps):g} to"
+            f" {min(timesteps):g}) of {steps} steps on {last + 1}; {advice}, or another sampler."
+        )
+    alphas_cumprod = scheduler.alphas_cumprod
+    if alphas_cumprod[int(timesteps[0])] > max(0.01, 1.5 * alphas_cumprod[-1]):
+        # diffusers' "leading" starts at 500 of 1000 for 501 steps, and at 0 for 1.
+        raise ValueError(
+            f"num_inference_steps: {name} starts {steps} steps at timestep {timesteps[0]:g}, where images are not yet noise;"
+            f" {advice}."
+        )
     if isinstance(scheduler, (DDIMScheduler, DDIMParallelScheduler)) and strides - {(last + 1) // steps}:
         # Its step goes to t - T // n, whatever the next timestep is (diffusers #11347).
         raise ValueError(

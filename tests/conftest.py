@@ -51,9 +51,14 @@ def tiny_pipeline(tiny_unet):
 
     from cond_ddpm import CondDDPMPipeline
 
-    pipeline = CondDDPMPipeline(tiny_unet, DDPMScheduler(), dict(enumerate(NAMES)))
+    pipeline = CondDDPMPipeline(tiny_unet, DDPMScheduler(timestep_spacing="trailing"), dict(enumerate(NAMES)))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def one_thread_each(processes):
+    """For subprocess's `preexec_fn`: as many cores as processes, for rounding depends on the number of threads."""
+    return lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:processes])
 
 
 def shapes(count, size=8, seed=0):

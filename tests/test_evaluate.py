@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import NAMES, ROOT, make_unet, shapes, write_parquet
+from conftest import NAMES, ROOT, make_unet, one_thread_each, shapes, write_parquet
 from PIL import Image
 
 from cond_ddpm import CondDDPMPipeline, load_images
@@ -67,8 +67,9 @@ def test_real_images_against_themselves_and_the_limit(dataset, measured, real):
     limit = results["held_out_real"]
     assert limit["label_accuracy"] == pytest.approx(results["protocol"]["feature_extractor"]["held_out_accuracy"])
     assert limit["label_accuracy"] > 0.95
+    assert limit.pop("frechet_distance_between_halves") > 0
     assert measured(*real)["samples"] == limit  # the held-out images as samples: the same figures
-    assert limit["frechet_distance"] > 1e-3 and limit["nearest_training_distance"] > 5
+    assert limit["frechet_distance"] > 1e-4 and limit["nearest_training_distance"] > 5
 
 
 def _noised(images, level):
@@ -142,10 +143,12 @@ def test_a_pipeline_is_measured_and_everything_is_quoted(pipeline, dataset, tmp_
     results = _evaluated(pipeline, dataset, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text()) == results
     quoted = results["protocol"]
-    assert quoted["sampler"] == "DPMSolverMultistepScheduler" and quoted["num_inference_steps"] == 2
+    assert quoted["scheduler"] == "DPMSolverMultistepScheduler" and quoted["num_inference_steps"] == 2
+    assert quoted["scheduler_config"]["beta_end"] == 0.02 and quoted["timestep_spacing"] is None
     assert quoted["guidance_scale"] == 1.5 and quoted["seeds"] == [0, 29] and quoted["split"] == "train"
     assert quoted["feature_extractor"]["checksum"] and quoted["weights_checksum"] and quoted["commit"]
-    assert results["samples"]["num_images"] == 30 and results["held_out_real"]["num_images"] == 450
+    assert results["samples"]["num_images"] == 30 and results["held_out_real"]["num_images"] == 30
+    assert results["held_out_real"]["frechet_distance_between_halves"] > 0
     assert [row["num_images"] for row in results["samples"]["classes"].values()] == [10, 10, 10]
     assert any("biased upward" in warning for warning in results["warnings"])
     assert any("singular" in warning for warning in results["warnings"])
@@ -186,13 +189,77 @@ def test_an_interrupted_evaluation_goes_on(pipeline, dataset, tmp_path, monkeypa
     again = _evaluated(pipeline, dataset, tmp_path)
     assert made == [3]  # batches were done
     assert again["samples"]["frechet_distance"] == pytest.approx(whole["samples"]["frechet_distance"], rel=1e-6)
-    assert again["samples"]["num_images"] == 30
+    assert again["samples"]["classes"] == whole["samples"]["classes"]
+    assert [again["samples"][name] for name in ("num_images", "subset", "label_accuracy")] == [
+        whole["samples"][name] for name in ("num_images", "subset", "label_accuracy")
+    ]
     assert not list(tmp_path.glob(".*"))
 
 
-def test_what_is_kept_does_not_grow_with_the_number_of_images(pipeline, dataset):
-    from cond_ddpm.evaluate.evaluate import Tally
+def test_a_later_repeat_interrupted_does_not_lose_the_first(pipeline, dataset, tmp_path, monkeypatch):
+    seen, original = [], module.sample_batches
+
+    def watched(pipeline, labels, seeds, **named):
+        seen.append((seeds[0], named["skip"]))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return original(pipeline, labels, seeds, **named)
+
+    monkeypatch.setattr(module, "sample_batches", watched)
+    with pytest.raises(KeyboardInterrupt):
+        _evaluated(pipeline, dataset, tmp_path, repeats=2)
+    _evaluated(pipeline, dataset, tmp_path, repeats=2)
+    assert seen == [(0, 0), (30, 0), (0, 8), (30, 0)]  # all eight batches of the first are left out
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_extrapolated_distance_of_ten_classes(tmp_path_factory):
+    """Labels that take turns must not sort classes into the parts that are extrapolated from."""
+    from cond_ddpm.evaluate.evaluate import figures
     from cond_ddpm.evaluate.features import Extractor
+    from cond_ddpm.evaluate.tally import Tally
+
+    def extract(images):  # eight numbers around a mean that is the class's
+        noise = torch.from_numpy(images[:, 0, :2].reshape(len(images), 8).astype(np.float32)) / 64
+        return noise + torch.from_numpy(images[:, 1, :1, :1].reshape(-1, 1).astype(np.float32)), None
+
+    def tally(count, seed):
+        found = Tally(Extractor("x", extract, 8, False, {}), 10, 100, (2, 4, 4))
+        labels = np.arange(count) % 10
+        images = np.random.default_rng(seed).integers(0, 256, (count, 2, 4, 4), dtype=np.uint8)
+        images[:, 1, 0, 0] = labels
+        found.update(range(count), images, labels)
+        return found, images
+
+    (reference, images), (samples, _) = tally(20_000, 0), tally(600, 1)
+    found = figures(samples, reference, [str(label) for label in range(10)], images)
+    assert abs(found["frechet_distance_infinite"]) < found["frechet_distance"] / 2
+
+
+def test_precision_of_sampling_is_not_that_of_the_judge(pipeline, dataset, tmp_path):
+    """bf16 changes the samples, and leaves the real images' figures and the neighbours as they were."""
+    protocol, both = Protocol(str(dataset), num_samples=30), []
+    for precision in ("no", "bf16"):
+        arguments = {"num_inference_steps": 2, "mixed_precision": precision}
+        both.append(evaluate(protocol, tmp_path / "r.json", "m", pipeline, progress=False, **arguments))
+    assert both[0]["held_out_real"] == both[1]["held_out_real"]
+    assert both[0]["samples"]["frechet_distance"] != both[1]["samples"]["frechet_distance"]
+    assert both[1]["protocol"]["mixed_precision"] == "bf16"
+
+
+def test_without_a_test_split_a_tenth_is_held_out_and_said_so(pipeline, dataset, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.parquet").write_bytes((dataset / "train.parquet").read_bytes())
+    results = _evaluated(pipeline, tmp_path / "data", tmp_path)
+    assert results["protocol"]["split_images"] == 540 and "a tenth of train" in results["protocol"]["test_split"]
+    assert any("no split 'test'" in warning for warning in results["warnings"])
+    with pytest.raises(ValueError, match="valid"):
+        _evaluated(pipeline, tmp_path / "data", tmp_path, test_split="valid")
+
+
+def test_what_is_kept_does_not_grow_with_the_number_of_images(pipeline, dataset):
+    from cond_ddpm.evaluate.features import Extractor
+    from cond_ddpm.evaluate.tally import Tally
 
     extractor = Extractor("x", lambda images: (torch.ones(len(images), 4), torch.zeros(len(images), 3)), 4, True, {})
     tally = Tally(extractor, 3, subset=50, image_shape=(1, 2, 2))
@@ -215,7 +282,9 @@ def test_two_processes_give_the_same_figures(pipeline, dataset, tmp_path):
         flags = ["--model", tmp_path / "model", "--dataset", dataset, "--num_samples", "300", "--batch_size", "10"]
         flags += ["--num_inference_steps", "2", "--output", tmp_path / f"{processes}.json"]
         command = [sys.executable, *launch, *map(str, flags)]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, preexec_fn=one_thread_each(processes)
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(f"{processes}.json") == 1
         results[processes] = json.loads((tmp_path / f"{processes}.json").read_text())
@@ -223,7 +292,9 @@ def test_two_processes_give_the_same_figures(pipeline, dataset, tmp_path):
     for name, value in one.items():
         if isinstance(value, float):
             assert two[name] == pytest.approx(value, rel=1e-6), name
-    assert one["classes"].keys() == two["classes"].keys() and one["num_images"] == two["num_images"] == 300
+    assert one["num_images"] == two["num_images"] == 300 and one["subset"] == two["subset"]
+    for name, row in one["classes"].items():
+        assert two["classes"][name] == pytest.approx(row, rel=1e-6) and row["num_images"] == 100
 
 
 def test_samples_kept_are_the_samples_measured(pipeline, dataset, tmp_path):
@@ -242,12 +313,13 @@ def test_samples_kept_are_the_samples_measured(pipeline, dataset, tmp_path):
 @pytest.mark.parametrize(
     "arrays, words",
     [
-        ({"images": np.zeros((9, 8, 8, 3), np.uint8), "class_labels": np.zeros(9)}, "expected images of 3x16x16"),
-        ({"images": np.zeros((9, 16, 16, 3), np.float32), "class_labels": np.zeros(9)}, "type uint8, 0 to 255, got"),
+        ({"images": np.zeros((9, 8, 8, 3), np.uint8), "class_labels": np.zeros(9, int)}, "expected images of 3x16x16"),
+        ({"images": np.zeros((9, 16, 16, 3), np.float32), "class_labels": np.zeros(9, int)}, "type uint8, 0 to 255, got"),
         ({"images": np.zeros((9, 16, 16, 3), np.uint8)}, "expected a class for each image"),
-        ({"images": np.zeros((9, 16, 16, 3), np.uint8), "class_labels": np.zeros(8)}, "label for each of 9 images, got (8,)"),
+        ({"images": np.zeros((9, 16, 16, 3), np.uint8), "class_labels": np.zeros(8, int)}, "for each of 9 images, got (8,)"),
+        ({"images": np.zeros((9, 16, 16, 3), np.uint8), "class_labels": np.full(9, 0.7)}, "a whole number as class label"),
         ({"images": np.zeros((9, 16, 16, 3), np.uint8), "class_labels": np.full(9, 3)}, "labels from 0 to 2, got 3 to 3"),
-        ({"images": np.zeros((1, 16, 16, 3), np.uint8), "class_labels": np.zeros(1)}, "expected two or more, got 1"),
+        ({"images": np.zeros((1, 16, 16, 3), np.uint8), "class_labels": np.zeros(1, int)}, "expected two or more, got 1"),
         ({"pictures": np.zeros((9, 16, 16, 3), np.uint8)}, "expected an array `images` or `arr_0`"),
     ],
 )
@@ -263,14 +335,14 @@ def test_pictures_in_no_class_folders(dataset, tmp_path):
     for number in range(3):
         Image.new("RGB", (16, 16)).save(tmp_path / f"{number}.png")
     with pytest.raises(ValueError, match="samples: expected folders CLASS"):
-        evaluate(Protocol(str(dataset)), tmp_path / "r.json", samples=tmp_path)
+        evaluate(Protocol(str(dataset), resolution=16), tmp_path / "r.json", samples=tmp_path)
 
 
 @pytest.mark.parametrize(
     "features, words",
     [
         ("inception", "pip install 'cond_ddpm[fid]'"),
-        ("dinov2", "hf download facebook/dinov2-base"),
+        ("dinov2", "hf download facebook/dinov2-large"),
         ("vgg", "features: expected one of classifier, inception, dinov2"),
     ],
 )
@@ -295,7 +367,31 @@ def test_dinov2_from_a_folder(real, measured, tmp_path):
     assert results["samples"]["classes"]["circle"]["num_images"] == 20
 
 
-def test_flags_that_contradict(capsys):
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ([], "expected either a model or --samples"),
+        (["--samples", "x.npz", "--seed", "3"], "--seed: expected none with --samples"),
+        (["--samples", "x.npz", "--guidance_scale", "2"], "--guidance_scale: expected none with --samples"),
+        (["--samples", "x.npz", "--repeats", "2"], "--repeats: expected none with --samples"),
+        (["--model", "m", "--resolution", "8"], "--resolution: expected none with --model"),
+    ],
+)
+def test_flags_that_contradict(flags, words, capsys):
     with pytest.raises(SystemExit):
-        main(["evaluate", "--dataset", "x", "--output", "r.json"])
-    assert "expected either a model or --samples" in capsys.readouterr().err
+        main(["evaluate", "--dataset", "x", "--output", "r.json", *flags])
+    assert words in capsys.readouterr().err
+
+
+def test_files_that_are_no_samples(dataset, tmp_path):
+    for content in (b"", b"PK\x03\x04 cut off"):
+        (tmp_path / "x.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"expected an \.npz, got .* which cannot be read"):
+            evaluate(Protocol(str(dataset)), tmp_path / "r.json", samples=tmp_path / "x.npz")
+    (tmp_path / "made/circle").mkdir(parents=True)
+    for number, size in enumerate((16, 17)):
+        Image.new("RGB", (size, size)).save(tmp_path / f"made/circle/{number}.png")
+    with pytest.raises(ValueError, match=r"expected pictures of 16x16 .* got .*1\.png, 17x17 RGB"):
+        evaluate(Protocol(str(dataset), resolution=16), tmp_path / "r.json", samples=tmp_path / "made")
+    with pytest.raises(ValueError, match="output: expected a file to write"):
+        evaluate(Protocol(str(dataset)), tmp_path, samples=tmp_path / "made")

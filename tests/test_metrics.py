@@ -98,6 +98,20 @@ def test_precision_and_recall():
     assert precision_and_recall(fake + 100, real) == (0.0, 0.0)
 
 
+def test_precision_and_recall_agree_with_numpy():
+    """Sparse points, of which many are not covered, so that the third neighbour is told from the second and the fourth."""
+    real, fake = (_features(60, dim=3, seed=seed) for seed in (1, 2))
+
+    def covered(points, manifold):
+        within = np.linalg.norm(manifold[:, None] - manifold[None], axis=2)
+        radii = np.sort(within, axis=1)[:, 3]
+        return (np.linalg.norm(points[:, None] - manifold[None], axis=2) <= radii).any(axis=1).mean()
+
+    found = precision_and_recall(torch.tensor(fake), torch.tensor(real))
+    assert found == pytest.approx((covered(fake, real), covered(real, fake)), abs=1e-6)
+    assert 0.2 < found[0] < 0.98
+
+
 def test_inception_score_is_the_number_of_classes_seen_surely():
     sure = torch.eye(4, dtype=torch.float64)
     assert inception_score(sure.sum(0), 0.0, 4) == pytest.approx(4)

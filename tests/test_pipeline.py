@@ -78,13 +78,16 @@ def test_names_need_a_model_with_names(tiny_unet):
         ),
         ({"sampler": "unipc", "timestep_spacing": "quadratic"}, "timestep_spacing: expected a scheduler that takes timesteps"),
         ({"guidance_scale": float("nan")}, "guidance_scale: expected a finite number"),
-        ({"guidance_interval": (2, 1)}, "guidance_interval: expected noise levels (lo, hi)"),
-        ({"guidance_interval": (1,)}, "guidance_interval: expected noise levels (lo, hi)"),
+        ({"guidance_interval": (2, 1), "guidance_scale": 2.0}, "guidance_interval: expected noise levels (lo, hi)"),
+        ({"guidance_interval": (1,), "guidance_scale": 2.0}, "guidance_interval: expected noise levels (lo, hi)"),
         ({"guidance_rescale": 1.5}, "guidance_rescale: expected a share from 0 to 1, got 1.5"),
         ({"return_intermediates": 4}, "return_intermediates: expected 2 to 3"),
         ({"return_intermediates": 1}, "return_intermediates: expected 2 to 3"),
         ({"callback_on_step_end_tensor_inputs": ["latents"]}, "expected names among sample, pred_original_sample"),
-        ({"guide": "folder"}, "guide: expected a pipeline, got str"),
+        ({"guide": "folder", "guidance_scale": 2.0}, "guide: expected a CondDDPMPipeline, got str"),
+        ({"num_inference_steps": 2.0}, "num_inference_steps: expected 1 to 1000 (the steps trained on), got 2.0"),
+        ({"generator": None, "seeds": [0.7, 1]}, "seeds: expected 0 to 18446744073709551615, got 0.7"),
+        ({"generator": None, "seeds": [0, 2**64]}, "seeds: expected 0 to"),
     ],
 )
 def test_arguments_that_do_not_fit(tiny_pipeline, arguments, words):
@@ -126,7 +129,7 @@ class _Linear(torch.nn.Module):
 )
 def test_guidance_is_uncond_plus_scale_times_the_difference(tiny_unet, scale, batch, effective):
     """1 is conditional and 0 unconditional, at one forward each; 2 goes as far beyond the condition."""
-    scheduler = DDPMScheduler(prediction_type="sample", clip_sample=False)
+    scheduler = DDPMScheduler(prediction_type="sample", clip_sample=False, timestep_spacing="trailing")
     pipeline = CondDDPMPipeline(tiny_unet, scheduler)
     pipeline.unet = network = _Linear(tiny_unet)
     seen = []
@@ -246,3 +249,31 @@ def test_saving_leaves_other_files_alone_and_unwraps_a_compiled_network(tiny_pip
     tiny_pipeline.save_pretrained(tmp_path)
     assert (tmp_path / "web" / "tsconfig.json").read_text() == "{} // mine"
     assert np.array_equal(_sample(CondDDPMPipeline.from_pretrained(tmp_path)), expected)
+
+
+def test_whole_numbers_of_numpy(tiny_pipeline):
+    expected = _sample(tiny_pipeline, [2], generator=None, seeds=[3])
+    assert np.array_equal(
+        _sample(tiny_pipeline, [2], generator=None, seeds=np.int64(3), num_inference_steps=np.int64(3)), expected
+    )
+
+
+def test_networks_and_guides_of_another_kind(tiny_pipeline):
+    from diffusers import DDPMPipeline, UNet2DModel
+
+    with pytest.raises(ValueError, match="unet: expected as many channels out as in"):
+        CondDDPMPipeline(make_unet(out_channels=6), DDPMScheduler())
+    other = DDPMPipeline(
+        UNet2DModel(
+            sample_size=8,
+            block_out_channels=(32, 32),
+            down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
+        ),
+        DDPMScheduler(),
+    )
+    with pytest.raises(ValueError, match="guide: expected a CondDDPMPipeline, got DDPMPipeline"):
+        _sample(tiny_pipeline, guide=other, guidance_scale=2.0)
+    guide = CondDDPMPipeline(tiny_pipeline.unet, DDPMScheduler(), dict(enumerate(NAMES)), class_dropout_prob=0.0)
+    with pytest.raises(ValueError, match="class_labels=None with this guide"):
+        tiny_pipeline(None, guide=guide, guidance_scale=2.0)

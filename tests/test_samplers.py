@@ -14,6 +14,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
@@ -52,7 +53,7 @@ class _Ideal(torch.nn.Module):
 
 
 def _ideal_pipeline(prediction_type="v_prediction", **settings):
-    scheduler = DDPMScheduler(prediction_type=prediction_type, **settings)
+    scheduler = DDPMScheduler(prediction_type=prediction_type, timestep_spacing="trailing", **settings)
     unet = _Ideal(prediction_type)
     pipeline = CondDDPMPipeline(make_unet("simple", num_classes=2), scheduler)
     pipeline.unet = unet
@@ -129,9 +130,17 @@ def test_the_name_ddim_is_ddim():
     [
         (DDIMScheduler, {"timestep_spacing": "linspace"}, 20, "take sampler='ddim'"),
         (DDIMScheduler, {"timestep_spacing": "trailing"}, 30, "take sampler='ddim'"),
-        (DDIMScheduler, {"timestep_spacing": "trailing"}, 61, "puts 61 steps wrongly on 1000 timesteps"),
-        (EulerDiscreteScheduler, {"timestep_spacing": "trailing"}, 61, "puts 61 steps wrongly"),
-        (DPMSolverMultistepScheduler, {"timestep_spacing": "leading"}, 1000, "puts 1000 steps wrongly"),
+        (DDIMScheduler, {"timestep_spacing": "trailing"}, 61, "makes wrong timesteps"),
+        (EulerDiscreteScheduler, {"timestep_spacing": "trailing"}, 61, "makes wrong timesteps"),
+        (DPMSolverMultistepScheduler, {"timestep_spacing": "leading"}, 1000, "makes wrong timesteps"),
+        (
+            DDIMScheduler,
+            {"timestep_spacing": "leading"},
+            501,
+            "starts 501 steps at timestep 500, where images are not yet noise",
+        ),
+        (DDPMScheduler, {"timestep_spacing": "leading"}, 1, "starts 1 steps at timestep 0"),
+        (EulerDiscreteScheduler, {"timestep_spacing": "linspace"}, 1, "starts 1 steps at timestep 0"),
     ],
 )
 def test_spacings_that_diffusers_gets_wrong_are_refused(scheduler, settings, steps, words):
@@ -141,10 +150,32 @@ def test_spacings_that_diffusers_gets_wrong_are_refused(scheduler, settings, ste
         _pixels(pipeline, num_inference_steps=steps)
 
 
+def test_a_spacing_that_the_scheduler_has_no_setting_for():
+    for spacing, setting in (("leading", "timestep_spacing"), ("karras", "use_karras_sigmas")):
+        pipeline = _ideal_pipeline()
+        other = DPMSolverSinglestepScheduler if spacing == "leading" else DDPMScheduler
+        pipeline.scheduler = other.from_config(pipeline.scheduler.config)
+        with pytest.raises(ValueError, match=f"expected a scheduler that has {setting}"):
+            _pixels(pipeline, num_inference_steps=20, timestep_spacing=spacing)
+
+
+@pytest.mark.parametrize("beta_schedule", ["scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "ddpm"])
+def test_other_noise_schedules(sampler, beta_schedule):
+    """Each sampler's default spacing, in 100 steps: pixels of the right mean and deviation."""
+    scheduler = DDPMScheduler(prediction_type="v_prediction", beta_schedule=beta_schedule)
+    pipeline = _ideal_pipeline()
+    pipeline.scheduler = scheduler
+    pipeline.unet.alphas_cumprod = scheduler.alphas_cumprod.double()
+    pixels = _pixels(pipeline, [0] * 32, range(32), sampler=sampler, num_inference_steps=100)
+    assert abs(pixels.mean() - MEAN) < 0.02
+    assert 0.9 < pixels.std() / STD < 1.05
+
+
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler])
-@pytest.mark.parametrize("steps", [1, 7, 20])
+@pytest.mark.parametrize("steps", [7, 20])
 def test_any_scheduler_with_the_same_betas(tiny_pipeline, scheduler, steps):
-    tiny_pipeline.scheduler = scheduler.from_config(tiny_pipeline.scheduler.config)
+    tiny_pipeline.scheduler = scheduler.from_config(tiny_pipeline.scheduler.config, timestep_spacing="leading")
     images = [tiny_pipeline([0], seeds=[0], num_inference_steps=steps, output_type="np").images for _ in range(2)]
     assert np.isfinite(images[0]).all() and np.array_equal(*images)
 
@@ -163,6 +194,8 @@ def test_other_schedulers_get_the_betas_that_were_left_at_their_default(tiny_pip
     """DDPM's defaults are not Heun's."""
     heun = HeunDiscreteScheduler.from_config(tiny_pipeline.scheduler.config)
     assert torch.equal(heun.betas, DDPMScheduler().betas) and not torch.equal(heun.betas, HeunDiscreteScheduler().betas)
+    tiny_pipeline.scheduler = DDPMScheduler()  # put in later: the pipeline's own way to another sampler, still
+    assert torch.equal(tiny_pipeline.make_scheduler("heun").betas, DDPMScheduler().betas)
 
 
 def test_forwards_and_default_steps():
@@ -228,9 +261,17 @@ def test_autoguidance():
     guide.unet.means = torch.tensor([0.1, 0.0, 9.0])  # the null label is not asked for
     guided = _pixels(pipeline, sampler="dpm++2", num_inference_steps=100, guidance_scale=2.0, guide=guide)
     assert abs(guided - _exact(_noise(), 0.1 + 2 * (MEAN - 0.1))).max() < 0.02
-    guide.unet.batches.clear()
-    assert torch.equal(_pixels(pipeline, sampler="dpm++2", num_inference_steps=100, guide=guide), plain)
-    assert guide.unet.batches == []  # scale 1 costs one forward
+    own = _pixels(pipeline, sampler="dpm++2", num_inference_steps=100, guidance_scale=0.0, guide=guide)
+    assert abs(own - _exact(_noise(), 0.1)).max() < 0.02
+
+
+@pytest.mark.parametrize("arguments", [{"guide": True}, {"guidance_interval": (0, 1)}, {"guidance_rescale": 0.5}])
+def test_what_has_no_effect_without_guidance_is_refused(arguments):
+    pipeline = _ideal_pipeline()
+    if "guide" in arguments:
+        arguments = {"guide": pipeline}
+    with pytest.raises(ValueError, match="guidance_scale: expected another than 1"):
+        _pixels(pipeline, num_inference_steps=20, **arguments)
 
 
 def test_rescale_brings_the_standard_deviation_back():
@@ -250,6 +291,25 @@ def test_rescale_brings_the_standard_deviation_back():
     assert predictions[0.5].std().item() == pytest.approx((cond + guided) / 2, rel=1e-5)
 
 
+def test_rescale_is_of_each_image_by_itself():
+    from cond_ddpm.pipelines.pipeline_cond_ddpm import _guided
+
+    base, cond = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8) * torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)
+    both = _guided(base, cond, 3.0, 1.0)
+    for image in range(2):
+        alone = _guided(base[image : image + 1], cond[image : image + 1], 3.0, 1.0)
+        torch.testing.assert_close(both[image : image + 1], alone)
+        assert both[image].std().item() == pytest.approx(cond[image].std().item(), rel=1e-5)
+
+
+def test_rescale_at_scale_0_is_the_limit_of_the_formula(tiny_pipeline):
+    def sample(scale):
+        arguments = {"seeds": [0], "num_inference_steps": 4, "output_type": "pt", "guidance_rescale": 1.0}
+        return tiny_pipeline([0], guidance_scale=scale, **arguments).images
+
+    assert (sample(0.0) - sample(1e-6)).abs().max() < 1e-3
+
+
 class _Contrast(_Ideal):
     """Predicts a ramp, twice as steep with a label as without."""
 
@@ -262,7 +322,9 @@ class _Contrast(_Ideal):
 
 
 def test_a_model_trained_without_label_drop_refuses_guidance(tmp_path):
-    pipeline = CondDDPMPipeline(make_unet(), DDPMScheduler(), dict(enumerate(NAMES)), class_dropout_prob=0.0)
+    pipeline = CondDDPMPipeline(
+        make_unet(), DDPMScheduler(timestep_spacing="trailing"), dict(enumerate(NAMES)), class_dropout_prob=0.0
+    )
     pipeline.save_pretrained(tmp_path)
     loaded = CondDDPMPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
@@ -296,8 +358,9 @@ def test_guides_that_do_not_fit(tiny_pipeline, unet, scheduler, words):
     with pytest.raises(ValueError) as error:
         tiny_pipeline([0], guide=guide, guidance_scale=2.0)
     assert words in str(error.value)
+    other = CondDDPMPipeline(make_unet(), DDPMScheduler(), {0: "square", 1: "circle", 2: "cross"})
     with pytest.raises(ValueError, match="expected the classes"):
-        tiny_pipeline([0], guide=CondDDPMPipeline(make_unet(), DDPMScheduler(), {0: "square", 1: "circle", 2: "cross"}))
+        tiny_pipeline([0], guide=other, guidance_scale=2.0)
 
 
 # Clipping, broken weights
@@ -331,9 +394,10 @@ def test_clipping_leaves_what_is_in_range_alone(prediction_type):
     assert (clipped - free).abs().max() < 1e-4
 
 
-def test_weights_that_are_not_finite(tiny_pipeline):
-    next(tiny_pipeline.unet.conv_out.parameters()).data.fill_(float("nan"))
-    with pytest.raises(ValueError, match="unet: expected finite predictions, got NaN or infinity by timestep"):
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_weights_that_are_not_finite(tiny_pipeline, value):
+    tiny_pipeline.unet.conv_out.bias.data.fill_(float(value))
+    with pytest.raises(ValueError, match="unet: expected finite predictions, got NaN or infinity at timestep"):
         tiny_pipeline([0], num_inference_steps=2)
 
 
@@ -341,7 +405,7 @@ def test_weights_that_are_not_finite(tiny_pipeline):
 
 
 def test_an_image_is_a_function_of_its_label_and_seed(tiny_pipeline):
-    """Bitwise in the same place, whatever is beside it; else to within 1/255; for samplers that draw noise at each step, too."""
+    """Bitwise in the same place, whatever is beside it; else to within 1/255; also where noise is drawn at each step."""
     labels, seeds = [0, 1, 2, 0, 1, 2, 0, 1], list(range(8))
     for sampler in ("dpm++2", "ddpm", "dpm++sde"):
 
@@ -386,6 +450,8 @@ def test_intermediates(tiny_pipeline):
         torch.testing.assert_close(in_batches.intermediate_samples, output.intermediate_samples, rtol=0, atol=1e-3)
         assert torch.equal(tiny_pipeline([0, 1], **arguments).images, output.images)
     assert tiny_pipeline([0], num_inference_steps=2, return_dict=False)[0][0].size == (8, 8)
+    parts = tiny_pipeline([0], num_inference_steps=4, return_intermediates=3, return_dict=False)
+    assert [len(part) for part in parts] == [1, 3, 3, 3]
 
 
 def test_callback_sees_and_changes_the_sample(tiny_pipeline):
@@ -397,7 +463,7 @@ def test_callback_sees_and_changes_the_sample(tiny_pipeline):
     arguments = {"seeds": [0], "num_inference_steps": 2, "output_type": "pt"}
     names = ["sample", "pred_original_sample"]
     plain = tiny_pipeline([0], callback_on_step_end=watch, callback_on_step_end_tensor_inputs=names, **arguments).images
-    assert seen == [(True, 0, 500, sorted(names)), (True, 1, 0, sorted(names))]
+    assert seen == [(True, 0, 999, sorted(names)), (True, 1, 499, sorted(names))]
     assert torch.equal(tiny_pipeline([0], **arguments).images, plain)
     white = tiny_pipeline([0], callback_on_step_end=lambda *_: {"sample": torch.ones(1, 3, 8, 8)}, **arguments).images
     assert white.unique().tolist() == [1.0]

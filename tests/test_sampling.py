@@ -1,12 +1,12 @@
 """Images are the same in any batch, order and number of processes, and are written once."""
 
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import NAMES, ROOT, make_unet
+from conftest import NAMES, ROOT, make_unet, one_thread_each
+from diffusers import DDPMScheduler
 from PIL import Image
 
 from cond_ddpm import CondDDPMPipeline, generate, load_images
@@ -25,10 +25,10 @@ def test_images_are_the_same_in_any_batch_and_order(tiny_pipeline):
     assert abs(turned[::-1].astype(int) - images).max() <= 1
 
 
-def test_two_processes_share_the_images_and_write_each_once(tiny_pipeline, tmp_path):
+def test_two_processes_share_the_images_and_write_each_once(tmp_path):
     """By the command line: the archive and the folder of two processes against those of one, and against `generate`."""
+    tiny_pipeline = CondDDPMPipeline(make_unet(), DDPMScheduler(timestep_spacing="trailing"), dict(enumerate(NAMES)))
     tiny_pipeline.save_pretrained(tmp_path / "model")
-    threads = {"OMP_NUM_THREADS": "1"}
     images = {}
     for processes in (1, 2):
         for output in ("out.npz", "folder"):
@@ -37,7 +37,7 @@ def test_two_processes_share_the_images_and_write_each_once(tiny_pipeline, tmp_p
             flags += ["--num_inference_steps", "3", "--sampler", "ddpm", "--batch_size", "2", "--guidance_scale", "1.5"]
             flags += ["--output", tmp_path / str(processes) / output]
             command = [sys.executable, *launch, *map(str, flags)]
-            done = subprocess.run(command, cwd=ROOT, env={**os.environ, **threads}, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=one_thread_each(processes))
             assert done.returncode == 0, done.stderr
             assert done.stdout.count("8 images:") == 1
         with np.load(tmp_path / str(processes) / "out.npz") as archive:
@@ -85,3 +85,87 @@ def test_grey_and_unconditional_images(tiny_pipeline, tmp_path):
 def test_batches_are_bounded(tiny_pipeline):
     sizes = [(rows, len(images)) for rows, images in sample_batches(tiny_pipeline, LABELS, SEEDS, 3, num_inference_steps=1)]
     assert sizes == [([0, 1, 2], 3), ([3, 4, 5], 3), ([6, 7], 2)]
+
+
+def test_each_process_makes_its_own_share_only(tiny_pipeline, monkeypatch):
+    """Whole batches in turn; where there are too few for all, smaller ones."""
+    from types import SimpleNamespace
+
+    import cond_ddpm.sampling as module
+
+    def rows(count, batch_size, processes):
+        shares = []
+        for index in range(processes):
+            state = SimpleNamespace(process_index=index, num_processes=processes, is_main_process=index == 0)
+            monkeypatch.setattr(module, "process_state", lambda: state)  # noqa: B023
+            batches = sample_batches(tiny_pipeline, [0] * count, range(count), batch_size, num_inference_steps=1)
+            shares.append([rows for rows, _ in batches])
+        return shares
+
+    assert rows(7, 2, 2) == [[[0, 1], [4, 5]], [[2, 3], [6]]]
+    assert rows(4, 100, 2) == [[[0, 1]], [[2, 3]]]
+    assert rows(1, 100, 2) == [[[0]], []]
+
+
+@pytest.mark.parametrize("name", ["out", "out.npz"])
+def test_what_cannot_be_written_is_said_first_and_leaves_nothing(tiny_pipeline, tmp_path, name):
+    output = tmp_path / name
+    for labels, seeds, arguments, words in (
+        ([0, 1], [0, 1, 2], {}, "expected one for each of the 2 labels, got 3"),
+        ([0, 1], [0, 1], {"num_inference_steps": 5000}, "expected 1 to 1000"),
+        ([0, 1], [0, 1], {"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            save_samples(tiny_pipeline, labels, seeds, output, **arguments)
+        assert list(tmp_path.rglob("*")) == []
+    with pytest.raises(ValueError, match=r"output: expected a folder, or a name ending in \.npz"):
+        save_samples(tiny_pipeline, [0], [0], tmp_path / "out.jpg")
+
+
+def test_names_of_classes_stay_within_the_folder(tiny_pipeline, tmp_path):
+    pipeline = CondDDPMPipeline(tiny_pipeline.unet, tiny_pipeline.scheduler, {0: "a/b", 1: "a_b", 2: ".."})
+    save_samples(pipeline, [0, 1, 2], [5, 5, 5], tmp_path / "out", num_inference_steps=1)
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
+    assert found == ["out/0_a_b/000005.png", "out/1_a_b/000005.png", "out/2_/000005.png"]
+
+
+def test_sample_by_the_command_line_is_what_generate_gives(tiny_pipeline, tmp_path, monkeypatch):
+    from cond_ddpm import visualize
+    from cond_ddpm.cli import main
+
+    tiny_pipeline.save_pretrained(tmp_path / "model")
+    drawn = {}
+    monkeypatch.setattr(visualize, "class_grid", lambda images, names, path: drawn.update(images=images, names=names))
+    command = [
+        "sample",
+        "--model",
+        tmp_path / "model",
+        "--output",
+        tmp_path / "x.png",
+        "--num_images_per_class",
+        2,
+        "--seed",
+        7,
+    ]
+    few = {"num_inference_steps": 4}
+    guiding = {"guidance_scale": 3.0, "guidance_interval": (0.1, 5), "guidance_rescale": 0.5}
+    for flags, labels, names, arguments in (
+        ("--class_labels cross 0 --guidance_scale 1.5", [2, 2, 0, 0], ["cross", "circle"], {"guidance_scale": 1.5}),
+        (
+            "--sampler ddim --timestep_spacing quadratic",
+            [0, 0, 1, 1, 2, 2],
+            NAMES,
+            {"sampler": "ddim", "timestep_spacing": "quadratic"},
+        ),
+        ("--guidance_scale 3 --guidance_interval 0.1 5 --guidance_rescale 0.5", [0, 0, 1, 1, 2, 2], NAMES, guiding),
+        ("--unconditional", None, ["any class"], {}),
+        ("--mixed_precision bf16 --class_labels 1", [1, 1], ["square"], {"mixed_precision": "bf16"}),
+    ):
+        assert main([*map(str, command), "--num_inference_steps", "4", *flags.split()]) == 0
+        expected = generate(tiny_pipeline, labels, range(7, 7 + len(labels or "xx")), **few, **arguments)
+        assert np.array_equal(drawn["images"], expected) and drawn["names"] == names
+    guide = CondDDPMPipeline(make_unet(seed=1), tiny_pipeline.scheduler)
+    guide.save_pretrained(tmp_path / "guide")
+    flags = ["--guide", str(tmp_path / "guide"), "--guidance_scale", "2", "--class_labels", "1", "--num_inference_steps", "4"]
+    assert main([*map(str, command), *flags]) == 0
+    assert np.array_equal(drawn["images"], generate(tiny_pipeline, [1, 1], [7, 8], **few, guidance_scale=2.0, guide=guide))

@@ -1,6 +1,7 @@
 """The study and the search, on tiny pictures: what they write, and that they go on where they were killed."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -71,13 +72,19 @@ def test_study_measures_each_model_along_its_course(base, tmp_path):
         found = json.loads(output.read_text())
         assert float(row["frechet_distance"]) == found["samples"]["frechet_distance"]
         assert found["protocol"]["training"]["batch_size"] == 16
+        assert found["protocol"]["training"]["step"] == int(row["step"])
     assert len({row["frechet_distance"] for row in rows}) == 4
-    assert (tmp_path / "study.md").read_text().count("\n") == 6
+    table = (tmp_path / "study.md").read_text()
+    assert table.count("\n| ") == 6 and "real images, held out" in table and "12 samples against 87 real images" in table
     for name in ("study.png", "samples.png"):
         assert np.asarray(Image.open(tmp_path / name).convert("L")).std() > 5
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/evaluations/*.json")}
     study(config, None)  # all is done: nothing is trained or measured again
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    study(dataclasses.replace(config, sampling={**SAMPLING, "guidance_scale": 3.0}), None)  # measured again, in another way
+    assert all(stamp != path.stat().st_mtime_ns for path, stamp in stamps.items())
+    with pytest.raises(ValueError, match="expected the settings it was trained with, got other batch_size"):
+        study(dataclasses.replace(config, base={**base, "batch_size": 8}), None)
 
 
 def test_study_by_the_command_line(base, tmp_path, capsys):
@@ -93,7 +100,13 @@ def test_study_by_the_command_line(base, tmp_path, capsys):
     [
         ({"models": {"one": {"bach_size": 1}}}, "models.one: expected settings of training, got bach_size"),
         ({"models": {}}, "models: expected one or more"),
+        ({"models": ["one"]}, "models: expected a dict"),
+        ({"models": {"one": {"use_ema": False}}}, "models.one: expected use_ema"),
+        ({"models": {"one": {"batch_size": 0}}}, "batch_size: expected 1 or more"),
         ({"evaluate": {"dataset": "x"}}, "evaluate: expected"),
+        ({"evaluate": {"num_samples": 1}}, "num_samples: expected 2 or more"),
+        ({"sampling": {"num_inference_step": 3}}, "sampling: expected"),
+        ({"evaluations": "3"}, "evaluations: expected a int"),
         ({"evaluations": 0}, "evaluations: expected 1 or more"),
         ({"trials": 3}, "--config: expected base, evaluate"),
     ],
@@ -139,8 +152,8 @@ def test_search_goes_on_where_it_was_killed(base, tmp_path):
     with pytest.raises(SystemExit):
         tune(config, killed_in_the_second)
     owner = tmp_path / "trial-1.owner"
-    host, _ = json.loads(owner.read_text())
-    owner.write_text(json.dumps([host, 2**22 + 1]))  # as if of another process, which is gone
+    host, process, began = json.loads(owner.read_text())
+    owner.write_text(json.dumps([host, process, began - 1]))  # as if of an earlier process of that number, which is gone
     went_on = []
     folder = tune(config, lambda settings, on_epoch: went_on.append(settings.output_dir) or train(settings, on_epoch))
     assert went_on[0] == str(tmp_path / "trial-1") and len(went_on) == 2  # the same trial, from its checkpoint
@@ -180,7 +193,12 @@ def test_search_by_distance_and_a_setting_that_does_not_fit(base, tmp_path):
     "changes, words",
     [
         ({"objective": "beauty"}, "objective: expected one of val_loss, frechet_distance, got 'beauty'"),
-        ({"search": {"bach_size": [1]}}, "expected settings of training, got bach_size"),
+        ({"search": {"bach_size": [1]}}, "unet.NAME to search, got bach_size"),
+        ({"search": {"unet": [{}]}}, "and unet.NAME to search, got unet"),
+        ({"search": {"learning_rate.x": [1]}}, "got learning_rate.x"),
+        ({"search": {"prediction_type": ["epsilon"]}}, "expected nothing that changes what val_loss means"),
+        ({"search": {"dropout": [1]}}, "got dropout"),
+        ({"search": {"learning_rate": {"low": 0, "high": 1, "log": True}}}, "low above 0 with log"),
         ({"search": {"batch_size": {"low": 1}}}, "search.batch_size: expected a list of choices, or low and high"),
         ({"trials": 0}, "one trial or more"),
     ],
@@ -189,3 +207,16 @@ def test_search_settings_that_do_not_fit(changes, words):
     settings = {"output_dir": "x", "base": {}, "search": {"batch_size": [8, 16]}, **changes}
     with pytest.raises(ValueError, match=words):
         TuneConfig(**settings)
+
+
+def test_a_search_in_which_nothing_fits_ends(base, tmp_path):
+    pytest.importorskip("optuna")
+    calls = []
+
+    def fails(settings, on_epoch):
+        calls.append(settings)
+        raise ValueError("no such layer")
+
+    with pytest.raises(ValueError, match="all 3 trials failed, the last by: no such layer"):
+        tune(_tune(tmp_path, base, trials=10), fails)
+    assert len(calls) == 3

@@ -2,8 +2,11 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 
+from cond_ddpm import CondDDPMPipeline, generate, visualize
 from cond_ddpm.cli import main
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.visualize import class_grid, forward_strip, loss_curve, nearest, read_metrics
@@ -144,3 +147,72 @@ def test_bad_input(arguments, code, words, run, shapes_parquet, tmp_path, monkey
 def test_metrics_read_back(run):
     rows = read_metrics(run)
     assert [row["epoch"] for row in rows] == [1, 2] and rows[1]["val_loss"] > 0
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The arguments of each grid that is drawn."""
+    grids = []
+    monkeypatch.setattr(
+        visualize,
+        "class_grid",
+        lambda images, row_names, path, title=None, column_names=None, captions=None, inches=0: grids.append(
+            {"images": images, "rows": list(row_names), "columns": column_names, "captions": captions, "title": title}
+        ),
+    )
+    return grids
+
+
+def test_sweeps_show_each_setting_from_the_same_noise(tiny_pipeline, drawn):
+    visualize.guidance_sweep(tiny_pipeline, ["cross", 0], "x", scales=(0, 1, 4), seed=5, num_inference_steps=3)
+    visualize.steps_sweep(tiny_pipeline, [2, 0], "x", steps=(1, 4), seed=5, guidance_scale=2.0)
+    for grid, each in (
+        (drawn[0], [{"guidance_scale": scale, "num_inference_steps": 3} for scale in (0.0, 1.0, 4.0)]),
+        (drawn[1], [{"guidance_scale": 2.0, "num_inference_steps": steps} for steps in (1, 4)]),
+    ):
+        expected = np.stack([generate(tiny_pipeline, [2, 0], [5, 6], **arguments) for arguments in each], axis=1)
+        assert np.array_equal(grid["images"], expected.reshape(-1, 3, 8, 8)) and grid["rows"] == ["cross", "circle"]
+    assert drawn[0]["columns"] == ["w = 0", "w = 1", "w = 4"] and drawn[1]["columns"] == ["1", "4"]
+
+
+def test_denoising_strip_is_noise_above_and_the_image_below(tiny_pipeline, drawn):
+    visualize.denoising_strip(tiny_pipeline, "square", "x", columns=4, seed=3, num_inference_steps=4)
+    grid, image = drawn[0], generate(tiny_pipeline, [1], [3], num_inference_steps=4)[0]
+    assert grid["rows"] == ["x_t", "predicted x_0"] and grid["columns"] == ["t = 999", "t = 749", "t = 499", "t = 249"]
+    noise = torch.randn((3, 8, 8), generator=torch.Generator().manual_seed(3))
+    assert abs(grid["images"][0].astype(int) - ((noise.numpy() / 2 + 0.5).clip(0, 1) * 255).round()).max() <= 1
+    assert abs(grid["images"][7].astype(int) - image).max() <= 1
+
+
+def test_forward_strip_has_the_signal_to_noise_ratio_of_the_schedule(drawn):
+    scheduler = DDPMScheduler()
+    image = np.full((3, 8, 8), 100, np.uint8)
+    visualize.forward_strip(image, scheduler, "x", timesteps=[0, 500, 999])
+    alphas_cumprod = scheduler.alphas_cumprod[[0, 500, 999]]
+    told = [float(caption.split()[-1]) for caption in drawn[0]["captions"]]
+    assert told == pytest.approx((alphas_cumprod / (1 - alphas_cumprod)).tolist(), rel=0.1)
+    assert abs(drawn[0]["images"][0].astype(int) - 100).max() < 8 < abs(drawn[0]["images"][2].astype(int) - 100).mean()
+
+
+def test_epochs_strip_shows_the_weights_of_each_moment(run, drawn):
+    from cond_ddpm.ema import combine_snapshots, snapshot_steps
+
+    pipeline = CondDDPMPipeline.from_pretrained(run / "pipeline")
+    steps = snapshot_steps(run / "ema")
+    visualize.epochs_strip(run, pipeline, [1], "x", columns=2, seed=4, num_inference_steps=2)
+    assert drawn[0]["columns"] == [f"step {steps[len(steps) // 2 - 1]}", f"step {steps[-1]}"]
+    for column, name in enumerate(drawn[0]["columns"]):
+        pipeline.unet.load_state_dict(combine_snapshots(run / "ema", 0.05, int(name.split()[1]))[0])
+        assert np.array_equal(drawn[0]["images"][column], generate(pipeline, [1], [4], num_inference_steps=2)[0])
+
+
+def test_runs_of_the_same_name_are_both_drawn(run, tmp_path, monkeypatch):
+    import shutil
+
+    for parent in ("a", "b"):
+        shutil.copytree(run, tmp_path / parent / "run")
+    found = {}
+    monkeypatch.setattr(visualize, "loss_curve", lambda runs, path: found.update(runs))
+    runs = [str(tmp_path / parent / "run") for parent in ("a", "b")]
+    assert main(["visualize", "loss", "--run", *runs, "--output", str(tmp_path / "x.png")]) == 0
+    assert list(found) == runs

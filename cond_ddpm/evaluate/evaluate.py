@@ -1,17 +1,19 @@
 """`cond-ddpm evaluate`: samples against real images, every figure with how it was obtained.
 
-May import: `data, sampling, visualize, processes`, the pipeline, the rest of `evaluate/`. Images, from a pipeline or given,
-become features (`features.py`), which are folded into statistics (`metrics.py`); next are results.json and two pictures.
+May import: `data, sampling, visualize, processes`, the pipeline, the rest of `evaluate/`. Images, from a pipeline or given
+(`given.py`), become features (`features.py`), which are folded into statistics (`tally.py`, `metrics.py`); next are
+results.json and two pictures.
 """
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,25 +21,23 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from cond_ddpm.data import LabelledImages, load_images
+from cond_ddpm.data import LabelledImages, NoSuchSplit, load_images
 from cond_ddpm.evaluate.classifier import fingerprint
 from cond_ddpm.evaluate.features import Extractor, make_extractor
+from cond_ddpm.evaluate.given import UNKNOWN, given_samples, matched
 from cond_ddpm.evaluate.metrics import (
-    Moments,
     extrapolated_distance,
     frechet_distance,
     inception_score,
     kernel_distance,
     precision_and_recall,
 )
+from cond_ddpm.evaluate.tally import GROUPS, NEIGHBOURS, Tally
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
 from cond_ddpm.sampling import sample_batches, save_samples
 from cond_ddpm.visualize import confusion_picture, nearest, nearest_neighbours
 
-_GROUPS = 5  # disjoint parts of the samples, from which FD is extrapolated to infinitely many
-_NEIGHBOURS = 1000  # samples whose nearest training image is looked for
-_UNKNOWN = -1  # label of a sample of which no class is told
 _SAVE_SECONDS = 60  # an interrupted evaluation loses at most this
 
 
@@ -46,10 +46,11 @@ class Protocol:
     """What is measured and how; all of it goes into results.json.
 
     Args:
-        dataset: as for training; a model is measured at its own resolution and channels.
+        dataset, dataset_config_name, image_column, label_column: as for training; a model is measured at its own resolution
+            and channels.
         split: real images that the samples are compared with.
-        test_split: real images that were not trained on: the same figures of them are the limit. Where there is none, a
-            tenth of `split` is held out, also from the comparison.
+        test_split: real images that were not trained on: the same figures of as many of them are the limit. If not given,
+            `test`, or where there is no such split, a tenth of `split`, held out also from the comparison.
         features: `classifier` (trained here on `split`), `inception`, `dinov2`, or the folder of a DINOv2.
         weights: of Inception or DINOv2, where they cannot be downloaded.
         num_samples: with balanced labels; the literature has 50,000.
@@ -60,8 +61,11 @@ class Protocol:
     """
 
     dataset: str
+    dataset_config_name: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
     split: str = "train"
-    test_split: str = "test"
+    test_split: str | None = None
     features: str = "classifier"
     weights: str | None = None
     num_samples: int = 50_000
@@ -77,81 +81,14 @@ class Protocol:
                 raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}.")
 
 
-class Tally:
-    """All that is kept of a stream of images: it does not grow with their number."""
+@dataclasses.dataclass(frozen=True)
+class _Real:
+    """The real images: what is compared with, what is the limit, and all among which a copy may be found."""
 
-    def __init__(self, extractor: Extractor, num_classes: int, subset: int, image_shape: tuple[int, int, int]):
-        self.extractor, self.num_classes, self.subset = extractor, num_classes, subset
-        dim = extractor.dim
-        self.groups = [Moments(dim) for _ in range(_GROUPS)]
-        by_class = num_classes if num_classes * dim**2 * 8 <= 1e9 else 0
-        self.classes = [Moments(dim) for _ in range(by_class)]
-        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)  # asked for, seen
-        self.probabilities, self.entropy = torch.zeros(0, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        self.rows, self.kept = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dim)
-        self.image_rows, self.images = torch.zeros(0, dtype=torch.int64), torch.zeros((0, *image_shape), dtype=torch.uint8)
-
-    def update(self, rows: Sequence[int], images: np.ndarray, labels: Sequence[int] | None) -> None:
-        """Fold in images (B, C, H, W) uint8, by their place among all, with the classes asked for."""
-        features, logits = self.extractor.extract(images)
-        features, rows = features.float().cpu(), torch.as_tensor(rows)
-        if not features.isfinite().all():
-            raise ValueError("features: expected finite numbers, got NaN or infinity; are the extractor's weights whole?")
-        for group in range(_GROUPS):
-            mine = rows % _GROUPS == group
-            self.groups[group].update(features[mine])
-        if labels is not None:
-            labels = torch.as_tensor(labels)
-            for label in labels.unique().tolist() if self.classes else ():
-                self.classes[label].update(features[labels == label])
-        if logits is not None:
-            log_p = logits.double().cpu().log_softmax(1)
-            self.probabilities = (self.probabilities if len(self.probabilities) else 0) + log_p.exp().sum(0)
-            self.entropy += (log_p.exp() * log_p).sum()
-            if self.extractor.names_classes and labels is not None:
-                pairs = labels * self.num_classes + log_p.argmax(1)
-                self.confusion += torch.bincount(pairs, minlength=self.num_classes**2).view_as(self.confusion)
-        few = rows < self.subset
-        self.rows, self.kept = torch.cat([self.rows, rows[few]]), torch.cat([self.kept, features[few]])
-        few = rows < _NEIGHBOURS
-        self.image_rows = torch.cat([self.image_rows, rows[few]])
-        self.images = torch.cat([self.images, torch.from_numpy(np.ascontiguousarray(images))[few]])
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        names = ("confusion", "probabilities", "entropy", "rows", "kept", "image_rows", "images")
-        tensors = {name: getattr(self, name) for name in names}
-        for what in ("groups", "classes"):
-            for number, moments in enumerate(getattr(self, what)):
-                tensors |= {f"{what}.{number}.{name}": tensor for name, tensor in moments.tensors().items()}
-        return tensors
-
-    def load(self, tensors: dict[str, torch.Tensor]) -> "Tally":
-        for name in ("confusion", "probabilities", "entropy", "rows", "kept", "image_rows", "images"):
-            setattr(self, name, tensors[name])
-        for what in ("groups", "classes"):
-            for number, moments in enumerate(getattr(self, what)):
-                moments.load({name: tensors[f"{what}.{number}.{name}"] for name in moments.tensors()})
-        return self
-
-    def merge(self, other: "Tally") -> None:
-        """Add another process's."""
-        self.groups = [mine + its for mine, its in zip(self.groups, other.groups)]
-        self.classes = [mine + its for mine, its in zip(self.classes, other.classes)]
-        self.confusion = self.confusion + other.confusion
-        self.entropy = self.entropy + other.entropy
-        if not len(self.probabilities):
-            self.probabilities = torch.zeros_like(other.probabilities)
-        if len(other.probabilities):
-            self.probabilities = self.probabilities + other.probabilities
-        for rows, values in (("rows", "kept"), ("image_rows", "images")):
-            both = torch.cat([getattr(self, rows), getattr(other, rows)])
-            order = both.argsort()
-            setattr(self, rows, both[order])
-            setattr(self, values, torch.cat([getattr(self, values), getattr(other, values)])[order])
-
-    @property
-    def all(self) -> Moments:
-        return sum(self.groups[1:], self.groups[0])
+    train: LabelledImages
+    test: LabelledImages
+    whole: LabelledImages
+    test_name: str
 
 
 def figures(tally: Tally, reference: Tally, class_names: list[str], training_images: np.ndarray) -> dict:
@@ -162,12 +99,12 @@ def figures(tally: Tally, reference: Tally, class_names: list[str], training_ima
         "frechet_distance": frechet_distance(tally.all, reference.all),
         "frechet_distance_infinite": None,
     }
-    if min(int(group.count) for group in tally.groups) > dim:
+    if min(int(group.count) for group in tally.groups) >= 4 * dim:  # fewer are not on a line in 1 / N
         found["frechet_distance_infinite"] = extrapolated_distance(tally.groups, reference.all)
     found["kernel_distance"], found["kernel_distance_error"] = kernel_distance(tally.kept, reference.kept)
     found["precision"], found["recall"] = precision_and_recall(tally.kept, reference.kept)
     found["subset"] = [len(tally.kept), len(reference.kept)]
-    if len(tally.probabilities):
+    if tally.extractor.name == "inception":
         found["inception_score"] = inception_score(tally.probabilities, tally.entropy.item(), count)
     asked = tally.confusion.sum(1)
     if asked.any():
@@ -193,10 +130,13 @@ def evaluate(
     pipeline: CondDDPMPipeline | None = None,
     samples: Path | None = None,
     keep: Path | None = None,
+    training: dict | None = None,
     progress: bool = True,
     **arguments,
 ) -> dict:
     """Measure a pipeline, or samples that are given, and write results.json, with a confusion picture and neighbours beside.
+
+    An evaluation that was interrupted goes on where it was, if it is called again in the same way.
 
     Args:
         protocol: what is measured and how.
@@ -205,138 +145,158 @@ def evaluate(
         pipeline: what is measured.
         samples: in place of a pipeline: a folder of CLASS/*.png, or an .npz with `images` (N, H, W, C) uint8 and
             `class_labels` (or `arr_0` and `arr_1`, as others write them).
-        keep: where to keep the samples, an .npz or a folder.
+        keep: where to keep the samples, an .npz or a new folder.
+        training: how the model was trained, for the record; if not given, from the run's folder that it lies in.
         progress: show bars.
-        arguments: passed on to the pipeline: `num_inference_steps`, `guidance_scale`, `batch_size`...
+        arguments: passed on to sampling: `num_inference_steps`, `guidance_scale`, `batch_size`, `mixed_precision`...
 
     Returns:
-        What results.json holds.
+        What results.json holds; on other processes than the main one, only how it was obtained.
 
     Raises:
         ValueError: samples of another size, range or type than the data set's, or without labels; an extractor whose
-            weights are not to be had; what the pipeline raises.
+            weights are not to be had; a class without real images; what the pipeline raises.
     """
     state = process_state()
     if (pipeline is None) == (samples is None):
-        raise ValueError("samples: expected either a model or samples, not both; leave one out.")
-    given = None if samples is None else _given_samples(samples)
+        raise ValueError("samples: expected either a model or samples; give one of the two.")
+    if samples is not None and (arguments or keep is not None or protocol.repeats > 1):
+        names = [*arguments, *(["keep"] if keep else []), *(["repeats"] if protocol.repeats > 1 else [])]
+        raise ValueError(f"samples: expected no settings of sampling beside them, got {', '.join(names)}; leave them out.")
+    if output.is_dir():
+        raise ValueError(f"output: expected a file to write, such as {output / 'results.json'}, got a folder.")
+    given = None if samples is None else given_samples(samples, protocol.resolution)
     size, channels = protocol.resolution, protocol.channels
     if pipeline is not None:
         size, channels = pipeline.unet.config.sample_size, pipeline.unet.config.in_channels
-    train, test = _real_images(protocol, size, channels)
+    real = _real_images(protocol, size, channels)
+    names = real.train.class_names
     if given is not None:
-        given = _matched(given, train)
-        protocol = dataclasses.replace(protocol, num_samples=len(given), repeats=1)
-    elif pipeline.id2label and list(pipeline.id2label.values()) != train.class_names:
-        names = ", ".join(pipeline.id2label.values())
-        raise ValueError(f"dataset: expected the model's classes, {names}, got {', '.join(train.class_names)}.")
+        given = matched(given, real.train)
+        protocol = dataclasses.replace(protocol, num_samples=len(given))
+    elif pipeline.id2label and list(pipeline.id2label.values()) != names:
+        wanted = ", ".join(pipeline.id2label.values())
+        raise ValueError(f"dataset: expected the model's classes, {wanted}, got {', '.join(names)}.")
+    empty = [name for name, count in zip(names, np.bincount(real.train.labels, minlength=len(names))) if count < 2]
+    if empty:
+        raise ValueError(f"split: expected two real images or more of each class, got fewer of {', '.join(empty)}.")
 
     cache = _cache()
     with _one_after_the_other(state):
-        extractor = make_extractor(protocol.features, protocol.weights, train, test, cache, state.device)
-        if given is not None and given.labels[0] == _UNKNOWN and extractor.names_classes:
+        extractor = make_extractor(protocol.features, protocol.weights, real.train, real.test, cache, state.device)
+        if given is not None and given.labels[0] == UNKNOWN and extractor.names_classes:
             raise ValueError(
                 f"samples: expected a class for each image of {samples}, got none; put them into folders CLASS/*.png, or"
                 " `class_labels` into the .npz."
             )
-        reference, held_out = (_real_tally(data, extractor, protocol.subset, cache) for data in (train, test))
+        reference = _real_tally(real.train, len(real.train), extractor, protocol.subset, cache)
+        held_out = _real_tally(real.test, protocol.num_samples, extractor, protocol.subset, cache)
 
-    results = {"protocol": _quoted(protocol, extractor, train, test, model, pipeline, samples, arguments)}
-    measured, seconds = [], []
+    results = {"protocol": _quoted(protocol, extractor, real, model, pipeline, samples, training, arguments)}
+    measured, files, started = [], [], time.perf_counter()
     for repeat in range(protocol.repeats):
-        started = time.perf_counter()
         seeds = range(protocol.seed + repeat * protocol.num_samples, protocol.seed + (repeat + 1) * protocol.num_samples)
-        labels = [index % len(train.class_names) for index in range(protocol.num_samples)]
-        if given is None and keep is not None:
+        labels = [index % len(names) for index in range(protocol.num_samples)]
+        made = given
+        if keep is not None:
             where = keep if protocol.repeats == 1 else keep.with_name(f"{keep.stem}-{repeat}{keep.suffix}")
             save_samples(pipeline, labels, seeds, where, progress=progress, **arguments)
-            given_now = _matched(_given_samples(where), train)
-        else:
-            given_now = given
-        if given_now is not None:
-            settings = [fingerprint(given_now)]
-            stream = lambda done: _share(given_now, done, state)  # noqa: B023, E731
-            number = len(given_now)
+            made = matched(given_samples(where, size), real.train)
+        if made is not None:
+            settings = [fingerprint(made)]
+            stream = lambda done: _share(made, done, state)  # noqa: B023, E731
         else:
             guide = arguments.get("guide")
             called = {**arguments, "guide": None if guide is None else _weights_checksum(guide)}
             settings = [_weights_checksum(pipeline), pipeline.scheduler.config, sorted(called.items()), seeds.start]
             stream = lambda done: _sampled(pipeline, labels, seeds, done, progress, arguments)  # noqa: B023, E731
-            number = protocol.num_samples
-        key = [settings, extractor.quoted, number, protocol.subset, state.num_processes]
-        tally = _tally_of(stream, extractor, reference, output, key, state)
-        seconds.append(time.perf_counter() - started)
+        key = [settings, extractor.quoted, protocol.num_samples, protocol.subset, state.num_processes]
+        tally, of_repeat = _tally_of(stream, extractor, reference, output, key, state)
+        files += of_repeat
         if state.is_main_process:
-            measured.append(figures(tally, reference, train.class_names, train.images))
-    if not state.is_main_process:
-        state.wait_for_everyone()
-        return results
-
-    results["samples"], results["samples_std"] = _mean_and_deviation(measured)
-    results["held_out_real"] = figures(held_out, reference, train.class_names, train.images)
-    results["seconds"] = {"samples": sum(seconds)}
-    results["warnings"] = _warnings(results, extractor.dim)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if extractor.names_classes and tally.confusion.any():
-        confusion_picture(tally.confusion.numpy(), train.class_names, output.with_name(f"{output.stem}-confusion.png"))
-    shown = tally.images[: len(train.class_names)].numpy()
-    names = [f"sample {row}" for row in range(len(shown))]
-    if given is None:
-        names = [train.class_names[row % len(train.class_names)] for row in range(len(shown))]
-    nearest_neighbours(shown, names, train.images, output.with_name(f"{output.stem}-neighbours.png"))
-    partial = output.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=2) + "\n")
-    os.replace(partial, output)
+            measured.append(figures(tally, reference, names, real.whole.images))
+    if state.is_main_process:
+        results["samples"], results["samples_std"] = _mean_and_deviation(measured)
+        results["held_out_real"] = figures(held_out, reference, names, real.whole.images)
+        halves = [sum(part[1:], part[0]) for part in (held_out.groups[: GROUPS // 2], held_out.groups[GROUPS // 2 :])]
+        if min(int(half.count) for half in halves) > 1:
+            results["held_out_real"]["frechet_distance_between_halves"] = frechet_distance(*halves)
+        results["seconds"] = time.perf_counter() - started
+        results["warnings"] = _warnings(results, extractor.dim, real)
+        _write(output, results, tally, names, real.whole.images)
+        for file in files:
+            file.unlink(missing_ok=True)
     state.wait_for_everyone()
     return results
 
 
+def _write(output: Path, results: dict, tally: Tally, names: list[str], training_images: np.ndarray) -> None:
+    """results.json, and of the last repeat the confusion of classes and the neighbours of a sample of each class."""
+    if tally.extractor.names_classes and tally.confusion.any():
+        confusion_picture(tally.confusion.numpy(), names, output.with_name(f"{output.stem}-confusion.png"))
+    labels = tally.image_rows[:, 1].tolist()
+    shown = sorted({label: labels.index(label) for label in labels}.items()) if labels[0] != UNKNOWN else []
+    rows = [row for _, row in shown[:10]] or list(range(min(10, len(labels))))
+    captions = [names[label] for label, _ in shown[:10]] or [f"sample {row}" for row in rows]
+    picture = output.with_name(f"{output.stem}-neighbours.png")
+    nearest_neighbours(tally.images[rows].numpy(), captions, training_images, picture)
+    partial = output.with_suffix(".partial")
+    partial.write_text(json.dumps(results, indent=2) + "\n")
+    os.replace(partial, output)
+
+
 def summary(results: dict) -> str:
     """A table of samples beside held-out real images, a row a class, and the warnings."""
-    samples, real = results["samples"], results["held_out_real"]
+    samples, real, deviations = results["samples"], results["held_out_real"], results["samples_std"] or {}
     text = lambda value: "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)  # noqa: E731
-    lines = [f"{'':28} {'samples':>12} {'real, held out':>15}"]
-    for name, value in samples.items():
+    lines = [f"{'':32} {'samples':>20} {'real, held out':>15}"]
+    for name, value in (real | samples).items():
         if name not in ("classes", "subset"):
-            lines.append(f"{name.replace('_', ' '):28} {text(value):>12} {text(real.get(name)):>15}")
+            value = samples.get(name)
+            spread = f" +- {text(deviations[name])}" if name in deviations else ""
+            lines.append(f"{name.replace('_', ' '):32} {text(value) + spread:>20} {text(real.get(name)):>15}")
     if samples["classes"]:
         lines += ["", f"{'class':20} {'accuracy':>9} {'real':>7} {'distance':>9} {'real':>7}"]
         for name, row in samples["classes"].items():
-            cells = (
-                found.get(figure) for figure in ("accuracy", "frechet_distance") for found in (row, real["classes"][name])
-            )
-            accuracy, real_accuracy, distance, real_distance = map(text, cells)
-            lines.append(f"{name:20} {accuracy:>9} {real_accuracy:>7} {distance:>9} {real_distance:>7}")
+            both = (row, real["classes"][name])
+            cells = [text(found.get(figure)) for figure in ("accuracy", "frechet_distance") for found in both]
+            lines.append("{:20} {:>9} {:>7} {:>9} {:>7}".format(name, *cells))
     return "\n".join([*lines, *(f"warning: {warning}" for warning in results["warnings"])])
 
 
 # The real images
 
 
-def _real_images(protocol: Protocol, size: int, channels: int) -> tuple[LabelledImages, LabelledImages]:
-    train = load_images(protocol.dataset, protocol.split, size, channels)
+def _real_images(protocol: Protocol, size: int, channels: int | None) -> _Real:
+    columns = (protocol.dataset_config_name, protocol.image_column, protocol.label_column)
+    whole = train = load_images(protocol.dataset, protocol.split, size, channels, *columns)
+    name = protocol.test_split or "test"
     try:
-        test = load_images(protocol.dataset, protocol.test_split, size, channels)
-    except (ValueError, OSError):
-        if protocol.test_split != Protocol.test_split:
+        test = load_images(protocol.dataset, name, size, channels, *columns)
+    except NoSuchSplit:
+        if protocol.test_split is not None:
             raise
-        order = np.random.default_rng(0).permutation(len(train))
-        parts = (np.sort(order[len(train) // 10 :]), np.sort(order[: len(train) // 10]))
-        train, test = (LabelledImages(train.images[part], train.labels[part], train.class_names) for part in parts)
+        order = np.random.default_rng(0).permutation(len(whole))
+        parts = (np.sort(order[len(whole) // 10 :]), np.sort(order[: len(whole) // 10]))
+        train, test = (LabelledImages(whole.images[part], whole.labels[part], whole.class_names) for part in parts)
+        name = f"a tenth of {protocol.split}, held out also from what samples are compared with"
     if test.class_names != train.class_names:
-        raise ValueError(f"test_split: expected the classes {train.class_names}, got {test.class_names}.")
-    return train, test
+        raise ValueError(
+            f"test_split: expected the classes {', '.join(train.class_names)}, got {', '.join(test.class_names)}."
+        )
+    return _Real(train, test, whole, name)
 
 
-def _real_tally(data: LabelledImages, extractor: Extractor, subset: int, cache: Path) -> Tally:
-    """Of real images; from the cache, if these have been seen by this extractor before."""
+def _real_tally(data: LabelledImages, count: int, extractor: Extractor, subset: int, cache: Path) -> Tally:
+    """Of as many real images, at random; from the cache, if these have been seen by this extractor before."""
     tally = Tally(extractor, len(data.class_names), subset, data.images.shape[1:])
     quoted = {name: value for name, value in extractor.quoted.items() if name != "held_out_accuracy"}
-    file = cache / f"real-{_hash([fingerprint(data), quoted, subset, _GROUPS, _NEIGHBOURS])}.safetensors"
+    count = min(count, len(data))
+    file = cache / f"real-{_hash([2, fingerprint(data), count, quoted, subset, GROUPS, NEIGHBOURS])}.safetensors"
     if file.is_file():
         return tally.load(load_file(file))
-    order = np.random.default_rng(0).permutation(len(data))  # data sets may be sorted by class
-    for start in range(0, len(data), 500):
+    order = np.random.default_rng(0).permutation(len(data))[:count]  # data sets may be sorted by class
+    for start in range(0, count, 500):
         indices = order[start : start + 500]
         tally.update(range(start, start + len(indices)), data.images[indices], data.labels[indices])
     cache.mkdir(parents=True, exist_ok=True)
@@ -370,73 +330,6 @@ class _one_after_the_other:
 # The samples
 
 
-def _given_samples(samples: Path) -> LabelledImages:
-    """Samples from a file or a folder; labels are -1 and `class_names` empty where there are none.
-
-    Raises:
-        ValueError: not uint8 images.
-    """
-    if samples.is_dir():
-        try:
-            return load_images(str(samples), resolution=_first_size(samples))
-        except ValueError as error:
-            raise ValueError(f"samples: expected folders CLASS/*.png in {samples}: {error}") from None
-    if samples.suffix != ".npz" or not samples.is_file():
-        raise ValueError(f"samples: expected a folder of CLASS/*.png or an .npz, got {samples}.")
-    with np.load(samples) as archive:
-        names = [name for name in ("images", "arr_0") if name in archive]
-        if not names:
-            raise ValueError(f"samples: expected an array `images` or `arr_0` in {samples}, got {', '.join(archive)}.")
-        images = archive[names[0]]
-        labels = next((archive[name] for name in ("class_labels", "arr_1") if name in archive), None)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-        span = f", from {images.min():g} to {images.max():g}" if images.size and images.dtype.kind in "iuf" else ""
-        raise ValueError(
-            f"samples: expected images (N, H, W, C) of type uint8, 0 to 255, got {images.shape} {images.dtype}{span}."
-        )
-    if labels is not None and labels.shape != (len(images),):
-        raise ValueError(f"samples: expected a class label for each of {len(images)} images, got {labels.shape}.")
-    labels = np.full(len(images), _UNKNOWN) if labels is None else labels.astype(np.int64)
-    return LabelledImages(images.transpose(0, 3, 1, 2), labels, [])
-
-
-def _first_size(folder: Path) -> int:
-    from PIL import Image
-
-    for path in sorted(folder.rglob("*.*")):
-        try:
-            with Image.open(path) as picture:
-                return min(picture.size)
-        except OSError:
-            continue
-    raise ValueError(f"samples: expected pictures in {folder}, found none.")
-
-
-def _matched(given: LabelledImages, train: LabelledImages) -> LabelledImages:
-    """The samples with the data set's class ids.
-
-    Raises:
-        ValueError: another size, other classes, fewer than two samples.
-    """
-    if given.images.shape[1:] != train.images.shape[1:]:
-        shapes = ("x".join(map(str, data.images.shape[1:])) for data in (train, given))
-        raise ValueError("samples: expected images of {} (channels, height, width), got {}.".format(*shapes))
-    if len(given) < 2:
-        raise ValueError(f"samples: expected two or more, got {len(given)}.")
-    labels = given.labels
-    if given.class_names:
-        unknown = set(given.class_names) - set(train.class_names)
-        if unknown:
-            raise ValueError(f"samples: expected the classes {', '.join(train.class_names)}, got {', '.join(unknown)}.")
-        labels = np.array([train.class_names.index(given.class_names[label]) for label in labels])
-    known = (labels != _UNKNOWN).any()
-    if known and (labels.min() < 0 or labels.max() >= len(train.class_names)):
-        raise ValueError(
-            f"samples: expected labels from 0 to {len(train.class_names) - 1}, got {labels.min()} to {labels.max()}."
-        )
-    return LabelledImages(given.images, labels, train.class_names)
-
-
 def _share(given: LabelledImages, done: int, state) -> Iterator[tuple[list[int], np.ndarray, np.ndarray | None]]:
     """This process's share of given samples, in random order, after the first `done` batches of it."""
     order = np.random.default_rng(0).permutation(len(given.images))
@@ -444,7 +337,7 @@ def _share(given: LabelledImages, done: int, state) -> Iterator[tuple[list[int],
     for start in starts:
         rows = np.arange(start, min(start + 500, len(order)))
         labels = given.labels[order[rows]]
-        yield rows.tolist(), given.images[order[rows]], None if labels[0] == _UNKNOWN else labels
+        yield rows.tolist(), given.images[order[rows]], None if labels[0] == UNKNOWN else labels
 
 
 def _sampled(pipeline, labels, seeds, done: int, progress: bool, arguments: dict) -> Iterator:
@@ -453,10 +346,13 @@ def _sampled(pipeline, labels, seeds, done: int, progress: bool, arguments: dict
         yield rows, images, [labels[row] for row in rows]
 
 
-def _tally_of(stream, extractor: Extractor, like: Tally, output: Path, key: list, state) -> Tally:
-    """Fold a stream, saved now and then so that an interrupted evaluation goes on; merged on the main process."""
-    shape = tuple(like.images.shape[1:])
-    new = lambda: Tally(extractor, like.num_classes, like.subset, shape)  # noqa: E731
+def _tally_of(stream, extractor: Extractor, like: Tally, output: Path, key: list, state) -> tuple[Tally, list[Path]]:
+    """Fold a stream, saved now and then so that an interrupted evaluation goes on; merged on the main process.
+
+    Returns:
+        The tally, and the files to remove when its figures have been written.
+    """
+    new = lambda: Tally(extractor, like.num_classes, like.subset, tuple(like.images.shape[1:]))  # noqa: E731
     output.parent.mkdir(parents=True, exist_ok=True)
     files = [output.with_name(f".{output.stem}-{_hash(key)}-{rank}.safetensors") for rank in range(state.num_processes)]
     mine, tally, done = files[state.process_index], new(), 0
@@ -477,72 +373,82 @@ def _tally_of(stream, extractor: Extractor, like: Tally, output: Path, key: list
         if time.perf_counter() - saved > _SAVE_SECONDS:
             save()
             saved = time.perf_counter()
-    if state.num_processes > 1:
-        save()
-        state.wait_for_everyone()
-        if state.is_main_process:
-            tally = new()
-            for file in files:
-                tally.merge(new().load(load_file(file)))
-        state.wait_for_everyone()
-    mine.unlink(missing_ok=True)
-    return tally
+    save()
+    state.wait_for_everyone()
+    if state.is_main_process and len(files) > 1:
+        tally = new()
+        for file in files:
+            tally.merge(new().load(load_file(file)))
+    return tally, files
 
 
 # The record
 
 
-def _quoted(protocol, extractor, train, test, model, pipeline, samples, arguments) -> dict:
+def _quoted(protocol, extractor, real: _Real, model, pipeline, samples, training, arguments) -> dict:
     record = {
         **dataclasses.asdict(protocol),
-        "split_images": len(train),
-        "test_split_images": len(test),
-        "split_fingerprint": fingerprint(train),
+        "test_split": real.test_name,
+        "split_images": len(real.train),
+        "test_split_images": len(real.test),
+        "split_fingerprint": fingerprint(real.train),
         "feature_extractor": extractor.quoted,
-        "frechet_distance_infinite": f"a line in 1/N through {_GROUPS} parts of the samples and their unions",
-        "nearest_training_distance": f"median over {_NEIGHBOURS} images, root mean square over pixels, mirrored too",
+        "frechet_distance_infinite": f"a line in 1/N through {GROUPS} parts of the samples and their unions",
+        "nearest_training_distance": f"median over {NEIGHBOURS} images, root mean square over pixels, mirrored too",
+        "inception_score": "of one split" if extractor.name == "inception" else None,
         "versions": {"cond_ddpm": version("cond_ddpm"), "torch": torch.__version__},
         "commit": _commit(),
     }
     if samples is not None:
+        for name in ("seed", "repeats"):
+            record.pop(name)
         return {**record, "samples": samples.name}
-    scheduler = pipeline.make_scheduler(arguments.get("sampler"), arguments.get("timestep_spacing"))
-    steps = arguments.get("num_inference_steps") or pipeline.default_steps(scheduler)
-    config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-    guide = arguments.get("guide")
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(CondDDPMPipeline.__call__).parameters.items()
+        if name in ("guidance_scale", "guidance_interval", "guidance_rescale", "sampler", "timestep_spacing", "batch_size")
+    }
+    called = {**defaults, "mixed_precision": "no", **arguments}
+    scheduler = pipeline.make_scheduler(called["sampler"], called["timestep_spacing"])
+    plain = (int, float, str, bool, type(None))
+    config = {name: value for name, value in scheduler.config.items() if not name.startswith("_") and isinstance(value, plain)}
+    guide = called.pop("guide", None)
     record |= {
         "model": Path(model).name if model and Path(model).is_dir() else model,
         "weights_checksum": _weights_checksum(pipeline),
-        "sampler": type(scheduler).__name__,
-        "sampler_config": {name: value for name, value in config.items() if isinstance(value, (int, str, bool, type(None)))},
-        "num_inference_steps": steps,
-        "guide": None if guide is None else _weights_checksum(guide),
-        **{name: arguments.get(name) for name in ("guidance_scale", "guidance_interval", "guidance_rescale", "batch_size")},
+        **called,
+        "num_inference_steps": called.get("num_inference_steps") or pipeline.default_steps(scheduler),
+        "scheduler": type(scheduler).__name__,
+        "scheduler_config": {name: str(value) if value in (math.inf, -math.inf) else value for name, value in config.items()},
+        "guide_checksum": None if guide is None else _weights_checksum(guide),
         "seeds": [protocol.seed, protocol.seed + protocol.num_samples * protocol.repeats - 1],
-        "autocast": str(torch.get_autocast_dtype(pipeline.device.type))
-        if torch.is_autocast_enabled(pipeline.device.type)
-        else None,
     }
     run = Path(model or "").parent / "config.json"
-    if model and run.is_file():
+    if training is None and model and Path(model).name == "pipeline" and run.is_file():
         settings = json.loads(run.read_text()).get("config", {})
         names = ("batch_size", "use_ema", "ema_std", "max_train_steps", "num_epochs", "class_dropout_prob", "prediction_type")
-        record["training"] = {name: settings.get(name) for name in names}
-    return record
+        training = {name: settings.get(name) for name in names}
+    return {**record, "training": training or "not known"}
 
 
-def _warnings(results: dict, dim: int) -> list[str]:
+def _warnings(results: dict, dim: int, real: _Real) -> list[str]:
     found, warnings = results["samples"], []
     if found["num_images"] < 10_000:
+        unbiased = "kernel_distance" + (
+            " or frechet_distance_infinite" if found["frechet_distance_infinite"] is not None else ""
+        )
         warnings.append(
             f"{found['num_images']} samples: a Frechet distance of so few is biased upward; compare it with others of as many"
-            " only, or quote kernel_distance or frechet_distance_infinite."
+            f" only, or quote {unbiased}."
         )
-    if found["num_images"] <= dim:
-        warnings.append(f"{found['num_images']} samples have a singular covariance in {dim} dimensions; take more than {dim}.")
-    few = [name for name, row in found["classes"].items() if row["num_images"] <= dim]
-    if few:
-        warnings.append(f"at most {dim} samples of {', '.join(few)}: their covariances are singular in {dim} dimensions.")
+    for what, figures_ in (("samples", found), ("held-out real images", results["held_out_real"])):
+        if figures_["num_images"] <= dim:
+            warnings.append(f"{figures_['num_images']} {what}: their covariance is singular in {dim} dimensions; take more.")
+        few = [name for name, row in figures_["classes"].items() if row["num_images"] <= dim]
+        if few:
+            warnings.append(f"at most {dim} {what} of {', '.join(few)}: singular covariances in {dim} dimensions.")
+    if real.train is not real.whole:
+        warnings.append(f"there is no split 'test': the limit is of {real.test_name}.")
     return warnings
 
 
@@ -573,12 +479,12 @@ def _weights_checksum(pipeline: CondDDPMPipeline) -> str:
 
 
 def _commit() -> str | None:
-    """Of the checkout that this is, if it is one."""
+    """Of the checkout that this file is in, if it is one of ours and not of something around an installed package."""
+    here = Path(__file__)
+    git = lambda *arguments: subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True)  # noqa: E731
     try:
-        folder = Path(__file__).parent
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=folder, capture_output=True, text=True
-        )
+        if git("ls-files", "--error-unmatch", here.name).returncode:
+            return None
+        return git("describe", "--always", "--dirty", "--abbrev=40").stdout.strip() or None
     except OSError:
         return None
-    return done.stdout.strip() or None

@@ -59,7 +59,9 @@ def make_extractor(
     if backend == "inception":
         return _inception(weights, device)
     if backend == "dinov2" or Path(backend).is_dir():
-        return _dinov2(weights or (backend if backend != "dinov2" else "facebook/dinov2-base"), device)
+        if weights is not None and backend != "dinov2":
+            raise ValueError("weights: expected none beside a folder as --features; leave one out.")
+        return _dinov2(weights or (backend if backend != "dinov2" else "facebook/dinov2-large"), device)
     raise ValueError(f"features: expected one of {', '.join(BACKENDS)}, or the folder of a DINOv2, got {backend!r}.")
 
 
@@ -134,7 +136,7 @@ def _dinov2(weights: str, device: torch.device) -> Extractor:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"weights: expected a DINOv2, got none at {weights} ({type(error).__name__}); where the Hub can be reached,"
-            " `hf download facebook/dinov2-base --local-dir DIR`, then give --features DIR."
+            " `hf download facebook/dinov2-large --local-dir DIR`, then give --features DIR."
         ) from None
     mean, std = (torch.tensor(rgb, device=device)[:, None, None] for rgb in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 

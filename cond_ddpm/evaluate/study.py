@@ -1,11 +1,12 @@
 """`cond-ddpm study`: several models on the same data, with the same judge; one table, and quality against what it cost.
 
-May import: `config`, `evaluate.evaluate`, the pipeline, `ema`, `visualize`; how to train is handed in by the command line.
-Each run is a folder that `cond-ddpm train` would write; next are study.csv, study.md and study.png beside them.
+May import: `config`, `evaluate.evaluate`, the pipeline, `ema, processes, sampling, visualize`; how to train is handed in
+by the command line. Each run is a folder that `cond-ddpm train` would write; next are study.csv, study.md and study.png.
 """
 
 import csv
 import dataclasses
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from cond_ddpm.config import TrainConfig
 from cond_ddpm.ema import combine_snapshots, snapshot_steps
 from cond_ddpm.evaluate.evaluate import Protocol, evaluate
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
+from cond_ddpm.processes import process_state
 from cond_ddpm.visualize import class_grid, quality_curves
 
 _COLUMNS = (
@@ -34,7 +36,7 @@ class StudyConfig:
         output_dir: folder of the study; each model's run is a folder in it.
         base: settings of training that the models share, as for `cond-ddpm train`.
         models: name of each model -> the settings in which it differs.
-        evaluate: settings of `Protocol` but for `dataset`, `resolution` and `channels`, which are the training's.
+        evaluate: settings of `Protocol` but for those of the data, which are the training's.
         sampling: arguments of the pipeline, such as `num_inference_steps` and `guidance_scale`.
         evaluations: moments of each run that are measured, evenly spaced to the last.
     """
@@ -56,9 +58,10 @@ class StudyConfig:
             unknown = set(settings or {}) - known
             if unknown:
                 raise ValueError(f"{where}: expected settings of training, got {', '.join(sorted(unknown))}.")
-        fields = {field.name for field in dataclasses.fields(Protocol)} - {"dataset", "resolution", "channels"}
-        if set(self.evaluate) - fields:
-            raise ValueError(f"evaluate: expected {', '.join(sorted(fields))}, got {', '.join(sorted(self.evaluate))}.")
+        check_measuring(self.evaluate, self.sampling)
+        for name, run in self.runs().items():
+            if not run.use_ema or not run.num_ema_snapshots:
+                raise ValueError(f"models.{name}: expected use_ema and num_ema_snapshots, by which its course is measured.")
 
     def runs(self) -> dict[str, TrainConfig]:
         """The settings of each model's run.
@@ -73,18 +76,57 @@ class StudyConfig:
         }
 
 
-def read_study(path: Path) -> StudyConfig:
-    """From YAML.
+_OF_PROTOCOL = ("test_split", "features", "weights", "num_samples", "seed", "repeats", "subset")
+_NOT_OF_SAMPLING = {
+    *("self", "class_labels", "generator", "seeds", "num_images_per_label", "guide", "output_type", "return_dict"),
+    *("return_intermediates", "callback_on_step_end", "callback_on_step_end_tensor_inputs"),
+}
+
+
+def check_measuring(evaluate: dict, sampling: dict) -> None:
+    """Raise ValueError unless these are settings of `Protocol` and arguments of sampling: before hours of training."""
+    if set(evaluate) - set(_OF_PROTOCOL):
+        raise ValueError(f"evaluate: expected {', '.join(_OF_PROTOCOL)}, got {', '.join(sorted(evaluate))}.")
+    Protocol("", **evaluate)
+    known = {*inspect.signature(CondDDPMPipeline.__call__).parameters, "mixed_precision"} - _NOT_OF_SAMPLING
+    if set(sampling) - known:
+        raise ValueError(f"sampling: expected {', '.join(sorted(known))}, got {', '.join(sorted(sampling))}.")
+
+
+def protocol_of(config: TrainConfig, evaluate: dict) -> Protocol:
+    """What a run is measured against: the data that it was trained on."""
+    columns = {name: getattr(config, name) for name in ("dataset", "dataset_config_name", "image_column", "label_column")}
+    return Protocol(**columns, split=config.train_split, **evaluate)
+
+
+def read_settings(path: Path, class_: type):
+    """A dataclass from YAML.
 
     Raises:
-        ValueError: not a mapping, or not these settings.
+        ValueError: not YAML, not a mapping, other settings or types than the dataclass has.
     """
-    settings = yaml.safe_load(path.read_text())
-    known = {field.name for field in dataclasses.fields(StudyConfig)}
-    if not isinstance(settings, dict) or set(settings) - known or {"output_dir", "base", "models"} - set(settings):
-        found = ", ".join(settings) if isinstance(settings, dict) else type(settings).__name__
-        raise ValueError(f"--config: expected {', '.join(sorted(known))} in {path}, got {found}.")
-    return StudyConfig(**settings)
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config: expected YAML in {path}: {' '.join(str(error).split())}") from None
+    fields = {field.name: field for field in dataclasses.fields(class_)}
+    if not isinstance(settings, dict):
+        raise ValueError(f"--config: expected settings in {path}, got {type(settings).__name__}.")
+    settings = {name: value for name, value in settings.items() if value is not None}  # an empty entry is the default
+    needed = {name for name, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING}
+    if set(settings) - set(fields) or needed - set(settings):
+        raise ValueError(f"--config: expected {', '.join(sorted(fields))} in {path}, got {', '.join(map(str, settings))}.")
+    for name, value in settings.items():
+        type_ = fields[name].type
+        wanted = type_ if isinstance(type_, type) else str  # str | None
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise ValueError(f"{name}: expected a {wanted.__name__} in {path}, got {value!r}.")
+    return class_(**settings)
+
+
+def read_study(path: Path) -> StudyConfig:
+    """From YAML; errors as of `read_settings`."""
+    return read_settings(path, StudyConfig)
 
 
 def study(config: StudyConfig, train: Callable[[TrainConfig], Path]) -> Path:
@@ -102,21 +144,40 @@ def study(config: StudyConfig, train: Callable[[TrainConfig], Path]) -> Path:
     runs = config.runs()
     for name, settings in runs.items():
         run = folder / name
-        if not (run / "done").is_file():
-            print(f"{name}: training", file=sys.stderr)
-            train(settings)
-            (run / "done").touch()
+        _train(settings, name, run, train)
         rows += _measure(config, settings, name, run)
-        samples[name] = CondDDPMPipeline.from_pretrained(run / "pipeline")
+        samples[name] = CondDDPMPipeline.from_pretrained(run / "pipeline").to(process_state().device)
+    if not process_state().is_main_process:
+        return folder
     with (folder / "study.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS, restval="")
         writer.writeheader()
         writer.writerows(rows)
-    (folder / "study.md").write_text(_markdown(rows))
-    real = json.loads(next((folder / rows[-1]["model"] / "evaluations").glob("*.json")).read_text())["held_out_real"]
-    quality_curves(rows, real, folder / "study.png")
+    last = json.loads((folder / rows[-1]["model"] / "evaluations" / f"step-{rows[-1]['step']}.json").read_text())
+    (folder / "study.md").write_text(_markdown(rows, last))
+    quality_curves(rows, last["held_out_real"], folder / "study.png")
     _grid(samples, config.sampling, folder / "samples.png")
     return folder
+
+
+def _train(settings: TrainConfig, name: str, run: Path, train: Callable[[TrainConfig], Path]) -> None:
+    """Unless it is done already.
+
+    Raises:
+        ValueError: it was done with other settings.
+    """
+    done, asked = run / "done.json", json.loads(json.dumps(dataclasses.asdict(settings)))
+    if done.is_file():
+        before = json.loads(done.read_text())
+        changed = [key for key in asked if asked[key] != before.get(key)]
+        if changed:
+            others = ", ".join(changed)
+            raise ValueError(f"{run}: expected the settings it was trained with, got other {others}; give another output_dir.")
+        return
+    print(f"{name}: training", file=sys.stderr)
+    train(settings)
+    if process_state().is_main_process:
+        done.write_text(json.dumps(asked, indent=2) + "\n")
 
 
 def _measure(config: StudyConfig, settings: TrainConfig, name: str, run: Path) -> list[dict]:
@@ -124,17 +185,21 @@ def _measure(config: StudyConfig, settings: TrainConfig, name: str, run: Path) -
     steps = snapshot_steps(run / "ema")
     number = min(config.evaluations, len(steps))
     chosen = [steps[round((index + 1) * len(steps) / number) - 1] for index in range(number)]
-    pipeline = CondDDPMPipeline.from_pretrained(run / "pipeline")
+    pipeline = CondDDPMPipeline.from_pretrained(run / "pipeline").to(process_state().device)
     parameters = sum(parameter.numel() for parameter in pipeline.unet.parameters())
     forward = _forward_flop(pipeline.unet)
     minutes, epochs = _course(run)
     rows = []
     for step in chosen:
         output = run / "evaluations" / f"step-{step}.json"
-        if not output.is_file():
+        training = {"step": step, "ema_std": settings.ema_std, "batch_size": settings.batch_size}
+        training["study"] = {"evaluate": config.evaluate, "sampling": config.sampling}
+        measured = json.loads(output.read_text())["protocol"]["training"] if output.is_file() else None
+        if measured != json.loads(json.dumps(training)):  # not yet, or in another way
             print(f"{name}: measuring step {step}", file=sys.stderr)
             pipeline.unet.load_state_dict(combine_snapshots(run / "ema", settings.ema_std, step)[0])
-            evaluate(Protocol(settings.dataset, **config.evaluate), output, str(run / "pipeline"), pipeline, **config.sampling)
+            protocol = protocol_of(settings, config.evaluate)
+            evaluate(protocol, output, name, pipeline, training=training, **config.sampling)
         found = json.loads(output.read_text())["samples"]
         row = {
             "model": name,
@@ -164,20 +229,31 @@ def _course(run: Path) -> tuple[dict[int, float], dict[int, float]]:
 
 def _forward_flop(unet: torch.nn.Module) -> int:
     """Of one image."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     config = unet.config
-    sample = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size)
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
-        unet(sample, 0, torch.zeros(1, dtype=torch.int64))
+    sample = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size, device=unet.device)
+    label = torch.zeros(1, dtype=torch.int64, device=unet.device)
+    # On the CPU only the plain form of attention is counted.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, torch.no_grad():
+        unet(sample, 0, label)
     return flops.get_total_flops()
 
 
-def _markdown(rows: list[dict]) -> str:
+def _markdown(rows: list[dict], last: dict) -> str:
+    """The table, held-out real images as its last row, and how it was obtained."""
     text = lambda value: "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)  # noqa: E731
-    cells = lambda row: [f"{row['training_flop']:.3g}" if c == "training_flop" else text(row.get(c)) for c in _COLUMNS]  # noqa: E731
-    lines = [" | ".join(column.replace("_", " ") for column in _COLUMNS), " | ".join("---" for _ in _COLUMNS)]
-    return "".join(f"| {line} |\n" for line in (*lines, *(" | ".join(cells(row)) for row in rows)))
+    cells = lambda row: [f"{row[c]:.3g}" if c == "training_flop" and c in row else text(row.get(c)) for c in _COLUMNS]  # noqa: E731
+    lines = [[column.replace("_", " ") for column in _COLUMNS], ["---" for _ in _COLUMNS]]
+    lines += map(cells, [*rows, {"model": "real images, held out", **last["held_out_real"]}])
+    quoted = last["protocol"]
+    note = (
+        f"{quoted['num_samples']} samples against {quoted['split_images']} real images of {quoted['split']}, by"
+        f" {quoted['features']}; {quoted['scheduler']}, {quoted['num_inference_steps']} steps, guidance"
+        f" {quoted['guidance_scale']}, seeds from {quoted['seed']}. FLOP: three times the forward's, counted."
+    )
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n" + " ".join([note, *last["warnings"]]) + "\n"
 
 
 def _grid(pipelines: dict[str, CondDDPMPipeline], sampling: dict, path: Path) -> None:

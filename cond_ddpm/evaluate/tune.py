@@ -16,11 +16,18 @@ from pathlib import Path
 import yaml
 
 from cond_ddpm.config import TrainConfig
-from cond_ddpm.evaluate.evaluate import Protocol, evaluate
+from cond_ddpm.evaluate.evaluate import evaluate
+from cond_ddpm.evaluate.study import check_measuring, protocol_of, read_settings
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
+from cond_ddpm.processes import process_state
 
 _OBJECTIVES = ("val_loss", "frechet_distance")
 _PRUNERS = ("median", "hyperband", "none")
+# With these val_loss is of something else, or of other images.
+_OF_THE_LOSS = {
+    *("prediction_type", "min_snr_gamma", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule"),
+    *("dataset", "dataset_config_name", "train_split", "resolution", "channels", "num_validation_images"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,27 +67,27 @@ class TuneConfig:
         if self.trials < 1 or not self.search:
             raise ValueError("search, trials: expected one setting or more, and one trial or more.")
         known = {field.name for field in dataclasses.fields(TrainConfig)} - {"output_dir", "resume_from_checkpoint"}
-        unknown = {name for name in (*self.base, *self.search) if name.partition(".")[0] not in known}
+        unknown = set(self.base) - known
+        unknown |= {name for name in self.search if name not in known - {"unet"} and not name.startswith("unet.")}
         if unknown:
-            raise ValueError(f"base, search: expected settings of training, got {', '.join(sorted(unknown))}.")
+            raise ValueError(
+                f"base, search: expected settings of training, and unet.NAME to search, got {', '.join(sorted(unknown))}."
+            )
+        uneven = set(self.search) & _OF_THE_LOSS
+        if self.objective == "val_loss" and uneven:
+            raise ValueError(f"search: expected nothing that changes what val_loss means, got {', '.join(sorted(uneven))}.")
+        check_measuring(self.evaluate, self.sampling)
         for name, space in self.search.items():
             is_range = isinstance(space, dict) and {"low", "high"} <= set(space) <= {"low", "high", "log", "step"}
             if not (is_range or (isinstance(space, list) and space)):
                 raise ValueError(f"search.{name}: expected a list of choices, or low and high, got {space!r}.")
+            if is_range and not (space["low"] < space["high"] and (space["low"] > 0 or not space.get("log"))):
+                raise ValueError(f"search.{name}: expected low < high, and low above 0 with log, got {space!r}.")
 
 
 def read_tune(path: Path) -> TuneConfig:
-    """From YAML.
-
-    Raises:
-        ValueError: not a mapping, or not these settings.
-    """
-    settings = yaml.safe_load(path.read_text())
-    known = {field.name for field in dataclasses.fields(TuneConfig)}
-    if not isinstance(settings, dict) or set(settings) - known or {"output_dir", "base", "search"} - set(settings):
-        found = ", ".join(settings) if isinstance(settings, dict) else type(settings).__name__
-        raise ValueError(f"--config: expected {', '.join(sorted(known))} in {path}, got {found}.")
-    return TuneConfig(**settings)
+    """From YAML; errors as of `read_settings`."""
+    return read_settings(path, TuneConfig)
 
 
 def tune(config: TuneConfig, train: Callable) -> Path:
@@ -98,6 +105,8 @@ def tune(config: TuneConfig, train: Callable) -> Path:
         import optuna
     except ImportError:
         raise ValueError("tune: expected optuna, which is not installed; pip install 'cond_ddpm[tune]'.") from None
+    if process_state().num_processes > 1:
+        raise ValueError("tune: expected one process; for several machines start it on each, with one storage.")
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     pruner = {"median": optuna.pruners.MedianPruner(), "hyperband": optuna.pruners.HyperbandPruner()}.get(config.pruner)
@@ -115,7 +124,7 @@ def tune(config: TuneConfig, train: Callable) -> Path:
         number = trial.user_attrs.get("goes_on", trial.number)
         run = folder / f"trial-{number}"
         settings = _settings(config, chosen, run)
-        (folder / f"trial-{number}.owner").write_text(json.dumps([platform.node(), os.getpid()]))
+        (folder / f"trial-{number}.owner").write_text(json.dumps([platform.node(), os.getpid(), _began(os.getpid())]))
 
         def on_epoch(row: dict) -> None:
             trial.report(row["val_loss"], int(row["epoch"]))
@@ -125,18 +134,37 @@ def tune(config: TuneConfig, train: Callable) -> Path:
         train(settings, on_epoch)
         if config.objective == "val_loss":
             return min(row["val_loss"] for row in _epochs(run))
-        pipeline = CondDDPMPipeline.from_pretrained(run / "pipeline")
-        protocol = Protocol(settings.dataset, **config.evaluate)
+        pipeline = CondDDPMPipeline.from_pretrained(run / "pipeline").to(process_state().device)
+        protocol = protocol_of(settings, config.evaluate)
         results = evaluate(protocol, run / "results.json", str(run / "pipeline"), pipeline, **config.sampling)
         return results["samples"]["frechet_distance"]
 
-    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    stop = optuna.study.MaxTrialsCallback(config.trials, states=finished)
-    if len(search.get_trials(states=finished)) < config.trials:
-        # A setting that does not fit, such as a batch that is too large, fails its trial, not the search.
-        search.optimize(objective, callbacks=[stop], catch=(ValueError, FloatingPointError))
+    # A setting that does not fit, such as a batch that is too large, fails its trial, not the search; unless none fits.
+    errors = []
+
+    def watched(trial) -> float:
+        try:
+            return objective(trial)
+        except (ValueError, FloatingPointError) as error:
+            errors.append(error)
+            raise
+
+    while len(_finished(search)) < config.trials:
+        search.optimize(watched, n_trials=1, catch=(ValueError, FloatingPointError))
+        states = {trial.state for trial in _finished(search)}
+        if len(errors) >= 3 and states == {optuna.trial.TrialState.FAIL}:
+            raise ValueError(
+                f"tune: expected settings that fit, but all {len(errors)} trials failed, the last by: {errors[-1]}"
+            )
     _report(search, config, folder)
     return folder
+
+
+def _finished(search) -> list:
+    """Trials that came to an end; not those that were killed and taken up again by another."""
+    trials = search.get_trials()
+    replaced = {trial.user_attrs.get("replaces") for trial in trials}
+    return [trial for trial in trials if trial.state.is_finished() and trial.number not in replaced]
 
 
 def _storage(config: TuneConfig, folder: Path):
@@ -153,15 +181,24 @@ def _storage(config: TuneConfig, folder: Path):
 def _take_up_interrupted(search, folder: Path) -> None:
     """Trials that say they are running, but whose process on this machine is gone, are put at the head of the queue."""
     import optuna
-    import psutil
 
     for trial in search.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         number = trial.user_attrs.get("goes_on", trial.number)
         owner = folder / f"trial-{number}.owner"
-        host, process = json.loads(owner.read_text()) if owner.is_file() else (None, 0)
-        if host == platform.node() and not psutil.pid_exists(process):
-            search.enqueue_trial(trial.params, user_attrs={"goes_on": number})
+        host, process, began = json.loads(owner.read_text()) if owner.is_file() else (None, 0, 0)
+        if host == platform.node() and _began(process) != began:
+            search.enqueue_trial(trial.params, user_attrs={"goes_on": number, "replaces": trial.number})
             search.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+
+
+def _began(process: int) -> float | None:
+    """When the process of that number was started, for numbers come again; None if there is none."""
+    import psutil
+
+    try:
+        return psutil.Process(process).create_time()
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _suggest(trial, name: str, space: list | dict):
@@ -208,7 +245,7 @@ def _report(search, config: TuneConfig, folder: Path) -> None:
     settings = dataclasses.asdict(_settings(config, chosen, folder / "best"))
     settings |= {"resume_from_checkpoint": None}
     (folder / "best.yaml").write_text(
-        f"# trial {best.number}: {config.objective} {best.value:g}\n"
+        f"# trial-{best.user_attrs.get('goes_on', best.number)}: {config.objective} {best.value:g}\n"
         + yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False)
     )
     plots = optuna.visualization.matplotlib
