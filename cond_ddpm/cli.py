@@ -124,7 +124,7 @@ def _load(given: argparse.Namespace) -> tuple["cond_ddpm.CondDDPMPipeline", dict
 def _from_pretrained(model: str, revision: str | None = None) -> "cond_ddpm.CondDDPMPipeline":
     folder = pathlib.Path(model)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
-        hint = "; a run's is its pipeline/, and `cond-ddpm ema --run RUN --step N` writes one of an earlier step"
+        hint = "; a run's is its pipeline/, and `cond-ddpm ema --run RUN --std 0.05 --step N` writes one of an earlier step"
         raise ValueError(f"expected a pipeline folder, with a model_index.json, got {model}{hint}")
     return cond_ddpm.CondDDPMPipeline.from_pretrained(model, revision=revision)
 
