@@ -303,7 +303,7 @@ def _evaluate(arguments: list[str]) -> None:
     parser.add_argument("--samples", type=path, help="in place of a model: a folder of CLASS/*.png, or an .npz")
     parser.add_argument("--dataset", required=True, help="real images, as for cond-ddpm train")
     parser.add_argument("--split", default="train", help="that samples are compared with (default: train)")
-    parser.add_argument("--test_split", default="test", help="real images whose figures are the limit (default: test)")
+    parser.add_argument("--test_split", help="real images whose figures are the limit (default: test, or a tenth of --split)")
     parser.add_argument("--num_samples", type=int, default=50_000, help="default: 50000, the literature's")
     parser.add_argument("--features", default="classifier", help="classifier (default), inception, dinov2, or DINOv2's folder")
     parser.add_argument("--weights", help="of Inception or DINOv2, where they cannot be downloaded")
@@ -332,19 +332,8 @@ def _evaluate(arguments: list[str]) -> None:
     from cond_ddpm.evaluate.evaluate import Protocol, evaluate, summary
     from cond_ddpm.processes import process_state
 
-    settings = (
-        "dataset",
-        "split",
-        "test_split",
-        "features",
-        "weights",
-        "num_samples",
-        "seed",
-        "repeats",
-        "subset",
-        "resolution",
-    )
-    protocol = Protocol(**{name: getattr(given, name) for name in settings})
+    settings = {name: value for name, value in vars(given).items() if name in Protocol.__dataclass_fields__}
+    protocol = Protocol(**settings)
     if given.samples is not None:
         results = evaluate(protocol, given.output, samples=given.samples)
     else:

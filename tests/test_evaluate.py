@@ -395,3 +395,24 @@ def test_files_that_are_no_samples(dataset, tmp_path):
         evaluate(Protocol(str(dataset), resolution=16), tmp_path / "r.json", samples=tmp_path / "made")
     with pytest.raises(ValueError, match="output: expected a file to write"):
         evaluate(Protocol(str(dataset)), tmp_path, samples=tmp_path / "made")
+
+
+def test_every_setting_of_the_protocol_has_a_flag_that_takes_effect(monkeypatch, tmp_path):
+    """But for channels, which are the samples'."""
+    found = {}
+    monkeypatch.setattr(module, "evaluate", lambda protocol, output, **given: found.update(vars(protocol)) or {})
+    monkeypatch.setattr(module, "summary", lambda results: "")
+    flags = {
+        "dataset": "d",
+        "dataset_config_name": "c",
+        "image_column": "i",
+        "label_column": "l",
+        "split": "s",
+        "test_split": "t",
+    }
+    flags |= {"features": "f", "weights": "w", "subset": 7, "resolution": 9}
+    command = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    assert main(["evaluate", "--samples", "x.npz", "--output", str(tmp_path / "r.json"), *command]) == 0
+    assert {name: found[name] for name in flags} == flags
+    assert main(["evaluate", "--samples", "x.npz", "--output", str(tmp_path / "r.json"), "--dataset", "d"]) == 0
+    assert found == vars(Protocol("d"))
