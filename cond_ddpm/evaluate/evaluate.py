@@ -182,7 +182,7 @@ def evaluate(
         raise ValueError(f"split: expected two real images or more of each class, got fewer of {', '.join(empty)}.")
 
     cache = _cache()
-    with _one_after_the_other(state):
+    with state.main_process_first():  # the others find what it has cached
         extractor = make_extractor(protocol.features, protocol.weights, real.train, real.test, cache, state.device)
         if given is not None and given.labels[0] == UNKNOWN and extractor.names_classes:
             raise ValueError(
@@ -310,21 +310,6 @@ def _cache() -> Path:
     import datasets
 
     return Path(datasets.config.HF_DATASETS_CACHE) / "cond_ddpm" / "evaluate"
-
-
-class _one_after_the_other:
-    """The main process first, so that the others find what it has cached."""
-
-    def __init__(self, state):
-        self.state = state
-
-    def __enter__(self):
-        if not self.state.is_main_process:
-            self.state.wait_for_everyone()
-
-    def __exit__(self, *error):
-        if self.state.is_main_process:
-            self.state.wait_for_everyone()
 
 
 # The samples

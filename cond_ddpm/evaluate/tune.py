@@ -20,6 +20,7 @@ from cond_ddpm.evaluate.evaluate import evaluate
 from cond_ddpm.evaluate.study import check_measuring, protocol_of, read_settings
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
+from cond_ddpm.visualize import read_metrics
 
 _OBJECTIVES = ("val_loss", "frechet_distance")
 _PRUNERS = ("median", "hyperband", "none")
@@ -133,7 +134,7 @@ def tune(config: TuneConfig, train: Callable) -> Path:
 
         train(settings, on_epoch)
         if config.objective == "val_loss":
-            return min(row["val_loss"] for row in _epochs(run))
+            return min(row["val_loss"] for row in read_metrics(run))
         pipeline = CondDDPMPipeline.from_pretrained(run / "pipeline").to(process_state().device)
         protocol = protocol_of(settings, config.evaluate)
         results = evaluate(protocol, run / "results.json", str(run / "pipeline"), pipeline, **config.sampling)
@@ -217,11 +218,6 @@ def _settings(config: TuneConfig, chosen: dict, run: Path) -> TrainConfig:
     plain = {name: value for name, value in chosen.items() if not name.startswith("unet.")}
     fixed = {"unet": unet, "resume_from_checkpoint": "latest", "output_dir": str(run)}
     return TrainConfig(**{**config.base, **plain, **fixed})
-
-
-def _epochs(run: Path) -> list[dict]:
-    with (run / "metrics.csv").open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def _report(search, config: TuneConfig, folder: Path) -> None:
