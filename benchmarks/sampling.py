@@ -1,12 +1,16 @@
-"""What sampling costs: each sampler's forwards and images/s, guidance, the loop's own share, memory.
+"""What sampling costs: each sampler's forwards and images/s, guidance, the loop's own share, memory, peers, compilation.
 
     python benchmarks/sampling.py samplers  [--batch_size 16] [--ddpm]
     python benchmarks/sampling.py guidance  [--batch_size 64] [--steps 5] [--repeats 5]
     python benchmarks/sampling.py overhead  [--batch_size 64] [--steps 10]
     python benchmarks/sampling.py memory    [--images 10000]
+    python benchmarks/sampling.py peers     [--batch_size 100] [--repeats 3]
+    python benchmarks/sampling.py inference [--batch_size 100] [--repeats 3]
 
 Prints JSON and Markdown rows for RESULTS.md. The network is the attention UNet of the study at its full size, untrained, in
-bf16 autocast; that of `memory` is small, so that what the images take is a large share. Times are ratios within one run.
+bf16 autocast; that of `memory` is small, so that what the images take is a large share. `peers`: images/s at 20 steps of the
+hybrid of size s and of UNet2DModel with as many parameters, (64,136,136), both in bf16 autocast with the same sampler.
+`inference`: the hybrid eager and compiled, fp32 and bf16. Times are ratios within one run.
 """
 
 import argparse
@@ -147,9 +151,95 @@ def memory(images: int) -> list[dict]:
     return rows
 
 
+def hybrid_pipeline():
+    import torch
+    from diffusers import DDPMScheduler
+
+    from cond_ddpm import CondDDPMPipeline, HybridUNet2DModel
+
+    torch.manual_seed(0)
+    pipeline = CondDDPMPipeline(HybridUNet2DModel().eval(), DDPMScheduler(prediction_type="v_prediction"))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def peers(batch_size: int, repeats: int) -> list[dict]:
+    """The pipeline as it is, against UNet2DModel in diffusers' own loop: scheduler, network, step."""
+    import torch
+    from diffusers import DPMSolverMultistepScheduler, UNet2DModel
+
+    ours = hybrid_pipeline()
+    inner = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")}
+    inner |= {"up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"), "norm_num_groups": 8}
+    theirs = UNet2DModel(32, block_out_channels=(64, 136, 136), num_class_embeds=11, **inner).eval()
+
+    def their_seconds():
+        started = time.perf_counter()
+        scheduler = DPMSolverMultistepScheduler(use_karras_sigmas=True)
+        scheduler.set_timesteps(20)
+        sample, labels = torch.randn(batch_size, 3, 32, 32), torch.zeros(batch_size, dtype=torch.int64)
+        for timestep in scheduler.timesteps:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                prediction = theirs(sample, timestep, labels).sample
+            sample = scheduler.step(prediction.float(), timestep, sample).prev_sample
+        return time.perf_counter() - started
+
+    seconds(ours, batch_size, num_inference_steps=1, sampler=BASE)
+    pairs = []
+    for _ in range(repeats):
+        mine = seconds(ours, batch_size, num_inference_steps=20, sampler=BASE, timestep_spacing="karras")
+        pairs.append((mine, their_seconds()))
+    millions = [sum(p.numel() for p in unet.parameters()) / 1e6 for unet in (ours.unet, theirs)]
+    ratios = [their / mine for mine, their in pairs]
+    return [
+        {
+            "hybrid, M parameters": millions[0],
+            "UNet2DModel, M parameters": millions[1],
+            "hybrid, images/s": batch_size / statistics.median(mine for mine, _ in pairs),
+            "UNet2DModel, images/s": batch_size / statistics.median(their for _, their in pairs),
+            "times as fast": statistics.median(ratios),
+        }
+    ]
+
+
+def inference(batch_size: int, repeats: int) -> list[dict]:
+    """The hybrid's forward pass as it is, in bf16, and each of the two compiled."""
+    import contextlib
+
+    import torch
+
+    sample, labels = torch.randn(batch_size, 3, 32, 32), torch.zeros(batch_size, dtype=torch.int64)
+    rows, calls = [], {}
+    for compiled in (False, True):
+        for precision in ("fp32", "bf16"):
+            unet = hybrid_pipeline().unet
+            if compiled:
+                unet.compile()
+
+            def call(unet=unet, precision=precision):
+                half = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+                with torch.no_grad(), half:
+                    unet(sample, 500, labels)
+
+            started = time.perf_counter()
+            call()
+            calls[precision + (", compiled" if compiled else "")] = (call, time.perf_counter() - started)
+    times = {name: [] for name in calls}
+    for _ in range(repeats * 3):
+        for name, (call, _) in calls.items():
+            started = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - started)
+    base = statistics.median(times["fp32"])
+    for name, spent in times.items():
+        median = statistics.median(spent)
+        rows.append({"how": name, "times as fast as fp32": base / median, "first call, in forwards": calls[name][1] / median})
+    return rows
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("samplers", "guidance", "overhead", "memory"))
+    parser.add_argument("what", choices=("samplers", "guidance", "overhead", "memory", "peers", "inference"))
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--repeats", type=int, default=3)
@@ -162,8 +252,10 @@ if __name__ == "__main__":
         rows = guidance(given.batch_size or 64, given.steps or 5, given.repeats)
     elif given.what == "overhead":
         rows = overhead(given.batch_size or 64, given.steps or 10, given.repeats)
-    else:
+    elif given.what == "memory":
         rows = memory(given.images)
+    else:
+        rows = {"peers": peers, "inference": inference}[given.what](given.batch_size or 100, given.repeats)
     print(json.dumps(rows, indent=2))
     for row in rows:
         print("| " + " | ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()) + " |")

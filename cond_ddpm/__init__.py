@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "SimpleUNet2DModel": "models.cond_unet",
     "AttentionUNet2DModel": "models.cond_unet",
+    "HybridUNet2DModel": "models.cond_unet",
     "CondDDPMPipeline": "pipelines.pipeline_cond_ddpm",
     "TrainConfig": "config",
     "LabelledImages": "data",

@@ -6,7 +6,7 @@ May import: the standard library and jsonargparse. Next on the data's way: `data
 import dataclasses
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-Model = Literal["simple", "attention"]
+Model = Literal["simple", "attention", "hybrid"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +37,15 @@ class TrainConfig:
         num_epochs: passes over the training images.
         max_train_steps: stop after so many optimizer steps, however many epochs that is.
         max_train_minutes: stop after so much time, to which the learning rate's course adapts; or max_train_steps, if sooner.
-        learning_rate: AdamW's, after warm-up.
+        optimizer: muon orthogonalises the updates of the hidden matrices; all else gets AdamW.
+        learning_rate: after warm-up; Muon's steps are scaled to AdamW's, so that both take the same.
         lr_scheduler: course of the learning rate: constant, or down to zero by the end of the run.
         lr_decay_share: share of the run, at its end, over which it goes down.
         lr_warmup_steps: steps of linear warm-up.
         adam_beta1: AdamW's decay of the first moment.
         adam_beta2: AdamW's decay of the second moment.
         adam_epsilon: AdamW's epsilon.
-        weight_decay: AdamW's weight decay.
+        weight_decay: of the optimizer, decoupled from the gradient.
         max_grad_norm: clip gradients to this norm; 0 for no clipping.
         gradient_accumulation_steps: parts in which each process goes through its share of the batch, to need less memory.
         mixed_precision: autocast type; if not given, what `accelerate launch` says.
@@ -96,6 +97,7 @@ class TrainConfig:
     num_epochs: int = 50
     max_train_steps: int | None = None
     max_train_minutes: float | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 3e-4
     lr_scheduler: Literal["constant", "cosine", "linear", "1-sqrt"] = "constant"
     lr_decay_share: float = 1.0

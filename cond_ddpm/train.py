@@ -1,7 +1,7 @@
 """Training: one linear function that reads top to bottom.
 
-May import: `config, data, diffusion, sampling, checkpoint, visualize, ema, processes`, the models and the pipeline; only the
-script, the command line and tests import this file. Next on the data's way: the folder `pipeline/`, which all else reads.
+May import: `config, data, diffusion, sampling, checkpoint, visualize, ema, muon, processes`, the models and the pipeline; only
+the script, the command line and tests import this file. Next on the data's way: the folder `pipeline/`, which all else reads.
 """
 
 import contextlib
@@ -31,7 +31,8 @@ from cond_ddpm.config import TrainConfig, checked_arguments
 from cond_ddpm.data import LabelledImages, epoch_order, hold_out, load_images, make_batch
 from cond_ddpm.diffusion import diffusion_losses, draw_training, draw_validation, make_noise_scheduler
 from cond_ddpm.ema import PowerEMA, save_snapshot
-from cond_ddpm.models import MODELS
+from cond_ddpm.models import MODELS, forward_flop
+from cond_ddpm.muon import Muon
 from cond_ddpm.pipelines.pipeline_cond_ddpm import DEFAULT_SAMPLER, CondDDPMPipeline
 from cond_ddpm.processes import Stopping, make_accelerator
 from cond_ddpm.sampling import generate
@@ -85,14 +86,7 @@ def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -
     if config.compile:
         unet.compile()
     noise_scheduler = make_noise_scheduler(config)
-    optimizer = torch.optim.AdamW(
-        unet.parameters(),
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    optimizer = make_optimizer(config, unet)
     raw_unet = unet  # unwrapping the prepared one would take its autocast away
     unet, optimizer = accelerator.prepare(unet, optimizer)
     names = [name for name, _ in raw_unet.named_parameters()]
@@ -272,24 +266,17 @@ def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -
 
 def dry_run(config: TrainConfig) -> str:
     """What `train(config)` would do on this machine: data, parameters, FLOPs, steps, and the time, from a few real steps."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
     accelerator = make_accelerator(dataclasses.replace(config, report_to="none"))
     data = load_training_images(config)
     train_indices, val_indices = hold_out(data, config.num_validation_images)
     image_shape, num_classes, device = data.images.shape[1:], len(data.class_names), accelerator.device
     unet = make_unet(config, image_shape, num_classes)
     parameters = sum(parameter.numel() for parameter in unet.parameters())
-    sample, label = torch.zeros(1, *image_shape), torch.zeros(1, dtype=torch.int64)
-    # On the CPU only the plain form of attention is counted.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, torch.no_grad():
-        unet(sample, 0, label)
-    forward = flops.get_total_flops()
+    forward = forward_flop(unet)
 
     # Timed on a part of a batch: its images/s are close to the whole batch's, at less time and memory.
     part = dataclasses.replace(config, batch_size=min(config.batch_size, 32))
-    unet, optimizer = accelerator.prepare(unet, torch.optim.AdamW(unet.parameters(), fused=True))
+    unet, optimizer = accelerator.prepare(unet, make_optimizer(config, unet))
     noise_scheduler = make_noise_scheduler(config)
     for step in range(3):
         if step == 1:
@@ -345,6 +332,30 @@ def make_unet(config: TrainConfig, image_shape: tuple[int, int, int], num_classe
         "num_classes": num_classes,
     }
     return class_(**by_data, **checked_arguments(class_, config.unet, "unet", skip=set(by_data)))
+
+
+def make_optimizer(config: TrainConfig, unet: torch.nn.Module) -> torch.optim.Optimizer:
+    """AdamW for all parameters, or Muon for the matrices between hidden features and AdamW for the rest.
+
+    The rest: embeddings, positions, biases and norms; the first and last layer; and what makes scales, shifts and gates
+    of the embedding, which start at zero and are as many parameters as a block's own.
+    """
+    settings = {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+        "weight_decay": config.weight_decay,
+    }
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(unet.parameters(), fused=True, **settings)
+    hidden = {
+        name + ".weight"
+        for name, module in unet.named_modules()
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+        and not any(word in name for word in ("conv_in", "conv_out", "time_embedding", "to_scale_shift", "to_film"))
+    }
+    parameters = list(unet.named_parameters())
+    return Muon([p for n, p in parameters if n in hidden], [p for n, p in parameters if n not in hidden], **settings)
 
 
 def lr_factor(config: TrainConfig, step: int, done: float) -> float:

@@ -12,6 +12,7 @@ needs_cifar10 = pytest.mark.skipif(
     not CIFAR10.is_dir(), reason=f"real CIFAR-10 is not at {CIFAR10}; give its folder by COND_DDPM_CIFAR10"
 )
 TINY = {"block_out_channels": (8, 16), "layers_per_block": 1, "pos_dim": 16}
+TINY_HYBRID = {**TINY, "size": "tiny", "transformer_layers": 1, "attention_head_dim": 8}
 NAMES = ["circle", "square", "cross"]
 
 
@@ -26,7 +27,7 @@ def _cache(tmp_path_factory):
     datasets.config.HF_DATASETS_CACHE = before
 
 
-@pytest.fixture(params=["simple", "attention"])
+@pytest.fixture(params=["simple", "attention", "hybrid"])
 def tiny_unet(request):
     return make_unet(request.param)
 
@@ -38,7 +39,8 @@ def make_unet(model="attention", seed=0, **arguments):
     from cond_ddpm.models import MODELS
 
     torch.manual_seed(seed)
-    unet = MODELS[model](**{"sample_size": 8, "num_classes": 3, **TINY, **arguments})
+    tiny = TINY_HYBRID if model == "hybrid" else TINY
+    unet = MODELS[model](**{"sample_size": 8, "num_classes": 3, **tiny, **arguments})
     for parameter in unet.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)

@@ -1,10 +1,11 @@
 import pytest
 import torch
-from conftest import TINY, make_unet
+from conftest import TINY, TINY_HYBRID, make_unet
 from torch import nn
 
-from cond_ddpm import AttentionUNet2DModel, SimpleUNet2DModel
-from cond_ddpm.models.cond_unet import _SelfAttention
+from cond_ddpm import AttentionUNet2DModel, HybridUNet2DModel, SimpleUNet2DModel
+from cond_ddpm.models import MODELS, forward_flop
+from cond_ddpm.models.cond_unet import _attend, _SelfAttention
 
 
 def _inputs(batch=4, size=8, channels=3):
@@ -14,7 +15,7 @@ def _inputs(batch=4, size=8, channels=3):
 
 @pytest.mark.parametrize("patch_size", [1, 2])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("model", ["simple", "attention"])
+@pytest.mark.parametrize("model", ["simple", "attention", "hybrid"])
 def test_output_has_the_shape_of_the_input(model, channels, patch_size):
     unet = make_unet(model, in_channels=channels, out_channels=channels, patch_size=patch_size)
     sample, labels = _inputs(channels=channels)
@@ -42,12 +43,13 @@ def test_each_label_tells_something_else_and_only_its_own_image(tiny_unet):
     torch.testing.assert_close(together, outputs)
 
 
-def test_the_network_starts_as_zero_and_all_of_it_learns():
+@pytest.mark.parametrize("model, tiny", [("simple", TINY), ("attention", TINY), ("hybrid", TINY_HYBRID)])
+def test_the_network_starts_as_zero_and_all_of_it_learns(model, tiny):
     """Zero-initialised output: the first prediction is 0. After one step, each parameter gets a gradient."""
-    unet = AttentionUNet2DModel(sample_size=8, num_classes=3, **TINY)
+    unet = MODELS[model](sample_size=8, num_classes=3, **tiny)
     sample, labels = _inputs()
     assert not unet(sample, 5, labels).sample.any()
-    unet = make_unet("attention")
+    unet = make_unet(model)
     unet(sample, 5, labels).sample.square().sum().backward()
     silent = [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.any()]
     assert not silent
@@ -84,6 +86,71 @@ def test_attention_agrees_with_torch_multihead_attention():
     expected = sample + theirs(tokens, tokens, tokens)[0].transpose(1, 2).reshape(sample.shape)
     torch.testing.assert_close(ours(sample), expected)
     assert ours.num_heads == 2
+
+
+@pytest.mark.parametrize("tokens", [4, 64])
+def test_attention_in_bfloat16_is_the_products_that_torch_says(tokens):
+    """The two ways of `_attend` agree, and so do their gradients, to bfloat16's 8 bits."""
+    torch.manual_seed(0)
+    single = [torch.randn(2, 3, tokens, 16, requires_grad=True) for _ in range(3)]
+    half = [x.detach().bfloat16().requires_grad_() for x in single]
+    expected, got = nn.functional.scaled_dot_product_attention(*single), _attend(*half)
+    torch.testing.assert_close(got.float(), expected, atol=0.03, rtol=0.03)
+    (expected**2).sum().backward()
+    (got.float() ** 2).sum().backward()
+    for a, b in zip(half, single):
+        torch.testing.assert_close(a.grad.float(), b.grad, atol=0.1, rtol=0.05)
+
+
+def test_a_transformer_block_is_the_identity_until_its_gates_open():
+    """adaLN-Zero: with the gates at zero, tokens pass unchanged, bitwise; with them open, each token depends on all."""
+    block = HybridUNet2DModel(sample_size=8, num_classes=3, **TINY_HYBRID).transformer_blocks[0]
+    tokens, embedding = torch.randn(2, 4, 16), torch.randn(2, 16)
+    assert torch.equal(block(tokens, embedding), tokens)
+    nn.init.normal_(block.to_film.weight)
+    tokens.requires_grad_()
+    block(tokens, embedding)[0, 0].sum().backward()
+    assert (tokens.grad[0].abs().sum(dim=1) > 0).all() and not tokens.grad[1].any()
+
+
+def test_hybrid_tokens_know_where_they_are():
+    """Without positions, mirroring the patches' order of a constant image could not be told; with them it can."""
+    unet = make_unet("hybrid")
+    before = unet(torch.ones(1, 3, 8, 8), 5, torch.tensor([0])).sample
+    with torch.no_grad():
+        unet.positions.copy_(unet.positions.flip(0))
+    assert not torch.allclose(unet(torch.ones(1, 3, 8, 8), 5, torch.tensor([0])).sample, before)
+
+
+@pytest.mark.parametrize("size, parameters, gflop", [("tiny", 0.2, 0.025), ("s", 8.5, 0.8), ("m", 50, 6), ("l", 160, 20)])
+def test_hybrid_sizes_cost_what_the_table_says(size, parameters, gflop):
+    """At 32x32x3: at most so many million parameters and GFLOP an image forward."""
+    with torch.device("meta"):
+        unet = HybridUNet2DModel(size=size)
+    assert 0.5 * parameters < sum(p.numel() for p in unet.parameters()) / 1e6 <= parameters
+    assert 0.5 * gflop < forward_flop(unet) / 1e9 <= gflop
+
+
+def test_a_published_hybrid_does_not_change_with_the_table(tmp_path, monkeypatch):
+    HybridUNet2DModel(sample_size=8, num_classes=3, size="tiny", pos_dim=32).save_pretrained(tmp_path)
+    monkeypatch.setitem(HybridUNet2DModel.SIZES, "tiny", {**HybridUNet2DModel.SIZES["tiny"], "transformer_layers": 5})
+    config = HybridUNet2DModel.from_pretrained(tmp_path).config
+    assert (config.transformer_layers, config.pos_dim, list(config.block_out_channels)) == (2, 32, [16, 64])
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"size": "xl"}, "size: expected one of tiny, s, m, l, got 'xl'"),
+        ({"sample_size": 10}, "sample_size: expected a multiple of 4"),
+        ({"block_out_channels": (8, 16, 16)}, "block_out_channels: expected two"),
+        ({"attention_head_dim": 24}, "attention_head_dim: expected a divisor of the transformer's 16 channels, got 24"),
+        ({"mlp_ratio": 0}, "mlp_ratio: expected a positive"),
+    ],
+)
+def test_hybrid_arguments_out_of_range(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        make_unet("hybrid", **arguments)
 
 
 def test_round_trip_through_a_folder(tiny_unet, tmp_path):

@@ -1,7 +1,7 @@
 """`cond-ddpm study`: several models on the same data, with the same judge; one table, and quality against what it cost.
 
-May import: `config`, `evaluate.evaluate`, the pipeline, `ema, processes, sampling, visualize`; how to train is handed in
-by the command line. Each run is a folder that `cond-ddpm train` would write; next are study.csv, study.md and study.png.
+May import: `config`, `evaluate.evaluate`, the models and the pipeline, `ema, processes, sampling, visualize`; how to train is
+handed in by the command line. Each run is a folder that `cond-ddpm train` would write; next are study.csv, .md and .png.
 """
 
 import csv
@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 import yaml
 
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.ema import combine_snapshots, snapshot_steps
 from cond_ddpm.evaluate.evaluate import Protocol, evaluate
+from cond_ddpm.models import forward_flop
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
 from cond_ddpm.visualize import class_grid, quality_curves
@@ -187,7 +187,7 @@ def _measure(config: StudyConfig, settings: TrainConfig, name: str, run: Path) -
     chosen = [steps[round((index + 1) * len(steps) / number) - 1] for index in range(number)]
     pipeline = CondDDPMPipeline.from_pretrained(run / "pipeline").to(process_state().device)
     parameters = sum(parameter.numel() for parameter in pipeline.unet.parameters())
-    forward = _forward_flop(pipeline.unet)
+    forward = forward_flop(pipeline.unet)
     minutes, epochs = _course(run)
     rows = []
     for step in chosen:
@@ -225,20 +225,6 @@ def _course(run: Path) -> tuple[dict[int, float], dict[int, float]]:
         minutes[row["step"]] = last / 60
         epochs[row["step"]] = row["step"] * settings["config"]["batch_size"] / images
     return minutes, epochs
-
-
-def _forward_flop(unet: torch.nn.Module) -> int:
-    """Of one image."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    config = unet.config
-    sample = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size, device=unet.device)
-    label = torch.zeros(1, dtype=torch.int64, device=unet.device)
-    # On the CPU only the plain form of attention is counted.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, torch.no_grad():
-        unet(sample, 0, label)
-    return flops.get_total_flops()
 
 
 def _markdown(rows: list[dict], last: dict) -> str:

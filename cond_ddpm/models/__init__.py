@@ -1,5 +1,21 @@
-"""The networks by the names that `--model` takes. The code is in `cond_unet.py`, which is published as it is."""
+"""The networks by the names that `--model` takes, and what they cost. Their code is in `cond_unet.py`, published as it is."""
 
-from cond_ddpm.models.cond_unet import AttentionUNet2DModel, SimpleUNet2DModel
+import torch
 
-MODELS = {"simple": SimpleUNet2DModel, "attention": AttentionUNet2DModel}
+from cond_ddpm.models.cond_unet import AttentionUNet2DModel, HybridUNet2DModel, SimpleUNet2DModel
+
+MODELS = {"simple": SimpleUNet2DModel, "attention": AttentionUNet2DModel, "hybrid": HybridUNet2DModel}
+
+
+def forward_flop(unet: torch.nn.Module) -> int:
+    """FLOP of the matrix products and convolutions of one image's forward pass; backward takes about twice as many."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = unet.config
+    sample = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size, device=unet.device)
+    label = torch.zeros(1, dtype=torch.int64, device=unet.device)
+    # On the CPU only the plain form of attention is counted.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet(sample, 0, label)
+    return counter.get_total_flops()
