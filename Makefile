@@ -5,7 +5,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: quickstart test quality style clean
+.PHONY: quickstart test quality style bench clean
 .DEFAULT_GOAL := quickstart
 
 # Made anew when what is installed changes, else reused.
@@ -33,6 +33,17 @@ test: .venv/installed
 quality: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# An hour and more, with nothing else running; DATASET is CIFAR-10, by its Hub id or a local folder.
+DATASET ?= cifar10
+bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --no-deps denoising-diffusion-pytorch einops
+	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/training.py --compile
+	$(BIN)/python benchmarks/sampling.py peers
+	$(BIN)/python benchmarks/sampling.py inference
+	$(BIN)/python benchmarks/data.py --dataset $(DATASET)
+	$(BIN)/python benchmarks/race.py --dataset $(DATASET)
 
 style: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -5,6 +5,7 @@ its dependencies, for torchvision would replace torch by a CUDA build. Its one f
 """
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import torch
@@ -40,9 +41,12 @@ def lucidrains():
     package = importlib.util.find_spec("denoising_diffusion_pytorch")
     if package is None:
         raise SystemExit("expected denoising-diffusion-pytorch: pip install --no-deps denoising-diffusion-pytorch einops")
+    if "lucidrains_classifier_free_guidance" in sys.modules:
+        return sys.modules["lucidrains_classifier_free_guidance"]
     path = Path(package.submodule_search_locations[0]) / "classifier_free_guidance.py"
     spec = importlib.util.spec_from_file_location("lucidrains_classifier_free_guidance", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # torch.compile looks it up
     spec.loader.exec_module(module)
     return module
 

@@ -19,7 +19,8 @@ def test_the_study_presets_have_the_studys_values(name, epochs):
     assert (config.num_train_timesteps, config.prediction_type) == (1000, "epsilon")
     assert (config.resolution, config.channels) == (32, 3)
     assert (config.batch_size, config.learning_rate, config.weight_decay, config.patience) == (200, 3e-4, 0.0, 10)
-    assert config.unet["pos_dim"] == 1024
+    assert (config.optimizer, config.adam_beta2, config.lr_scheduler, config.lr_warmup_steps) == ("adamw", 0.999, "constant", 0)
+    assert (config.unet["pos_dim"], config.min_snr_gamma) == (1024, None)
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
@@ -45,7 +46,7 @@ def test_flags_override_the_file_and_unet_arguments_merge(tmp_path):
         ({"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
         ({"class_dropout_prob": 1.5}, "class_dropout_prob: expected from 0 to 1, got 1.5"),
         ({"learning_rate": float("nan")}, "learning_rate"),
-        ({"model": "large"}, "model: expected one of simple, attention, got 'large'"),
+        ({"model": "large"}, "model: expected one of simple, attention, hybrid, got 'large'"),
         ({"prediction_type": "noise"}, "prediction_type: expected one of epsilon, sample, v_prediction, got 'noise'"),
         ({"mixed_precision": "fp8"}, "mixed_precision: expected one of no, fp16, bf16"),
     ],
