@@ -243,11 +243,18 @@ def _losses(run):
     return [row["loss"] for row in rows if "loss" in row], [row["val_loss"] for row in rows if "val_loss" in row]
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_two_processes_follow_the_course_of_one(config, tmp_path, processes):
-    """Same seed, 20 steps, losses equal to 1e-5 relative: each step's, averaged over the processes, and the validation's."""
+@pytest.mark.parametrize(
+    "processes, optimizer, tolerance",
+    [(2, "adamw", 1e-5), (2, "muon", 1e-4), pytest.param(4, "adamw", 1e-5, marks=pytest.mark.slow)],
+)
+def test_two_processes_follow_the_course_of_one(config, tmp_path, processes, optimizer, tolerance):
+    """Same seed, 20 steps, losses equal to 1e-5 relative: each step's, averaged over the processes, and the validation's.
+
+    Muon's iteration is in bfloat16, where a last bit's difference of the gradient may be rounded to one of 2^-8.
+    """
     config = dataclasses.replace(
         config,
+        optimizer=optimizer,
         mixed_precision="no",
         unet={**config.unet, "dropout": 0.0},
         max_train_steps=20,
@@ -265,12 +272,12 @@ def test_two_processes_follow_the_course_of_one(config, tmp_path, processes):
     assert json.loads((tmp_path / "two" / "config.json").read_text())["resolved"]["num_processes"] == processes
     for found, expected in zip(_losses(tmp_path / "two"), _losses(one)):
         assert len(found) == len(expected)
-        assert found == pytest.approx(expected, rel=1e-5)
+        assert found == pytest.approx(expected, rel=tolerance)
     assert (tmp_path / "two" / "samples" / "epoch_0004.png").exists()
     # ... and one process goes on from what several wrote.
     train(dataclasses.replace(two, resume_from_checkpoint="checkpoint-10"))
     for found, expected in zip(_losses(tmp_path / "two"), _losses(one)):
-        assert found == pytest.approx(expected, rel=1e-5)
+        assert found == pytest.approx(expected, rel=tolerance)
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def test_a_setting_in_a_file_that_is_none(tmp_path, capsys):
         (["--train_split", "valid"], "split 'valid'"),
         (["--batch_size", "500"], "error: batch_size: expected at most the 80 training images, got 500"),
         (["--num_validation_images", "90"], "error: num_validation_images: expected at most half of the 96"),
-        (["--unet.pos_dm", "16"], "error: unet.pos_dm: expected an argument of AttentionUNet2DModel"),
+        (["--unet.pos_dm", "16"], "error: unet.pos_dm: expected an argument of HybridUNet2DModel"),
         (["--unet.pos_dim", "wide"], "pos_dim"),
         (["--resolution", "9"], "error: sample_size: expected a multiple of 4"),
         (

@@ -144,7 +144,8 @@ def test_a_published_hybrid_does_not_change_with_the_table(tmp_path, monkeypatch
         ({"size": "xl"}, "size: expected one of tiny, s, m, l, got 'xl'"),
         ({"sample_size": 10}, "sample_size: expected a multiple of 4"),
         ({"block_out_channels": (8, 16, 16)}, "block_out_channels: expected two"),
-        ({"attention_head_dim": 24}, "attention_head_dim: expected a divisor of the transformer's 16 channels, got 24"),
+        ({"block_out_channels": (8, 36)}, "multiple of attention_head_dim=8, got .* 36"),
+        ({"attention_head_dim": 0}, "attention_head_dim: expected a positive"),
         ({"mlp_ratio": 0}, "mlp_ratio: expected a positive"),
     ],
 )

@@ -19,7 +19,12 @@ def test_the_study_presets_have_the_studys_values(name, epochs):
     assert (config.num_train_timesteps, config.prediction_type) == (1000, "epsilon")
     assert (config.resolution, config.channels) == (32, 3)
     assert (config.batch_size, config.learning_rate, config.weight_decay, config.patience) == (200, 3e-4, 0.0, 10)
-    assert (config.optimizer, config.adam_beta2, config.lr_scheduler, config.lr_warmup_steps) == ("adamw", 0.999, "constant", 0)
+    assert (config.optimizer, config.adam_beta2, config.lr_scheduler, config.lr_warmup_steps) == (
+        "adamw",
+        0.999,
+        "constant",
+        0,
+    )
     assert (config.unet["pos_dim"], config.min_snr_gamma) == (1024, None)
 
 

@@ -70,6 +70,8 @@ def run(shapes_parquet, tmp_path_factory):
     config = TrainConfig(
         dataset=str(shapes_parquet),
         resolution=8,
+        model="attention",
+        prediction_type="epsilon",  # a network that has learned nothing yet then shows how noise becomes less
         unet={"block_out_channels": [8, 16], "layers_per_block": 1, "pos_dim": 16},
         batch_size=16,
         num_validation_images=16,

@@ -22,6 +22,18 @@ def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
+def _num_heads(channels: int, head_dim: int) -> int:
+    """Fewer channels than one head has: one head of them all."""
+    if head_dim < 1:
+        raise ValueError(f"attention_head_dim: expected a positive whole number, got {head_dim}.")
+    if channels > head_dim and channels % head_dim:
+        raise ValueError(
+            f"attention needs channels that divide into heads: expected a multiple of attention_head_dim={head_dim},"
+            f" got a feature map of {channels} channels; change block_out_channels or attention_head_dim."
+        )
+    return max(1, channels // head_dim)
+
+
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """softmax(Q K^T / sqrt(d)) V (Vaswani 2017, eq. 1) of (B, heads, HW, d) each.
 
@@ -39,12 +51,7 @@ class _SelfAttention(nn.Module):
 
     def __init__(self, channels: int, head_dim: int):
         super().__init__()
-        self.num_heads = max(1, channels // head_dim)  # fewer channels than one head has: one head of them all
-        if channels > head_dim and channels % head_dim:
-            raise ValueError(
-                f"attention needs channels that divide into heads: expected a multiple of attention_head_dim={head_dim},"
-                f" got a feature map of {channels} channels; change block_out_channels or attention_head_dim."
-            )
+        self.num_heads = _num_heads(channels, head_dim)
         self.norm = _group_norm(channels)
         self.to_qkv = nn.Linear(channels, 3 * channels)
         self.to_out = nn.Linear(channels, channels)
@@ -95,7 +102,7 @@ class _TransformerBlock(nn.Module):
 
     def __init__(self, width: int, head_dim: int, mlp_ratio: int, pos_dim: int, dropout: float):
         super().__init__()
-        self.num_heads = width // head_dim
+        self.num_heads = _num_heads(width, head_dim)
         self.to_film = nn.Linear(pos_dim, 6 * width)
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)
         self.to_out = nn.Linear(width, width)
@@ -231,8 +238,6 @@ class _UNet(_CondUNet2DModel):
     def _build(self, attention_resolutions: tuple[int, ...] | None, attention_head_dim: int = 64) -> None:
         config = self.config
         self._check_config()
-        if attention_head_dim < 1:
-            raise ValueError(f"attention_head_dim: expected a positive whole number, got {attention_head_dim}.")
         channels, pos_dim, patch = config.block_out_channels, config.pos_dim, config.patch_size
         if attention_resolutions is None:
             attention_resolutions = tuple(config.sample_size // (patch * 2**level) for level in range(1, len(channels)))
@@ -428,10 +433,6 @@ class HybridUNet2DModel(_CondUNet2DModel):
         if len(config.block_out_channels) != 2:
             raise ValueError(f"block_out_channels: expected two numbers of channels, got {config.block_out_channels}.")
         channels, width = config.block_out_channels
-        if attention_head_dim < 1 or width % attention_head_dim:
-            raise ValueError(
-                f"attention_head_dim: expected a divisor of the transformer's {width} channels, got {attention_head_dim}."
-            )
         self._build_embedding()
 
         def residual_blocks() -> nn.ModuleList:
