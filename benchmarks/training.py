@@ -3,7 +3,7 @@
     python benchmarks/training.py [--batch_size 64] [--rounds 5] [--compile] [--networks NAME ...]
 
 Every network in turn, round after round, in one process: forward and backward in bf16 autocast, AdamW (fused), the same
-data. `--compile` measures each one compiled as well. Prints JSON and Markdown rows for RESULTS.md.
+data. `--compile` measures each one compiled and in channels_last as well. Prints JSON and Markdown rows for RESULTS.md.
 """
 
 import argparse
@@ -35,6 +35,7 @@ class Contender:
         self.flop = machine.forward_flop(lambda: self.network(*one))
         self.parameters = sum(parameter.numel() for parameter in self.network.parameters())
         if compiled:
+            self.network.to(memory_format=torch.channels_last)
             self.network.compile()
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=True)
         self.rates, self.shares = [], []
@@ -71,7 +72,7 @@ def main(batch_size: int, rounds: int, compile: bool, networks: list[str]) -> No
     rows = []
     for contender in contenders:
         row = {
-            "network": contender.name + (", compiled" if contender.compiled else ""),
+            "network": contender.name + (", compiled, channels_last" if contender.compiled else ""),
             "M parameters": contender.parameters / 1e6,
             "GFLOP forward": contender.flop / 1e9,
             "images/s": statistics.median(contender.rates),

@@ -52,7 +52,7 @@ class TrainConfig:
         gradient_accumulation_steps: parts in which each process goes through its share of the batch, to need less memory.
         mixed_precision: autocast type; if not given, what `accelerate launch` says.
         compile: torch.compile the UNet; slow to start, then faster.
-        channels_last: memory format of the convolutions; measured slower on CPUs, worth trying on GPUs.
+        channels_last: memory format of the convolutions: faster with compile, slower without it on CPUs (GroupNorm).
         num_cpu_threads: threads of each process on the CPU; if not given, the usable cores divided by the processes here
             (`accelerate launch` alone would leave all cores but one idle).
         use_ema: keep a moving average of the weights, which is validated, sampled and saved.
