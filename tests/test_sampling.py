@@ -169,3 +169,20 @@ def test_sample_by_the_command_line_is_what_generate_gives(tiny_pipeline, tmp_pa
     flags = ["--guide", str(tmp_path / "guide"), "--guidance_scale", "2", "--class_labels", "1", "--num_inference_steps", "4"]
     assert main([*map(str, command), *flags]) == 0
     assert np.array_equal(drawn["images"], generate(tiny_pipeline, [1, 1], [7, 8], **few, guidance_scale=2.0, guide=guide))
+
+
+def test_fast_is_bf16_compiled(tiny_pipeline, tmp_path, monkeypatch):
+    """`--fast` compiles the network (here by a backend that only notes it) and computes in bf16, as the flag of that does."""
+    import torch
+
+    from cond_ddpm.cli import main
+
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module)))
+    tiny_pipeline.save_pretrained(tmp_path / "model")
+    command = ["sample", "--model", str(tmp_path / "model"), "--num_images_per_class", "1", "--num_inference_steps", "3"]
+    for name, flags in (("fast", ["--fast"]), ("half", ["--mixed_precision", "bf16"])):
+        assert main([*command, *flags, "--output", str(tmp_path / f"{name}.npz")]) == 0
+    fast, half = (np.load(tmp_path / f"{name}.npz")["images"] for name in ("fast", "half"))
+    assert np.array_equal(fast, half) and compiled == [type(tiny_pipeline.unet)]
+    assert main([*command, "--fast", "--mixed_precision", "fp16", "--output", str(tmp_path / "x.npz")]) == 1
