@@ -18,7 +18,7 @@ from cond_ddpm.train import dry_run, lr_factor, train
 
 # DDPM's own objective and AdamW: in the few steps of a test, its loss falls more than it scatters.
 PLAIN = {"prediction_type": "epsilon", "min_snr_gamma": None, "optimizer": "adamw", "adam_beta2": 0.999, "weight_decay": 0.0}
-PLAIN |= {"learning_rate": 2e-3, "lr_scheduler": "constant", "lr_warmup_steps": 0}
+PLAIN |= {"learning_rate": 2e-3, "lr_scheduler": "constant", "lr_decay_share": 1.0, "lr_warmup_steps": 0}
 
 
 @pytest.fixture
