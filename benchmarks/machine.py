@@ -1,4 +1,4 @@
-"""What every benchmark needs: the machine's own limit, a network's FLOP, versions, and the rows of RESULTS.md."""
+"""What every benchmark needs: the machine's own limit, versions, and the rows of RESULTS.md."""
 
 import json
 import platform
@@ -19,16 +19,6 @@ def matmul_flops(size: int = 2048, repeats: int = 8) -> float:
         a @ b
         times.append(time.perf_counter() - started)
     return 2 * size**3 / statistics.median(times)
-
-
-def forward_flop(call) -> int:
-    """FLOP of matrix products and convolutions in `call()`, of a peer's network; ours have `cond_ddpm.models.forward_flop`."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        call()
-    return counter.get_total_flops()
 
 
 def versions(*packages: str) -> dict[str, str]:

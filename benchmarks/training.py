@@ -20,6 +20,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import machine  # noqa: E402
 import peers  # noqa: E402
 
+from cond_ddpm.models import count_flop  # noqa: E402
+
 PEER = {"ours simple": "diffusers simple", "ours attention": "diffusers attention", "lucidrains": "diffusers attention"}
 
 
@@ -32,7 +34,7 @@ class Contender:
         self.timestep = torch.randint(0, 1000, (batch_size,), generator=generator)
         self.class_labels = torch.randint(0, 10, (batch_size,), generator=generator)
         one = (self.sample[:1], self.timestep[:1], self.class_labels[:1])
-        self.flop = machine.forward_flop(lambda: self.network(*one))
+        self.flop = count_flop(lambda: self.network(*one))
         self.parameters = sum(parameter.numel() for parameter in self.network.parameters())
         if compiled:
             self.network.to(memory_format=torch.channels_last)

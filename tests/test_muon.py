@@ -62,10 +62,12 @@ def test_a_matrix_moves_by_what_torch_muon_moves_it():
     assert (ours.weight - theirs.weight).norm() < 0.02 * (theirs.weight - start).norm()
 
 
-def test_a_convolution_is_the_matrix_of_its_output_channels():
-    conv, linear = nn.Conv2d(4, 8, 3, bias=False), nn.Linear(36, 8, bias=False)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_is_the_matrix_of_its_output_channels(memory_format):
+    conv, linear = nn.Conv2d(4, 8, 3, bias=False).to(memory_format=memory_format), nn.Linear(36, 8, bias=False)
     linear.weight.data = conv.weight.data.flatten(1).clone()
     _gradients(conv, 0)
+    conv.weight.grad = conv.weight.grad.to(memory_format=memory_format)
     linear.weight.grad = conv.weight.grad.flatten(1).clone()
     for module in (conv, linear):
         Muon(module.parameters(), [], lr=0.1).step()

@@ -1,5 +1,7 @@
 """The networks by the names that `--model` takes, and what they cost. Their code is in `cond_unet.py`, published as it is."""
 
+from collections.abc import Callable
+
 import torch
 
 from cond_ddpm.models.cond_unet import AttentionUNet2DModel, HybridUNet2DModel, SimpleUNet2DModel
@@ -8,14 +10,19 @@ MODELS = {"simple": SimpleUNet2DModel, "attention": AttentionUNet2DModel, "hybri
 
 
 def forward_flop(unet: torch.nn.Module) -> int:
-    """FLOP of the matrix products and convolutions of one image's forward pass; backward takes about twice as many."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
+    """FLOP of one image's forward pass; backward takes about twice as many."""
     config = unet.config
     sample = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size, device=unet.device)
     label = torch.zeros(1, dtype=torch.int64, device=unet.device)
+    return count_flop(lambda: unet(sample, 0, label))
+
+
+def count_flop(call: Callable[[], object]) -> int:
+    """FLOP of the matrix products and convolutions in `call()`."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
     # On the CPU only the plain form of attention is counted.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        unet(sample, 0, label)
+        call()
     return counter.get_total_flops()
