@@ -13,7 +13,7 @@ Model = Literal["simple", "attention", "hybrid"]
 class TrainConfig:
     """Settings of `train`, named as in diffusers' training scripts; only `batch_size` means the whole batch.
 
-    The defaults are what measured best for its cost (`benchmarks/RESULTS.md`); the study's values are in its presets.
+    The defaults are the hybrid's recipe; `benchmarks/RESULTS.md` says what of it was compared. The study's are in its presets.
 
     Args:
         dataset: Hub id, local folder or parquet file (`load_dataset` reads it), or the embedded `mnist5k`.
@@ -100,10 +100,10 @@ class TrainConfig:
     max_train_steps: int | None = None
     max_train_minutes: float | None = None
     optimizer: Literal["adamw", "muon"] = "muon"
-    learning_rate: float = 1e-3
+    learning_rate: float = 6e-4
     lr_scheduler: Literal["constant", "cosine", "linear", "1-sqrt"] = "linear"
     lr_decay_share: float = 0.5
-    lr_warmup_steps: int = 100
+    lr_warmup_steps: int = 200
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     adam_epsilon: float = 1e-8

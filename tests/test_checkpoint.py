@@ -77,7 +77,9 @@ def _stop_after(monkeypatch, step, number=signal.SIGTERM):
     monkeypatch.setattr(module, "draw_training", draw)
 
 
-def test_a_run_stopped_at_any_step_ends_bitwise_the_same(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_stopped_at_any_step_ends_bitwise_the_same(config, tmp_path, monkeypatch, optimizer):
+    config = dataclasses.replace(config, optimizer=optimizer)
     whole = dataclasses.replace(config, checkpointing_steps=1000, output_dir=str(tmp_path / "whole"))
     expected = _state(train(whole))
     steps = sorted(random.Random(7).sample(range(1, 23), 3))
