@@ -122,6 +122,15 @@ def test_hybrid_tokens_know_where_they_are():
     assert not torch.allclose(unet(torch.ones(1, 3, 8, 8), 5, torch.tensor([0])).sample, before)
 
 
+def test_the_hybrids_skip_passes_the_transformer_by():
+    """With nothing coming up from the tokens, the prediction still depends on the image."""
+    unet = make_unet("hybrid")
+    nn.init.zeros_(unet.up.weight)
+    sample, labels = _inputs(2)
+    one, other = unet(sample, 5, labels[[0, 0]]).sample
+    assert (one - other).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("size, parameters, gflop", [("tiny", 0.2, 0.025), ("s", 8.5, 0.8), ("m", 50, 6), ("l", 160, 20)])
 def test_hybrid_sizes_cost_what_the_table_says(size, parameters, gflop):
     """At 32x32x3: at most so many million parameters and GFLOP an image forward."""
