@@ -189,7 +189,7 @@ def test_a_runs_settings_can_be_run_again(config):
     ],
 )
 def test_learning_rate_by_hand(name, share, expected):
-    config = TrainConfig(lr_scheduler=name, lr_decay_share=share)
+    config = TrainConfig(lr_scheduler=name, lr_decay_share=share, lr_warmup_steps=0)
     assert [lr_factor(config, 99, done) for done in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx(expected)
 
 
