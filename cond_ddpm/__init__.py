@@ -18,6 +18,7 @@ _PUBLIC = {
     "LabelledImages": "data",
     "load_images": "data",
     "generate": "sampling",
+    "load_exported": "export",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -77,6 +77,7 @@ def _ema(arguments: list[str]) -> None:
     weights, rest = combine_snapshots(given.run / "ema", given.std, given.step)
     pipeline = CondDDPMPipeline.from_pretrained(given.run / "pipeline")
     pipeline.unet.load_state_dict(weights)
+    pipeline.companions = {}  # those are of other weights
     output = given.output or given.run / f"pipeline-ema-{given.std:g}"
     pipeline.save_pretrained(output)
     print(f"{output}: averaged with relative width {given.std:g}; the snapshots miss {rest:.1%} of that profile")
@@ -122,8 +123,11 @@ def _load(given: argparse.Namespace) -> tuple["cond_ddpm.CondDDPMPipeline", dict
     arguments = {name: value for name, value in vars(given).items() if name in _CALL_ARGUMENTS}
     if getattr(given, "guide", None):
         arguments["guide"] = _from_pretrained(given.guide).to(device)
-    if getattr(given, "fast", False):
-        if given.mixed_precision == "fp16":
+    fast, precision = getattr(given, "fast", False), getattr(given, "mixed_precision", "no")
+    if (fast or precision != "no") and next(pipeline.unet.parameters(), None) is None:
+        raise ValueError("fast, mixed_precision: expected neither with an exported model, which runs as it was exported.")
+    if fast:
+        if precision == "fp16":
             raise ValueError("fast: expected no --mixed_precision fp16 beside it, for it computes in bf16.")
         arguments["mixed_precision"] = "bf16"
         for one in (pipeline, arguments.get("guide")):
@@ -134,6 +138,10 @@ def _load(given: argparse.Namespace) -> tuple["cond_ddpm.CondDDPMPipeline", dict
 
 def _from_pretrained(model: str, revision: str | None = None) -> "cond_ddpm.CondDDPMPipeline":
     folder = pathlib.Path(model)
+    if (folder / "export.json").is_file():
+        from cond_ddpm.export import load_exported
+
+        return load_exported(folder)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         hint = "; a run's is its pipeline/, and `cond-ddpm ema --run RUN --std 0.05 --step N` writes one of an earlier step"
         raise ValueError(f"expected a pipeline folder, with a model_index.json, got {model}{hint}")
@@ -350,6 +358,10 @@ def _evaluate(arguments: list[str]) -> None:
     else:
         pipeline, settings = _load(given)
         results = evaluate(protocol, given.output, given.model, pipeline, keep=given.save_samples, **settings)
+        if given.output == pathlib.Path(given.model) / "results.json" and process_state().is_main_process:
+            from cond_ddpm.hub import complete
+
+            complete(given.output.parent)  # its card tells what was measured
     if process_state().is_main_process:
         print(summary(results))
         print(given.output)
@@ -382,6 +394,34 @@ def _tune(arguments: list[str]) -> None:
     print(folder)
 
 
+def _publish(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="cond-ddpm publish", description=_COMMANDS["publish"][1], allow_abbrev=False)
+    parser.add_argument("--model", type=pathlib.Path, required=True, help="pipeline folder, such as RUN/pipeline")
+    parser.add_argument("--repo_id", required=True, help="USER/NAME on the Hub; made, if it does not exist")
+    parser.add_argument("--private", action="store_true", help="only for those whom its owner lets in")
+    parser.add_argument("--space", action="store_true", help="also a demo Space of the same name")
+    parser.add_argument("--dry_run", action="store_true", help="check, show what would be uploaded, and upload nothing")
+    given = parser.parse_args(arguments)
+
+    from cond_ddpm.hub import publish
+
+    publish(given.model, given.repo_id, given.private, given.dry_run, given.space)
+
+
+def _export(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="cond-ddpm export", description=_COMMANDS["export"][1], allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="pipeline folder, such as RUN/pipeline, or Hub repository")
+    parser.add_argument("--revision", help="of the Hub repository")
+    parser.add_argument("--format", choices=("onnx", "torch"), required=True, help="onnx, or torch's own exported program")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write; every command's --model takes it")
+    given = parser.parse_args(arguments)
+
+    from cond_ddpm.export import export
+
+    difference = export(_from_pretrained(given.model, given.revision), given.format, given.output)
+    print(f"{given.output}: the same as the network to within {difference:.1e}, over batches and timesteps")
+
+
 _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (_train, "train a model, in this one process (several: accelerate launch train_cond_ddpm.py)"),
     "sample": (_sample, "images of the classes asked for (on several processes: accelerate launch -m cond_ddpm.cli sample)"),
@@ -389,6 +429,8 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "evaluate": (_evaluate, "measure a model or samples against real images (several: accelerate launch -m cond_ddpm.cli)"),
     "study": (_study, "train and measure several models on the same data, with the same judge"),
     "tune": (_tune, "search settings of training with Optuna"),
+    "publish": (_publish, "check a pipeline folder, write its card, upload it to the Hub; a demo Space, too"),
+    "export": (_export, "the network as ONNX, or as torch's exported program, to sample without its weights and code"),
     "ema": (_ema, "from a run's snapshots, write a pipeline averaged over another horizon, without training"),
 }
 

@@ -71,6 +71,9 @@ class TrainConfig:
         num_images_per_class: columns of that grid.
         num_inference_steps: steps of the pipeline's sampler for that grid.
         guidance_scale: of that grid; 1 for none.
+        push_to_hub: publish the pipeline when the run is over, as `cond-ddpm publish` does.
+        hub_model_id: USER/NAME to publish it under.
+        hub_private_repo: only for those whom its owner lets in.
     """
 
     dataset: str = "cifar10"
@@ -131,19 +134,24 @@ class TrainConfig:
     num_images_per_class: int = 8
     num_inference_steps: int = 20
     guidance_scale: float = 1.0
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool = False
 
     # What may differ between a checkpoint and the run that goes on from it, since it changes no step that was done.
     MAY_CHANGE_AT_RESUME: ClassVar[frozenset[str]] = frozenset(
         {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit"}
         | {"report_to", "logging_steps", "num_epochs", "max_train_steps", "max_train_minutes", "patience", "compile"}
         | {"num_cpu_threads", "save_images_epochs", "num_images_per_class", "num_inference_steps", "guidance_scale"}
-        | {"num_ema_snapshots"}
+        | {"num_ema_snapshots", "push_to_hub", "hub_model_id", "hub_private_repo"}
     )
 
     def __post_init__(self):
         for name in ("dataset", "output_dir"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a name or a path, got nothing.")
+        if self.push_to_hub != (self.hub_model_id is not None):
+            raise ValueError("push_to_hub, hub_model_id: expected both or neither; give --hub_model_id USER/NAME.")
         if self.beta_schedule == "squaredcos_cap_v2" and (self.beta_start, self.beta_end) != (1e-4, 0.02):
             raise ValueError("beta_start, beta_end: expected none with beta_schedule squaredcos_cap_v2, which has no betas.")
         if self.class_dropout_prob == 0 and self.guidance_scale != 1:

@@ -84,6 +84,12 @@ def load_images(
     return LabelledImages(_decoded(table, image_column, resolution, channels), labels, class_names)
 
 
+def public_name(name: str | None) -> str | None:
+    """A Hub id or a name of ours as it is; of a path on this machine only its last part, for what may be published."""
+    path = Path(name or "").expanduser()
+    return path.resolve().name if name and path.exists() else name
+
+
 def hold_out(data: LabelledImages, num_validation_images: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices (training, validation): the same for every run on the same data, whatever its seed.
 

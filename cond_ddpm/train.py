@@ -1,7 +1,8 @@
 """Training: one linear function that reads top to bottom.
 
-May import: `config, data, diffusion, sampling, checkpoint, visualize, ema, muon, processes`, the models and the pipeline; only
-the script, the command line and tests import this file. Next on the data's way: the folder `pipeline/`, which all else reads.
+May import: `config, data, diffusion, sampling, checkpoint, visualize, ema, muon, processes, hub`, the models and the pipeline;
+only the script, the command line and tests import this file. Next on the data's way: the folder `pipeline/`, which all else
+reads.
 """
 
 import contextlib
@@ -26,14 +27,16 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
+import cond_ddpm
+from cond_ddpm import hub
 from cond_ddpm.checkpoint import Progress, checkpoints, find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from cond_ddpm.config import TrainConfig, checked_arguments
-from cond_ddpm.data import LabelledImages, epoch_order, hold_out, load_images, make_batch
+from cond_ddpm.data import LabelledImages, epoch_order, hold_out, load_images, make_batch, public_name
 from cond_ddpm.diffusion import diffusion_losses, draw_training, draw_validation, make_noise_scheduler
 from cond_ddpm.ema import PowerEMA, save_snapshot
 from cond_ddpm.models import MODELS, forward_flop
 from cond_ddpm.muon import Muon
-from cond_ddpm.pipelines.pipeline_cond_ddpm import DEFAULT_SAMPLER, CondDDPMPipeline
+from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS, DEFAULT_SAMPLER, CondDDPMPipeline
 from cond_ddpm.processes import Stopping, make_accelerator
 from cond_ddpm.sampling import generate
 from cond_ddpm.visualize import class_grid, loss_curve
@@ -51,11 +54,12 @@ def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -
     Returns:
         The run's folder: `config.json`, `metrics.csv` (a row an epoch), `metrics.jsonl` (a row a step), `loss.png`,
         `samples/epoch_NNNN.png`, `checkpoint-N/` for resuming, `ema/`, `logs/`, and `pipeline/`, the weights of the epoch
-        with the least validation loss (their moving average, unless `use_ema` is off).
+        with the least validation loss (their moving average, unless `use_ema` is off), with a card, ready to be published.
 
     Raises:
         ValueError: settings that do not fit the data, the network, the checkpoint or the number of processes.
-        OSError: a data set that is not there, an output folder that cannot be written, a full disk.
+        OSError: a data set that is not there, an output folder that cannot be written, a full disk; with `push_to_hub`, a
+            Hub that cannot be reached or refuses.
         FloatingPointError: a loss that is not finite.
         SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with a checkpoint of the last step.
     """
@@ -67,6 +71,9 @@ def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -
     goes_on = checkpoint is not None and checkpoint.resolve().parent == run.resolve()
     if is_main and not goes_on:
         _check_run_folder(run, config)  # now, before the work; it is emptied when all else is known to fit
+    if is_main and config.push_to_hub:
+        hub.check_name(config.hub_model_id)
+        hub.check_access()  # now, and not after hours of work
 
     # 2. Data: decoded once, by the main process
     with accelerator.main_process_first():
@@ -216,6 +223,8 @@ def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -
                 progress.epochs_since_best = 0 if better else progress.epochs_since_best + 1
                 last = _finished(config, progress, total_steps, budget_seconds)
                 if is_main and better:
+                    record = _training_record(config, accelerator, averaged_unet, random_flip, data, progress, row)
+                    pipeline.companions = {"results.json": (json.dumps({"training": record}, indent=2) + "\n").encode()}
                     _save_pipeline(pipeline, run / "pipeline")
                 images = None
                 if config.save_images_epochs and (last or epoch % config.save_images_epochs == 0):
@@ -257,8 +266,15 @@ def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -
                         file=sys.stderr,
                     )
                 raise SystemExit(128 + signal)
-    if is_main and config.patience is not None and progress.epochs_since_best >= config.patience:
-        print(f"stopped early: no better validation loss for {config.patience} epochs")
+
+    # 10. The published folder gets its card, and goes to the Hub, if it is to
+    if is_main:
+        if config.patience is not None and progress.epochs_since_best >= config.patience:
+            print(f"stopped early: no better validation loss for {config.patience} epochs")
+        if (run / "pipeline").is_dir():  # not where a finished run goes on in another folder
+            hub.complete(run / "pipeline", pictures={"loss.png": (run / "loss.png").read_bytes()})
+        if config.push_to_hub:
+            hub.publish(run / "pipeline", config.hub_model_id, private=config.hub_private_repo)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return run
@@ -534,6 +550,38 @@ def _empty_run_folder(run: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def _versions() -> dict[str, str]:
+    names = ("torch", "diffusers", "accelerate", "datasets", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _training_record(config, accelerator, unet, random_flip, data, progress, row) -> dict:
+    """How the weights that are saved now came to be, for results.json and the card; nothing of this machine's paths."""
+    local = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo")
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in local}
+    dataset = settings["dataset"] = public_name(config.dataset)
+    images_seen = progress.step * config.batch_size
+    return {
+        "dataset": dataset,
+        "dataset_on_hub": dataset == config.dataset and dataset != "mnist5k",
+        "num_images": len(data) - config.num_validation_images,
+        "num_validation_images": config.num_validation_images,
+        "random_flip": random_flip,
+        "epoch": row["epoch"],
+        "step": row["step"],
+        "train_loss": row["train_loss"],
+        "val_loss": row["val_loss"],
+        "images_seen": images_seen,
+        "training_flop": 3 * forward_flop(unet) * images_seen,  # backward costs two forwards
+        "minutes": round(progress.elapsed_seconds / 60, 2),
+        "num_processes": accelerator.num_processes,
+        "device": str(accelerator.device.type),
+        "mixed_precision": accelerator.mixed_precision,
+        "config": settings,
+        "versions": {"cond_ddpm": cond_ddpm.__version__, **_versions()},
+    }
+
+
 def _write_config(run, config, accelerator, unet, random_flip, data) -> None:
     """config.yaml: the settings, to run it again by --config. config.json: those, what they came to, versions, command."""
     record = {
@@ -548,18 +596,22 @@ def _write_config(run, config, accelerator, unet, random_flip, data) -> None:
             "num_images": len(data),
         },
         "command": sys.argv,
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "diffusers", "accelerate", "datasets", "numpy")},
+        "versions": _versions(),
     }
     (run / "config.json").write_text(json.dumps(record, indent=2) + "\n")
     (run / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(record["config"])), sort_keys=False))
 
 
 def _save_pipeline(pipeline: CondDDPMPipeline, folder: Path) -> None:
-    """Write beside, then replace file by file: of one run's epochs only the weights differ, so a kill leaves a whole one."""
+    """Write beside, then replace file by file: of one run's epochs only the weights differ, so a kill leaves a whole one.
+
+    Results and pictures of an earlier epoch's weights go first.
+    """
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial)
+    for name in COMPANIONS:
+        (folder / name).unlink(missing_ok=True)
     for file in sorted(path for path in partial.rglob("*") if path.is_file()):
         target = folder / file.relative_to(partial)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ May import: the standard library, torch, diffusers (absolute names), nothing of 
 What is trained by `cond_ddpm/train.py` is saved by `save_pretrained` here: the one writer of the published folder.
 """
 
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -27,6 +28,7 @@ from diffusers import (
     SchedulerMixin,
 )
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.hub_utils import _get_model_file
 from diffusers.utils.torch_utils import randn_tensor
 
 # How timesteps are chosen, as settings of a scheduler. "quadratic" is ours, see `_set_timesteps`.
@@ -55,6 +57,11 @@ SAMPLERS = {
     "heun": ("HeunDiscreteScheduler", SPACINGS["karras"]),
     "euler": ("EulerDiscreteScheduler", SPACINGS["karras"]),
 }
+# What may lie beside the model in its folder: the card, what was measured, pictures. Saved again with what was loaded.
+COMPANIONS = (
+    *("README.md", "results.json", "samples.png", "loss.png"),
+    *("results-confusion.png", "results-neighbours.png"),
+)
 DEFAULT_SAMPLER = "dpm++2"  # what training saves with the model, for 20 steps
 
 
@@ -118,6 +125,8 @@ class CondDDPMPipeline(DiffusionPipeline):
         self.register_to_config(id2label=id2label, class_dropout_prob=class_dropout_prob)
         self.id2label, self.class_dropout_prob = id2label, class_dropout_prob
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+        self._companions: dict[str, bytes] | None = None
+        self._source: tuple[str, dict] | None = None  # where loaded from: folder or repository, and how it is asked for
 
     def label_ids(self, class_labels: int | str | Sequence[int | str] | torch.Tensor) -> list[int]:
         """The ids of labels given as ids, names, or a mixture.
@@ -412,7 +421,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         return _whole("num_inference_steps", num_inference_steps, 1, train_steps, " (the steps trained on)")
 
     def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
-        """Write model_index.json, and beside it the code of each class that diffusers does not have.
+        """Write model_index.json, and beside it the companions and the code of each class that diffusers does not have.
 
         diffusers would name our classes by their dotted module, which its loader rejects, and copy no code; with
         [file stem, class] and the file in the folder, `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)`
@@ -422,6 +431,8 @@ class CondDDPMPipeline(DiffusionPipeline):
             raise ValueError("save_config writes no weights; to publish, call pipeline.push_to_hub(repo_id).")
         super().save_config(save_directory, **kwargs)
         folder = Path(save_directory)
+        for name, content in self.companions.items():
+            (folder / name).write_bytes(content)
         code = {"_class_name": _copy_code(type(self), folder)}
         for name, component in self.components.items():
             component = getattr(component, "_orig_mod", component)  # torch.compile's wrapper is not what is published
@@ -430,6 +441,28 @@ class CondDDPMPipeline(DiffusionPipeline):
             if (folder / name / component.config_name).is_file():
                 _edit_json(folder / name / component.config_name, {})
         _edit_json(folder / self.config_name, code)
+
+    @property
+    def companions(self) -> dict[str, bytes]:
+        """Files that `save_pretrained` writes too, by name, one of `COMPANIONS`: card, results, pictures.
+
+        If they have not been set, those that lie where this was loaded from. (None, if that was the Hub and by diffusers,
+        which does not keep the revision.)
+        """
+        if self._companions is None:
+            folder = self.config.get("_name_or_path")
+            source = self._source or ((folder, {}) if folder and Path(folder).is_dir() else None)
+            self._companions = {}
+            for name in COMPANIONS if source else ():
+                with contextlib.suppress(OSError, ValueError):  # there is none of that name, or no folder any more
+                    self._companions[name] = Path(_get_model_file(source[0], weights_name=name, **source[1])).read_bytes()
+        return self._companions
+
+    @companions.setter
+    def companions(self, files: dict[str, bytes]) -> None:
+        if set(files) - set(COMPANIONS):
+            raise ValueError(f"companions: expected names among {', '.join(COMPANIONS)}, got {', '.join(files)}.")
+        self._companions = dict(files)
 
     @classmethod
     def from_pretrained(
@@ -488,6 +521,7 @@ class CondDDPMPipeline(DiffusionPipeline):
             class_dropout_prob = index.get("class_dropout_prob")
         pipeline = cls(unet, scheduler, id2label or index.get("id2label"), class_dropout_prob)
         pipeline.register_to_config(_name_or_path=where)
+        pipeline._source = (where, hub)
         return pipeline
 
 

@@ -21,7 +21,9 @@ def test_top_level(arguments, code, capsys):
     assert found == code
     printed = capsys.readouterr()
     if arguments == ["paint"]:
-        assert "expected one of train, sample, visualize, evaluate, study, tune, ema, got 'paint'" in printed.err
+        assert (
+            "expected one of train, sample, visualize, evaluate, study, tune, publish, export, ema, got 'paint'" in printed.err
+        )
     if arguments == ["train", "--help"]:
         assert "--learning_rate" in printed.out and "images in an optimizer step" in printed.out
 

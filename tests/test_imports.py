@@ -23,10 +23,13 @@ MAY_IMPORT = {
     "visualize": {"sampling", "ema", "pipelines"},
     "train": {
         *("config", "data", "diffusion", "sampling", "checkpoint", "visualize", "ema", "processes"),
-        *("models", "muon", "pipelines"),
+        *("models", "muon", "pipelines", "hub", ""),
     },
     "evaluate": {"cli", "config", "data", "ema", "models", "pipelines", "processes", "sampling", "visualize"},
-    "cli": {"config", "train", "ema", "data", "processes", "sampling", "visualize", "evaluate", ""},
+    "hub": {"models", "pipelines", "processes", "visualize", ""},
+    "export": {"pipelines"},
+    "demo": set(),
+    "cli": {"config", "train", "ema", "data", "processes", "sampling", "visualize", "evaluate", "hub", "export", ""},
     "models": {"models"},
     "": set(),
 }

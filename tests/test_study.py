@@ -71,8 +71,8 @@ def test_study_measures_each_model_along_its_course(base, tmp_path):
         output = tmp_path / row["model"] / "evaluations" / f"step-{row['step']}.json"
         found = json.loads(output.read_text())
         assert float(row["frechet_distance"]) == found["samples"]["frechet_distance"]
-        assert found["protocol"]["training"]["batch_size"] == 16
-        assert found["protocol"]["training"]["step"] == int(row["step"])
+        assert found["training"]["batch_size"] == 16
+        assert found["training"]["step"] == int(row["step"])
     assert len({row["frechet_distance"] for row in rows}) == 4
     table = (tmp_path / "study.md").read_text()
     assert table.count("\n| ") == 6 and "real images, held out" in table and "12 samples against 87 real images" in table

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from cond_ddpm.data import LabelledImages, NoSuchSplit, load_images
+from cond_ddpm.data import LabelledImages, NoSuchSplit, load_images, public_name
 from cond_ddpm.evaluate.classifier import fingerprint
 from cond_ddpm.evaluate.features import Extractor, make_extractor
 from cond_ddpm.evaluate.given import UNKNOWN, given_samples, matched
@@ -33,6 +33,7 @@ from cond_ddpm.evaluate.metrics import (
     precision_and_recall,
 )
 from cond_ddpm.evaluate.tally import GROUPS, NEIGHBOURS, Tally
+from cond_ddpm.models import weights_checksum
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
 from cond_ddpm.sampling import sample_batches, save_samples
@@ -146,7 +147,7 @@ def evaluate(
         samples: in place of a pipeline: a folder of CLASS/*.png, or an .npz with `images` (N, H, W, C) uint8 and
             `class_labels` (or `arr_0` and `arr_1`, as others write them).
         keep: where to keep the samples, an .npz or a new folder.
-        training: how the model was trained, for the record; if not given, from the run's folder that it lies in.
+        training: how the model was trained, for the record; if not given, what the model's own results.json says.
         progress: show bars.
         arguments: passed on to sampling: `num_inference_steps`, `guidance_scale`, `batch_size`, `mixed_precision`...
 
@@ -192,7 +193,10 @@ def evaluate(
         reference = _real_tally(real.train, len(real.train), extractor, protocol.subset, cache)
         held_out = _real_tally(real.test, protocol.num_samples, extractor, protocol.subset, cache)
 
-    results = {"protocol": _quoted(protocol, extractor, real, model, pipeline, samples, training, arguments)}
+    if training is None and pipeline is not None:
+        training = json.loads(pipeline.companions.get("results.json", b"{}")).get("training")
+    quoted = _quoted(protocol, extractor, real, model, pipeline, samples, arguments)
+    results = {"training": training or "not known", "protocol": quoted}
     measured, files, started = [], [], time.perf_counter()
     for repeat in range(protocol.repeats):
         seeds = range(protocol.seed + repeat * protocol.num_samples, protocol.seed + (repeat + 1) * protocol.num_samples)
@@ -207,8 +211,8 @@ def evaluate(
             stream = lambda done: _share(made, done, state)  # noqa: B023, E731
         else:
             guide = arguments.get("guide")
-            called = {**arguments, "guide": None if guide is None else _weights_checksum(guide)}
-            settings = [_weights_checksum(pipeline), pipeline.scheduler.config, sorted(called.items()), seeds.start]
+            called = {**arguments, "guide": None if guide is None else weights_checksum(guide.unet)}
+            settings = [weights_checksum(pipeline.unet), pipeline.scheduler.config, sorted(called.items()), seeds.start]
             stream = lambda done: _sampled(pipeline, labels, seeds, done, progress, arguments)  # noqa: B023, E731
         key = [settings, extractor.quoted, protocol.num_samples, protocol.subset, state.num_processes]
         tally, of_repeat = _tally_of(stream, extractor, reference, output, key, state)
@@ -370,9 +374,12 @@ def _tally_of(stream, extractor: Extractor, like: Tally, output: Path, key: list
 # The record
 
 
-def _quoted(protocol, extractor, real: _Real, model, pipeline, samples, training, arguments) -> dict:
+def _quoted(protocol, extractor, real: _Real, model, pipeline, samples, arguments) -> dict:
     record = {
         **dataclasses.asdict(protocol),
+        "dataset": public_name(protocol.dataset),
+        "weights": public_name(protocol.weights),
+        "features": public_name(protocol.features),
         "test_split": real.test_name,
         "split_images": len(real.train),
         "test_split_images": len(real.test),
@@ -399,21 +406,16 @@ def _quoted(protocol, extractor, real: _Real, model, pipeline, samples, training
     config = {name: value for name, value in scheduler.config.items() if not name.startswith("_") and isinstance(value, plain)}
     guide = called.pop("guide", None)
     record |= {
-        "model": Path(model).name if model and Path(model).is_dir() else model,
-        "weights_checksum": _weights_checksum(pipeline),
+        "model": public_name(model),
+        "weights_checksum": weights_checksum(pipeline.unet),
         **called,
         "num_inference_steps": called.get("num_inference_steps") or pipeline.default_steps(scheduler),
         "scheduler": type(scheduler).__name__,
         "scheduler_config": {name: str(value) if value in (math.inf, -math.inf) else value for name, value in config.items()},
-        "guide_checksum": None if guide is None else _weights_checksum(guide),
+        "guide_checksum": None if guide is None else weights_checksum(guide.unet),
         "seeds": [protocol.seed, protocol.seed + protocol.num_samples * protocol.repeats - 1],
     }
-    run = Path(model or "").parent / "config.json"
-    if training is None and model and Path(model).name == "pipeline" and run.is_file():
-        settings = json.loads(run.read_text()).get("config", {})
-        names = ("batch_size", "use_ema", "ema_std", "max_train_steps", "num_epochs", "class_dropout_prob", "prediction_type")
-        training = {name: settings.get(name) for name in names}
-    return {**record, "training": training or "not known"}
+    return record
 
 
 def _warnings(results: dict, dim: int, real: _Real) -> list[str]:
@@ -454,13 +456,6 @@ def _mean_and_deviation(measured: list[dict]) -> tuple[dict, dict | None]:
 
 def _hash(what) -> str:
     return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
-
-
-def _weights_checksum(pipeline: CondDDPMPipeline) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(pipeline.unet.state_dict().items()):
-        digest.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _commit() -> str | None:

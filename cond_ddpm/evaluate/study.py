@@ -194,7 +194,7 @@ def _measure(config: StudyConfig, settings: TrainConfig, name: str, run: Path) -
         output = run / "evaluations" / f"step-{step}.json"
         training = {"step": step, "ema_std": settings.ema_std, "batch_size": settings.batch_size}
         training["study"] = {"evaluate": config.evaluate, "sampling": config.sampling}
-        measured = json.loads(output.read_text())["protocol"]["training"] if output.is_file() else None
+        measured = json.loads(output.read_text()).get("training") if output.is_file() else None
         if measured != json.loads(json.dumps(training)):  # not yet, or in another way
             print(f"{name}: measuring step {step}", file=sys.stderr)
             pipeline.unet.load_state_dict(combine_snapshots(run / "ema", settings.ema_std, step)[0])

@@ -1,0 +1,45 @@
+"""The demo in a browser: choose a class, see images. Published beside the Space's app.py, so it stays self-contained.
+
+May import: the standard library, torch, diffusers, gradio; nothing of ours.
+"""
+
+import gradio
+from diffusers import DiffusionPipeline
+
+
+def make_demo(pipeline: DiffusionPipeline, guidance_scale: float = 1.0) -> gradio.Blocks:
+    """A page with a class, how many images, seed, guidance and steps; the same choice gives the same images.
+
+    Args:
+        pipeline: a `CondDDPMPipeline`, loaded by this package or by diffusers.
+        guidance_scale: where its slider starts.
+    """
+    config, schedule = pipeline.unet.config, pipeline.scheduler.config
+    names = pipeline.id2label or {label: str(label) for label in range(config.num_classes)}
+    choices = [("any class", -1)] + [(name, label) for label, name in names.items()]
+    most_steps = min(100, schedule.num_train_timesteps)
+
+    def sample(label: int, count: float, seed: float, guidance: float, steps: float):
+        first = int(seed)
+        seeds = range(first, first + int(count))
+        labels = None if label < 0 else [int(label)]
+        settings = {"guidance_scale": guidance if labels else 1.0, "num_inference_steps": int(steps)}
+        images = pipeline(labels, seeds=seeds, num_images_per_label=len(seeds), **settings).images
+        scale = max(1, 128 // config.sample_size)  # whole pixels, else the browser blurs them
+        return [image.resize((config.sample_size * scale,) * 2, resample=0) for image in images]
+
+    with gradio.Blocks(title="cond_ddpm") as demo:
+        gradio.Markdown(f"# Images of {config.num_classes} classes\nA class-conditional DDPM draws what you choose.")
+        with gradio.Row():
+            with gradio.Column(scale=1):
+                label = gradio.Dropdown(choices, value=choices[1][1], label="class")
+                count = gradio.Slider(1, 16, value=8, step=1, label="images")
+                seed = gradio.Number(0, precision=0, minimum=0, label="seed")
+                guidance = gradio.Slider(0, 5, value=guidance_scale, step=0.1, label="guidance_scale")
+                steps = gradio.Slider(2, most_steps, value=min(20, most_steps), step=1, label="steps")
+                button = gradio.Button("Sample", variant="primary")
+            gallery = gradio.Gallery(label="samples", columns=4, scale=2, height="auto")
+        inputs = [label, count, seed, guidance, steps]
+        button.click(sample, inputs, gallery)
+        demo.load(sample, inputs, gallery)
+    return demo

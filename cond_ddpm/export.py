@@ -1,0 +1,186 @@
+"""The network as one file that other runtimes take, and a pipeline that samples from it without torch's weights.
+
+May import: the pipeline. Beside the data's way: `CondDDPMPipeline` takes the exported network in place of the UNet.
+"""
+
+import hashlib
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.models.unets.unet_2d import UNet2DOutput
+
+from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
+
+FILES = {"onnx": "unet.onnx", "torch": "unet.pt2"}
+TOLERANCE = 1e-4  # of an output that is of about unit variance
+
+
+def export(pipeline: CondDDPMPipeline, format: str, output: Path) -> float:
+    """Write a folder with the network, for batches of any size, its scheduler and the names of its classes.
+
+    Args:
+        pipeline: what is exported, in float32 on the CPU.
+        format: `onnx`, for onnxruntime and others; or `torch`, a `torch.export` program.
+        output: a new or empty folder: `unet.onnx` or `unet.pt2`, `export.json`, `scheduler/`. `load_exported` reads it.
+
+    Returns:
+        The largest difference from the network, over timesteps and batches of several sizes.
+
+    Raises:
+        ValueError: a folder with other files; a format not known, or whose packages are not installed.
+        FloatingPointError: the difference is more than 1e-4.
+    """
+    if format not in FILES:
+        raise ValueError(f"format: expected one of {', '.join(FILES)}, got {format!r}.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"output: expected a new or empty folder, got {output}.")
+    network = _Plain(pipeline.unet.to("cpu", torch.float32)).eval()
+    config = pipeline.unet.config
+    partial = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        with torch.no_grad():
+            # Of two images: of one, the batch would be taken for a constant.
+            program = torch.export.export(network, _example(config, 2), dynamic_shapes=[{0: torch.export.Dim.DYNAMIC}] * 3)
+            if format == "torch":
+                torch.export.save(program, partial / FILES[format])
+            else:
+                _save_onnx(program, partial / FILES[format])
+        record = {
+            "format": format,
+            "unet": {name: value for name, value in config.items() if not name.startswith("_")},
+            "id2label": pipeline.id2label,
+            "class_dropout_prob": pipeline.class_dropout_prob,
+        }
+        (partial / "export.json").write_text(json.dumps(record, indent=2) + "\n")
+        pipeline.scheduler.save_pretrained(partial / "scheduler")
+        difference = _difference(network, load_exported(partial).unet, pipeline.scheduler.config.num_train_timesteps)
+        if not difference <= TOLERANCE:
+            raise FloatingPointError(f"{format}: expected at most {TOLERANCE} from the network, got {difference:.1e}.")
+        output.mkdir(parents=True, exist_ok=True)
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return difference
+
+
+def load_exported(folder: Path, threads: int | None = None) -> CondDDPMPipeline:
+    """A pipeline that samples from what `export` wrote; of torch's weights and of the network's code it needs nothing.
+
+    Args:
+        folder: what `export` wrote.
+        threads: of onnxruntime; as many as torch has, if not given.
+
+    Raises:
+        ValueError: onnxruntime is not installed.
+    """
+    import diffusers
+
+    record = json.loads((folder / "export.json").read_text())
+    file = folder / FILES[record["format"]]
+    run = _OnnxRun(file, threads or torch.get_num_threads()) if record["format"] == "onnx" else _TorchRun(file)
+    scheduler_class = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    scheduler = getattr(diffusers, scheduler_class).from_pretrained(folder, subfolder="scheduler")
+    unet = ExportedUNet(run, record["unet"], hashlib.sha256(file.read_bytes()).hexdigest())
+    return CondDDPMPipeline(unet, scheduler, record["id2label"], record["class_dropout_prob"])
+
+
+class ExportedUNet(torch.nn.Module):
+    """An exported network as `CondDDPMPipeline` calls a UNet: the same arguments, the same answer, float32 on the CPU.
+
+    Args:
+        run: (sample (B, C, H, W) float32, timestep (B,) int64, class_labels (B,) int64) -> prediction (B, C, H, W).
+        config: that of the UNet.
+        checksum: of the file, in hexadecimal; tells networks apart where weights would.
+    """
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, run, config: dict, checksum: str):
+        super().__init__()
+        self.run, self.config = run, FrozenDict(config)
+        self.register_buffer("checksum", torch.frombuffer(bytearray.fromhex(checksum), dtype=torch.uint8))  # as its weights
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor, return_dict: bool = True
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        timestep = torch.as_tensor(timestep).expand(len(sample)).long()
+        prediction = self.run(sample.float(), timestep, class_labels)
+        return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
+
+
+class _OnnxRun:
+    def __init__(self, file: Path, threads: int):
+        try:
+            import onnxruntime
+        except ImportError:
+            raise ValueError(
+                'format: onnx needs onnxruntime, which is not installed; pip install "cond_ddpm[onnx]".'
+            ) from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+        names = [given.name for given in self.session.get_inputs()]
+        given = dict(zip(names, (sample.numpy(), timestep.numpy(), class_labels.numpy()), strict=True))
+        return torch.from_numpy(self.session.run(None, given)[0])
+
+
+class _TorchRun:
+    def __init__(self, file: Path):
+        self.module = torch.export.load(file).module()
+
+    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+        return self.module(sample, timestep, class_labels)
+
+
+class _Plain(torch.nn.Module):
+    """Tensors in, a tensor out."""
+
+    def __init__(self, unet: torch.nn.Module):
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+        return self.unet(sample, timestep, class_labels, return_dict=False)[0]
+
+
+def _example(config, batch: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    sample = torch.randn(batch, config.in_channels, config.sample_size, config.sample_size, generator=generator)
+    labels = torch.randint(config.num_classes + 1, (batch,), generator=generator)  # the null label is one of them
+    return sample, torch.zeros(batch, dtype=torch.int64), labels
+
+
+def _save_onnx(program: torch.export.ExportedProgram, file: Path) -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            'format: onnx needs onnx and onnxscript, which are not installed; pip install "cond_ddpm[onnx]".'
+        ) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its own code
+        names = ["sample", "timestep", "class_labels"]
+        exported = torch.onnx.export(program, dynamo=True, input_names=names, output_names=["prediction"], verbose=False)
+        exported.save(file, external_data=False)
+
+
+@torch.no_grad()
+def _difference(network: torch.nn.Module, exported: ExportedUNet, num_train_timesteps: int) -> float:
+    """The largest over timesteps, from the first to the last, and batches of 1, 2 and 5 images of each kind of label."""
+    largest = 0.0
+    for index, batch in enumerate((1, 2, 5)):
+        sample, _, labels = _example(exported.config, batch, seed=index)
+        for share in (0.0, 0.1, 0.3, 0.5, 0.8, 1.0):
+            timestep = torch.full((batch,), round(share * (num_train_timesteps - 1)))
+            wanted = network(sample, timestep, labels)
+            largest = max(largest, (exported(sample, timestep, labels).sample - wanted).abs().max().item())
+    return largest

@@ -1,0 +1,488 @@
+"""The published folder, its card and its check; publishing to a Hub on loopback, with what can go wrong there."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS
+from conftest import NAMES, ROOT, make_unet
+from hub_server import TOKEN, HubServer
+
+from cond_ddpm import CondDDPMPipeline, hub
+from cond_ddpm.cli import main
+from cond_ddpm.models import weights_checksum
+
+NAME = "someone/shapes"
+
+
+def results_of(pipeline) -> dict:
+    """As `cond-ddpm evaluate` writes them, made up, of a run that is made up too."""
+    classes = {name: {"num_images": 10, "frechet_distance": 1.5, "accuracy": 0.75} for name in NAMES}
+    figures = {"num_images": 30, "frechet_distance": 12.5, "frechet_distance_infinite": None, "kernel_distance": 0.25}
+    figures |= {"precision": 0.5, "recall": 0.375, "label_accuracy": 0.75, "nearest_training_distance": 0.125}
+    return {
+        "training": {
+            "dataset": "shapes",
+            "dataset_on_hub": False,
+            "num_images": 80,
+            "num_validation_images": 16,
+            "random_flip": True,
+            "epoch": 4,
+            "step": 20,
+            "train_loss": 0.3,
+            "val_loss": 0.25,
+            "images_seen": 320,
+            "training_flop": 1.5e9,
+            "minutes": 2.5,
+            "num_processes": 1,
+            "device": "cpu",
+            "mixed_precision": "bf16",
+            "config": {
+                "train_split": "train",
+                "min_snr_gamma": 5.0,
+                "use_ema": True,
+                "ema_std": 0.05,
+                "seed": 0,
+                "timestep_sampling": "uniform",
+                "class_dropout_prob": 0.1,
+                "optimizer": "muon",
+                "learning_rate": 6e-4,
+                "lr_scheduler": "linear",
+                "batch_size": 16,
+                "guidance_scale": 2.0,
+            },
+        },
+        "protocol": {
+            "dataset": "shapes",
+            "split": "train",
+            "test_split": "test",
+            "features": "classifier",
+            "num_samples": 30,
+            "split_images": 80,
+            "seeds": [0, 29],
+            "scheduler": "DDPMScheduler",
+            "num_inference_steps": 3,
+            "guidance_scale": 3.0,
+            "repeats": 1,
+            "weights_checksum": weights_checksum(pipeline.unet),
+            "feature_extractor": {"backend": "ours", "version": "1", "checksum": "abc", "held_out_accuracy": 0.9},
+        },
+        "samples": {**figures, "classes": classes},
+        "samples_std": None,
+        "held_out_real": {**figures, "frechet_distance": 0.5, "label_accuracy": 0.9, "classes": classes},
+        "warnings": ["30 samples are few."],
+    }
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """As training leaves it."""
+    from diffusers import DDPMScheduler
+
+    folder = tmp_path_factory.mktemp("published") / "pipeline"
+    scheduler = DDPMScheduler(num_train_timesteps=20, timestep_spacing="trailing")
+    pipeline = CondDDPMPipeline(make_unet("hybrid"), scheduler, dict(enumerate(NAMES)), class_dropout_prob=0.1)
+    results = {"training": results_of(pipeline)["training"]}
+    pipeline.companions = {"results.json": json.dumps(results).encode()}
+    pipeline.save_pretrained(folder)
+    hub.complete(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(published, tmp_path):
+    return Path(shutil.copytree(published, tmp_path / "pipeline"))
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(hub.time, "sleep", lambda seconds: None)
+        yield server
+
+
+@pytest.fixture
+def quick_check(monkeypatch):
+    """Leave out the load in a process of its own, which has tests of its own."""
+    monkeypatch.setattr(hub, "_load_without_package", lambda folder: [])
+
+
+def _files(folder):
+    paths = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+# The folder
+
+
+def test_the_whole_folder_comes_back_from_loading_and_saving(folder, tmp_path):
+    assert set(_files(folder)) == {
+        *("model_index.json", "pipeline_cond_ddpm.py", "README.md", "results.json", "samples.png"),
+        *("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "unet/cond_unet.py"),
+        "scheduler/scheduler_config.json",
+    }
+    CondDDPMPipeline.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    assert _files(tmp_path / "again") == _files(folder)
+    script = f"""
+import sys
+sys.modules["cond_ddpm"] = None
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained({str(folder)!r}, trust_remote_code=True)
+pipeline.save_pretrained({str(tmp_path / "stranger")!r})
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert _files(tmp_path / "stranger") == _files(folder)
+    with pytest.raises(ValueError, match=r"companions: expected names among README.md"):
+        CondDDPMPipeline.from_pretrained(folder).companions = {"notes.txt": b""}
+
+
+def test_completing_again_changes_nothing(folder):
+    before = _files(folder)
+    hub.complete(folder)
+    assert _files(folder) == before
+
+
+# The card
+
+
+def test_the_card_says_what_is_known_and_what_is_not(folder):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(folder / "README.md")
+    text = card.text
+    assert card.data.library_name == "diffusers" and card.data.license == "apache-2.0" and card.data.datasets is None
+    assert {"diffusers", "class-conditional-image-generation", "ddpm"} <= set(card.data.tags)
+    assert card.data.eval_results is None
+    assert "The samples have not been measured." in text and "Not measured: Fréchet distance" in text
+    assert (
+        "| seed | 0 |" in text
+        and "| compute | 2 minutes on 1 process(es), cpu, bf16; 320 images, about 1.5e+09 FLOP |" in text
+    )
+    assert "![samples](samples.png)" in text and "| 1 | square |" in text
+    assert not re.search(r"TODO|\[More Information|None\b(?! is no class)|\{\{|nan", text)
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        compile(code, "README.md", "exec")
+        assert 'revision="main"' in code
+
+
+def test_measured_figures_are_in_the_metadata_with_their_protocol(folder):
+    from huggingface_hub import ModelCard
+
+    pipeline = CondDDPMPipeline.from_pretrained(folder)
+    results = results_of(pipeline)
+    (folder / "results.json").write_text(json.dumps(results))
+    hub.complete(folder, NAME)
+    card = ModelCard.load(folder / "README.md")
+    figures = {result.metric_type: result for result in card.data.eval_results}
+    assert figures["frechet_distance"].metric_value == 12.5 and figures["accuracy"].metric_value == 0.75
+    assert "fid" not in figures  # that is Inception's
+    config = figures["kid"].metric_config
+    for words in ("30 samples", "seeds 0 to 29", "3 steps", "guidance 3", "weights abc", "right on 90.0% of unseen"):
+        assert words in config
+    assert "| Fréchet distance | 12.5 | 0.5 |" in card.text and "| square | 0.75 | 0.75 | 1.5 | 1.5 |" in card.text
+    assert "FID by Inception-v3" in card.text.partition("Not measured:")[2] and "30 samples are few." in card.text
+    assert "as 25% of them are by the judge" in card.text and f'from_pretrained("{NAME}"' in card.text
+    assert "guidance_scale=3)" in card.text
+    assert card.data.model_name == "shapes"
+
+    results["protocol"]["features"] = "inception"
+    card = hub.model_card(pipeline, results, set(), NAME)
+    assert "type: fid" in card and "FID by Inception-v3, as" not in card
+
+
+def test_a_card_without_training_or_names_or_null_label():
+    from diffusers import DDPMScheduler
+
+    pipeline = CondDDPMPipeline(make_unet("simple"), DDPMScheduler(), class_dropout_prob=0.0)
+    text = hub.model_card(pipeline, {}, set(), NAME)
+    assert "not recorded" in text and "trained without a null label" in text and "class_labels=[0]" in text
+
+
+def test_a_card_with_text_of_its_owner_is_kept(folder):
+    card = (folder / "README.md").read_text()
+    mine = card.replace(hub.MARKER, "").replace("## Training", "## Mine")
+    (folder / "README.md").write_text(mine)
+    hub.complete(folder, NAME)
+    assert (folder / "README.md").read_text() == mine
+
+
+# The check
+
+
+def test_a_good_folder_passes(folder):
+    assert hub.check(folder) == []
+
+
+def _spoil(folder, what):
+    if what == "foreign":
+        (folder / "optimizer.pt").write_bytes(b"")
+    elif what == "missing":
+        (folder / "unet" / "cond_unet.py").unlink()
+    elif what == "token":
+        with (folder / "README.md").open("a") as file:
+            file.write(f"token: {TOKEN}")
+    elif what in ("path", "json path"):
+        name = {"path": "README.md", "json path": "results.json"}[what]
+        text = {"path": "/home/me/data", "json path": '"weights": "/data/inception/fid.pt",'}[what]
+        content = (folder / name).read_text()
+        (folder / name).write_text(content.replace("{", "{" + text, 1) if what == "json path" else content + text)
+    elif what == "own folder":
+        with (folder / "README.md").open("a") as file:
+            file.write(f"made in {folder}/x")
+    elif what == "infinite":
+        pipeline = CondDDPMPipeline.from_pretrained(folder)
+        next(pipeline.unet.parameters()).data.flatten()[0] = float("inf")
+        pipeline.save_pretrained(folder.with_name("other"))
+        weights = "unet/diffusion_pytorch_model.safetensors"
+        (folder / weights).write_bytes((folder.with_name("other") / weights).read_bytes())
+    elif what == "code":
+        (folder / "unet" / "cond_unet.py").write_text("import cond_ddpm")
+    elif what == "other weights":
+        results = results_of(CondDDPMPipeline.from_pretrained(folder))
+        results["protocol"]["weights_checksum"] = "0" * 16
+        (folder / "results.json").write_text(json.dumps(results))
+
+
+@pytest.mark.parametrize(
+    "what, words",
+    [
+        ("foreign", "optimizer.pt does not belong to a pipeline"),
+        ("missing", "unet/cond_unet.py is missing"),
+        ("token", "README.md holds a token"),
+        ("path", "README.md names a path of this machine, /home/me"),
+        ("json path", "results.json names a path of this machine"),
+        ("own folder", "README.md names a path of this machine"),
+        ("infinite", "its weights have values that are not finite, in positions"),
+        ("code", "it does not load and sample without this package"),
+        ("other weights", "results.json was measured of other weights"),
+    ],
+)
+def test_what_keeps_a_folder_from_being_published(folder, server, what, words, capsys):
+    _spoil(folder, what)
+    assert words in "\n".join(hub.check(folder))
+    (folder / "README.md").write_text((folder / "README.md").read_text().replace(hub.MARKER, ""))  # else it is written anew
+    if what not in ("missing", "code"):  # which completing makes good
+        assert main(["publish", "--model", str(folder), "--repo_id", NAME]) == 1
+        assert words in capsys.readouterr().err
+    assert server.requests == []
+
+
+def test_what_is_no_pipeline_folder(tmp_path, server, capsys):
+    for model in (tmp_path / "nowhere", tmp_path):
+        assert main(["publish", "--model", str(model), "--repo_id", NAME]) == 1
+        assert "expected a pipeline folder, with a model_index.json" in capsys.readouterr().err
+
+
+# Publishing
+
+
+def test_published_and_loaded_by_strangers_and_by_us(folder, server, tmp_path):
+    """In fresh processes with fresh caches, and the same images; the command line tells nothing of the token."""
+    env = {**os.environ, "HF_HOME": str(tmp_path / "publisher"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-m", "cond_ddpm.cli", "publish", "--model", str(folder), "--repo_id", NAME, "--space"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    repo, space = server.repos[f"models/{NAME}"], server.repos[f"spaces/{NAME}"]
+    assert len(repo.commits) == 2 and len(space.commits) == 2  # that of creation, and one more
+    published = {name: content for name, content in repo.files.items() if name != ".gitattributes"}
+    assert published == _files(folder)
+    assert f"{server.url}/{NAME}\n" in done.stdout and TOKEN not in done.stdout + done.stderr
+    assert not any(TOKEN.encode() in content for files in (repo.files, space.files) for content in files.values())
+    lines = done.stdout[done.stdout.index("from diffusers") :].splitlines()[:3]
+    assert f'revision="{repo.commits[-1][0]}"' in lines[1]
+    assert repo.commits[-1][0].encode() in space.files["app.py"] and b"sdk: gradio" in space.files["README.md"]
+    for name in ("app.py", "demo.py"):
+        compile(space.files[name], name, "exec")
+    assert b"cond_ddpm" not in space.files["requirements.txt"]
+
+    expected = CondDDPMPipeline.from_pretrained(folder)(["cross", 0], seeds=[0, 1], output_type="np").images
+    whole = _files(folder)
+    calls = {
+        "stranger": (
+            "DiffusionPipeline.from_pretrained(NAME, trust_remote_code=True)",
+            f"DiffusionPipeline.from_pretrained(NAME, revision={repo.commits[-1][0]!r}, trust_remote_code=True)",
+            "DiffusionPipeline.from_pretrained(snapshot_download(NAME), trust_remote_code=True)",
+        ),
+        "ours": ("CondDDPMPipeline.from_pretrained(NAME)",),
+    }
+    for who, ways in calls.items():
+        script = f"""
+import sys, numpy
+{"from cond_ddpm import CondDDPMPipeline" if who == "ours" else 'sys.modules["cond_ddpm"] = None'}
+from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
+NAME = {NAME!r}
+for index, pipeline in enumerate(({", ".join(ways)},)):
+    numpy.save(f"{who}{{index}}.npy", pipeline(["cross", 0], seeds=[0, 1], output_type="np").images)
+    pipeline.save_pretrained(f"{who}{{index}}")
+"""
+        home = {**env, "HF_HOME": str(tmp_path / f"{who} home"), "HF_TOKEN": "", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=home, capture_output=True, text=True)
+        assert done.returncode == 0, f"{who}: {done.stderr}"
+        code = list((tmp_path / f"{who} home").rglob("modules/**/pipeline_cond_ddpm.py"))
+        assert bool(code) == (who == "stranger")  # diffusers copies there what it is about to run
+        for index, way in enumerate(ways):
+            np.testing.assert_array_equal(np.load(tmp_path / f"{who}{index}.npy"), expected, err_msg=way)
+            # Of a repository, diffusers does not fetch the card and the pictures.
+            rest = {name: content for name, content in whole.items() if name not in COMPANIONS}
+            assert _files(tmp_path / f"{who}{index}") == (whole if way.startswith("Cond") or "snapshot" in way else rest), way
+
+
+def test_dry_run_uploads_nothing(folder, server, quick_check, capsys):
+    assert hub.publish(folder, NAME, dry_run=True, space=True) is None
+    shown = capsys.readouterr().out
+    assert server.requests == [] and "nothing was uploaded" in shown
+    assert "unet/diffusion_pytorch_model.safetensors" in shown and "app.py" in shown and "MB" in shown
+
+
+def test_publishing_again_replaces_and_removes(folder, server, quick_check):
+    (folder / "loss.png").write_bytes(b"picture")
+    hub.publish(folder, NAME)
+    (folder / "loss.png").unlink()
+    hub.publish(folder, NAME)
+    assert "loss.png" not in server.repos[f"models/{NAME}"].files
+    assert len(server.repos[f"models/{NAME}"].commits) == 3
+
+
+def test_private(folder, server, quick_check):
+    hub.publish(folder, NAME, private=True)
+    assert server.repos[f"models/{NAME}"].private
+    server.create("someone/open")
+    with pytest.raises(ValueError, match="exists and is public"):
+        hub.publish(folder, "someone/open", private=True)
+    assert len(server.repos["models/someone/open"].commits) == 1
+
+
+@pytest.mark.parametrize("files", [{"adapter.bin": b""}, {"model_index.json": b"{}", "unet/config.json": b"{}"}])
+def test_a_repository_of_something_else_is_not_touched(folder, server, quick_check, files):
+    repo = server.create(NAME, files=files)
+    with pytest.raises(ValueError, match="expected a new repository, or one of a pipeline like this"):
+        hub.publish(folder, NAME)
+    assert len(repo.commits) == 1
+
+
+@pytest.mark.parametrize("name", ["shapes", "a/b/c", "someone/sha pes", "someone/-x", "some one/x", "someone/a..b"])
+def test_names_that_are_not_allowed(folder, server, quick_check, name, capsys):
+    assert main(["publish", "--model", str(folder), "--repo_id", name]) == 1
+    assert "error: repo_id: expected USER/NAME" in capsys.readouterr().err
+    assert server.requests == []
+
+
+def _once(method, word, what):
+    """A fault at the first such request."""
+    left = [what]
+    return lambda m, path: left.pop() if left and m == method and word in path else None
+
+
+def _always(method, word, what):
+    return lambda m, path: what if m == method and word in path else None
+
+
+@pytest.mark.parametrize("word", ["create", "validate", "preupload", "commit"])
+@pytest.mark.parametrize("what", [500, 503, "cut"])
+def test_a_fault_that_passes_is_got_over(folder, server, quick_check, word, what):
+    server.fault = _once("POST", word, what)
+    hub.publish(folder, NAME)
+    assert len(server.repos[f"models/{NAME}"].commits) == 2
+
+
+@pytest.mark.parametrize(
+    "method, word, what, error, words",
+    [
+        ("POST", "create", 401, PermissionError, "does not know this token (401); `hf auth login`"),
+        ("POST", "create", 403, PermissionError, "may not write there (403)"),
+        ("POST", "commit", 401, PermissionError, "does not know this token (401)"),
+        ("POST", "commit", 403, PermissionError, "may not write there (403)"),
+        ("POST", "commit", 409, OSError, "being changed by someone else just now (409)"),
+        ("POST", "commit", 412, OSError, "being changed by someone else just now (412)"),
+        ("POST", "commit", 500, OSError, "the Hub answered 500; repeat the command later. The Hub says: fault 500"),
+        ("POST", "commit", "cut", ConnectionError, "it was cut"),
+        ("GET", "api/models", "cut", ConnectionError, "it was cut"),
+        ("POST", "commit", 413, OSError, "the Hub answered 413; nothing was published"),
+    ],
+)
+def test_a_fault_that_stays_publishes_nothing_and_can_be_repeated(
+    folder, server, quick_check, method, word, what, error, words, caplog, capsys
+):
+    server.fault = _always(method, word, what)
+    with pytest.raises(error) as raised:
+        hub.publish(folder, NAME)
+    assert words in str(raised.value)
+    repo = server.repos.get(f"models/{NAME}")
+    assert repo is None or len(repo.commits) == 1  # at most an empty repository
+    printed = capsys.readouterr()
+    assert TOKEN not in str(raised.value) + caplog.text + printed.out + printed.err
+    server.fault = lambda method, path: None
+    hub.publish(folder, NAME)
+    assert set(server.repos[f"models/{NAME}"].files) == {".gitattributes", *_files(folder)}
+
+
+def test_an_answer_that_was_lost_after_the_commit_is_no_second_commit_of_other_files(folder, server, quick_check):
+    """The commit is made, but the connection is cut before the answer: repeating changes nothing."""
+    repo = server.create(NAME)
+    seen = []
+
+    def fault(method, path):
+        if method == "POST" and "commit" in path and not seen:
+            seen.append(repo.commit({".gitattributes": b"", **_files(folder)}))
+            return "cut"
+        return None
+
+    server.fault = fault
+    hub.publish(folder, NAME)
+    assert {name: c for name, c in repo.files.items() if name != ".gitattributes"} == _files(folder)
+
+
+def test_another_owner_and_no_token(folder, server, quick_check, monkeypatch, tmp_path):
+    with pytest.raises(PermissionError, match=r"may not write there \(403\).*namespace other"):
+        hub.publish(folder, "other/shapes")
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "unknown" * 5)
+    with pytest.raises(PermissionError, match=r"does not know this token \(401\)"):
+        hub.publish(folder, NAME)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(PermissionError, match="by token only, and there is none here"):
+        hub.publish(folder, NAME)
+    assert server.repos == {}
+
+
+def test_no_connection(folder, quick_check, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(hub.time, "sleep", lambda seconds: None)
+    with pytest.raises(ConnectionError, match=r"no connection to http://127.0.0.1:9"):
+        hub.publish(folder, NAME)
+
+
+# From training
+
+
+def test_training_pushes_when_it_is_over(server, quick_check, shapes_parquet, tmp_path, capsys):
+    run = tmp_path / "run"
+    arguments = ["train", "--dataset", str(shapes_parquet), "--resolution", "8", "--batch_size", "16", "--model", "simple"]
+    arguments += ["--unet.block_out_channels", "[8,16]", "--unet.pos_dim", "16", "--num_validation_images", "16"]
+    arguments += ["--num_train_timesteps", "20", "--max_train_steps", "3", "--report_to", "none", "--output_dir", str(run)]
+    arguments += ["--save_images_epochs", "0", "--num_inference_steps", "2", "--guidance_scale", "2"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--push_to_hub", "true"])
+    assert "push_to_hub, hub_model_id: expected both or neither" in capsys.readouterr().err
+    server.fault = _always("GET", "whoami", 401)
+    assert main([*arguments, "--push_to_hub", "true", "--hub_model_id", NAME]) == 1  # before any step
+    assert "does not know this token (401)" in capsys.readouterr().err and not (run / "metrics.jsonl").exists()
+    server.fault = lambda method, path: None
+    assert main([*arguments, "--push_to_hub", "true", "--hub_model_id", NAME, "--hub_private_repo", "true"]) == 0
+    repo = server.repos[f"models/{NAME}"]
+    assert repo.private and {"README.md", "results.json", "samples.png", "loss.png"} <= set(repo.files)
+    record = json.loads(repo.files["results.json"])["training"]
+    assert record["step"] == 3 and record["images_seen"] == 48 and record["config"]["guidance_scale"] == 2
+    assert str(tmp_path) not in json.dumps(record) and record["dataset"] == shapes_parquet.name
+    assert not record["dataset_on_hub"]

@@ -1,0 +1,78 @@
+"""What `python -m build` makes: a wheel that works where there is no checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+
+import pytest
+from conftest import ROOT
+
+import cond_ddpm
+
+
+def _run(command, cwd, **env):
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([str(part) for part in command], cwd=cwd, env={**kept, **env}, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built as for an index, from the source archive, which so must be whole; of a copy, for the build writes beside."""
+    pytest.importorskip("build")
+    source, out = tmp_path_factory.mktemp("source") / "cond_ddpm", tmp_path_factory.mktemp("dist")
+    leave = shutil.ignore_patterns(".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", "tests")
+    shutil.copytree(ROOT, source, ignore=leave)
+    _run([sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source], out)
+    assert len(list(out.glob("cond_ddpm-*.tar.gz"))) == 1
+    return next(out.glob("cond_ddpm-*.whl"))
+
+
+def test_the_wheel_has_what_is_needed_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        metadata = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
+        licences = [name for name in archive.namelist() if name.endswith("/licenses/LICENSE")]
+    assert {name.partition("/")[0] for name in names} == {"cond_ddpm"}  # no top-level `pipelines`, no tests
+    ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cond_ddpm").rglob("*.py")}
+    ours |= {f"cond_ddpm/{name}" for name in ("model_card.md", "py.typed", "pipelines/__init__.py")}
+    ours |= {"cond_ddpm/pipelines/pipeline_cond_ddpm.py", "cond_ddpm/configs/__init__.py"}
+    ours |= {f"cond_ddpm/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    assert names == ours
+    assert "License-Expression: Apache-2.0" in metadata and len(licences) == 1
+    assert f"Version: {cond_ddpm.__version__}" in metadata
+
+
+def test_the_wheel_works_without_a_checkout(wheel, tmp_path, shapes_parquet):
+    """In an environment of its own, that has this one's dependencies but not its cond_ddpm: train, load, sample, card."""
+    _run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    site = _run([python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], tmp_path).strip()
+    # Paths in a .pth file are searched, but .pth files in them are not read: an editable cond_ddpm there is out of sight.
+    with open(f"{site}/dependencies.pth", "w") as file:
+        file.write(sysconfig.get_paths()["purelib"] + "\n")
+    _run([sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel], tmp_path)
+    command = tmp_path / "venv" / "bin" / "cond-ddpm"
+    assert _run([command, "--version"], tmp_path).strip() == cond_ddpm.__version__
+    script = """
+import cond_ddpm, cond_ddpm.configs
+from cond_ddpm.config import TrainConfig
+from cond_ddpm.pipelines import pipeline_cond_ddpm
+from pathlib import Path
+for module in (cond_ddpm, cond_ddpm.configs, pipeline_cond_ddpm):
+    print(module.__file__)
+print(Path(cond_ddpm.configs.__file__).with_name("hybrid_cifar10_cpu.yaml"))
+"""
+    files = _run([python, "-c", script], tmp_path).split()
+    assert all(file.startswith(site) for file in files) and len(files) == 4
+    arguments = ["--dataset", shapes_parquet, "--resolution", "8", "--batch_size", "16", "--num_validation_images", "16"]
+    arguments += ["--unet.size", "tiny", "--num_train_timesteps", "20", "--max_train_steps", "2", "--report_to", "none"]
+    arguments += ["--save_images_epochs", "0", "--num_inference_steps", "2", "--output_dir", "run"]
+    _run([command, "train", "--config", files[3], *arguments, "--compile", "false"], tmp_path)
+    assert (tmp_path / "run" / "pipeline" / "README.md").is_file()
+    _run([command, "sample", "--model", "run/pipeline", "--num_images_per_class", "1", "--output", "out.png"], tmp_path)
+    assert (tmp_path / "out.png").is_file()
