@@ -175,7 +175,7 @@ def main(dataset: str, minutes: float, who: list[str], output_dir: Path) -> None
             record.write_text(json.dumps(RECIPES[name](dataset, minutes, samples)))
         evaluation = output_dir / f"{name}_{minutes:g}.results.json"
         command = [sys.executable, "-m", "cond_ddpm.cli", "evaluate", "--samples", str(samples), "--dataset", dataset]
-        command += ["--features", "classifier", "--num_samples", str(SAMPLES), "--subset", str(SAMPLES)]
+        command += ["--features", "classifier", "--subset", str(SAMPLES)]
         subprocess.run([*command, "--output", str(evaluation)], check=True, cwd=ROOT)
         judged = json.loads(evaluation.read_text())["samples"]
         figures = {

@@ -10,7 +10,7 @@
 Prints JSON and Markdown rows for RESULTS.md. The network is the attention UNet of the study at its full size, untrained, in
 bf16 autocast; that of `memory` is small, so that what the images take is a large share. `peers`: images/s at 20 steps of the
 hybrid of size s and of UNet2DModel with as many parameters, (64,136,136), both in bf16 autocast with the same sampler.
-`inference`: the hybrid eager and compiled, fp32 and bf16. Times are ratios within one run.
+`inference`: the hybrid eager, compiled and exported, fp32 and bf16. Times are ratios within one run.
 """
 
 import argparse
@@ -203,27 +203,34 @@ def peers(batch_size: int, repeats: int) -> list[dict]:
 
 
 def inference(batch_size: int, repeats: int) -> list[dict]:
-    """The hybrid's forward pass as it is, in bf16, and each of the two compiled."""
+    """The hybrid's forward pass as it is, in bf16, each of the two compiled, and exported."""
     import contextlib
 
     import torch
 
+    from cond_ddpm.export import FILES, export, load_exported
+
     sample, labels = torch.randn(batch_size, 3, 32, 32), torch.zeros(batch_size, dtype=torch.int64)
-    rows, calls = [], {}
+    networks, rows, calls = {}, [], {}
     for compiled in (False, True):
         for precision in ("fp32", "bf16"):
             unet = hybrid_pipeline().unet
             if compiled:
                 unet.compile()
+            networks[precision + (", compiled" if compiled else "")] = unet
+    with tempfile.TemporaryDirectory() as folder:
+        for format in FILES:
+            export(hybrid_pipeline(), format, Path(folder) / format)
+            networks[f"fp32, exported, {format}"] = load_exported(Path(folder) / format).unet
+    for name, unet in networks.items():
 
-            def call(unet=unet, precision=precision):
-                half = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
-                with torch.no_grad(), half:
-                    unet(sample, 500, labels)
+        def call(unet=unet, half=name.startswith("bf16")):
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext():
+                unet(sample, 500, labels)
 
-            started = time.perf_counter()
-            call()
-            calls[precision + (", compiled" if compiled else "")] = (call, time.perf_counter() - started)
+        started = time.perf_counter()
+        call()
+        calls[name] = (call, time.perf_counter() - started)
     times = {name: [] for name in calls}
     for _ in range(repeats * 3):
         for name, (call, _) in calls.items():

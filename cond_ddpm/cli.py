@@ -358,7 +358,8 @@ def _evaluate(arguments: list[str]) -> None:
     else:
         pipeline, settings = _load(given)
         results = evaluate(protocol, given.output, given.model, pipeline, keep=given.save_samples, **settings)
-        if given.output == pathlib.Path(given.model) / "results.json" and process_state().is_main_process:
+        is_its_own = given.output.resolve() == pathlib.Path(given.model).resolve() / "results.json"
+        if is_its_own and process_state().is_main_process:
             from cond_ddpm.hub import complete
 
             complete(given.output.parent)  # its card tells what was measured

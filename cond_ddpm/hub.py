@@ -61,8 +61,8 @@ def complete(folder: Path, repo_id: str | None = None, pictures: dict[str, bytes
 def _guidance_scale(results: dict) -> float:
     """Of the grid and the example: what was measured, else what the run's own grids had."""
     training = results.get("training")
-    of_run = training.get("config", {}).get("guidance_scale") if isinstance(training, dict) else None
-    return results.get("protocol", {}).get("guidance_scale") or of_run or 1.0
+    of_run = training["config"]["guidance_scale"] if isinstance(training, dict) and "config" in training else 1.0
+    return results.get("protocol", {}).get("guidance_scale", of_run)
 
 
 def _samples_picture(pipeline: CondDDPMPipeline, guidance_scale: float, columns: int = 8, rows: int = 20) -> bytes:
@@ -101,11 +101,12 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
     from huggingface_hub import ModelCard, ModelCardData
 
     config, scheduler = pipeline.unet.config, pipeline.scheduler.config
-    training = results.get("training") if isinstance(results.get("training"), dict) else {}
+    training = results.get("training")
+    training = training if isinstance(training, dict) and "config" in training else {}  # else a study's, or not known
     protocol, samples = results.get("protocol", {}), results.get("samples")
     real = results.get("held_out_real", {})
     dataset = training.get("dataset") or protocol.get("dataset")
-    is_grey = {1: "grey ", 3: "RGB "}.get(config.in_channels, "")
+    colours = {1: "grey ", 3: "RGB "}.get(config.in_channels, "")
     title = repo_id.rpartition("/")[2]
     guided = pipeline.class_dropout_prob != 0
     data = ModelCardData(
@@ -117,12 +118,13 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
         model_name=title,
         eval_results=_eval_results(results, dataset) if samples else None,
     )
-    asked = [name for name, what in (("fid", "inception"), ("dinov2", "dinov2")) if protocol.get("features") == what]
-    missing = [] if samples else ["Fréchet distance, kernel distance, precision, recall, accuracy of the classes"]
-    missing += [] if "fid" in asked else ["FID by Inception-v3, as the literature has it"]
-    missing += [] if "dinov2" in asked else ["Fréchet distance by DINOv2"]
-    missing += [] if results.get("samples_std") else ["the spread over other seeds"]
-    missing += ["the spread over other trainings"]
+    measured = {
+        "Fréchet distance, kernel distance, precision, recall, accuracy of the classes": samples,
+        "FID by Inception-v3, as the literature has it": protocol.get("features") == "inception",
+        "Fréchet distance by DINOv2": protocol.get("features") == "dinov2",
+        "the spread over other seeds": results.get("samples_std"),
+        "the spread over other trainings": False,
+    }
     copies, accuracy = "Whether samples are copies of training images has not been measured.", ""
     if samples:
         mine, its = samples["nearest_training_distance"], real.get("nearest_training_distance")
@@ -136,7 +138,7 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
         data,
         template_path=str(Path(__file__).with_name("model_card.md")),
         title=title,
-        size=f"{is_grey}{config.sample_size}x{config.sample_size}",
+        size=f"{colours}{config.sample_size}x{config.sample_size}",
         num_classes=config.num_classes,
         network=type(pipeline.unet).__name__,
         parameters=f"{sum(parameter.numel() for parameter in pipeline.unet.parameters()) / 1e6:.2f}",
@@ -155,7 +157,7 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
         has_confusion=samples is not None and "results-confusion.png" in files,
         has_neighbours=samples is not None and "results-neighbours.png" in files,
         warnings=results.get("warnings", []),
-        not_measured="; ".join(missing),
+        not_measured="; ".join(what for what, found in measured.items() if not found),
         memorisation=copies,
         how_often=accuracy,
         licence=LICENCE.capitalize(),
@@ -399,6 +401,8 @@ def publish(
             Hub. Nothing is half published then: it can be repeated.
     """
     check_name(repo_id)
+    if private and space:
+        raise ValueError("space: expected a public model, which a Space can load without a token; leave out one of the two.")
     if not (folder / "model_index.json").is_file():
         raise ValueError(
             f"model: expected a pipeline folder, with a model_index.json, got {folder}; a run's is its pipeline/."

@@ -272,7 +272,8 @@ def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -
         if config.patience is not None and progress.epochs_since_best >= config.patience:
             print(f"stopped early: no better validation loss for {config.patience} epochs")
         if (run / "pipeline").is_dir():  # not where a finished run goes on in another folder
-            hub.complete(run / "pipeline", pictures={"loss.png": (run / "loss.png").read_bytes()})
+            with accelerator.autocast():
+                hub.complete(run / "pipeline", pictures={"loss.png": (run / "loss.png").read_bytes()})
         if config.push_to_hub:
             hub.publish(run / "pipeline", config.hub_model_id, private=config.hub_private_repo)
     accelerator.wait_for_everyone()

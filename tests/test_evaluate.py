@@ -416,3 +416,21 @@ def test_every_setting_of_the_protocol_has_a_flag_that_takes_effect(monkeypatch,
     assert {name: found[name] for name in flags} == flags
     assert main(["evaluate", "--samples", "x.npz", "--output", str(tmp_path / "r.json"), "--dataset", "d"]) == 0
     assert found == vars(Protocol("d"))
+
+
+def test_evaluated_into_its_own_folder_its_card_tells(pipeline, dataset, tmp_path):
+    from huggingface_hub import ModelCard
+
+    from cond_ddpm import hub
+
+    model = tmp_path / "model"
+    pipeline.save_pretrained(model)
+    flags = ["--num_samples", "12", "--subset", "12", "--num_inference_steps", "2", "--output", str(model / "results.json")]
+    assert main(["evaluate", "--model", str(model), "--dataset", str(dataset), *flags]) == 0
+    found = json.loads((model / "results.json").read_text())
+    card = ModelCard.load(model / "README.md")
+    accuracy = next(result for result in card.data.eval_results if result.metric_type == "accuracy")
+    assert accuracy.metric_value == found["samples"]["label_accuracy"] and "12 samples" in accuracy.metric_config
+    assert found["training"] == "not known" and "not recorded" in card.text
+    assert "results-confusion.png" in card.text and (model / "results-confusion.png").is_file()
+    assert hub.check(model) == []  # the data set's path is not told

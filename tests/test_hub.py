@@ -357,6 +357,8 @@ def test_publishing_again_replaces_and_removes(folder, server, quick_check):
 def test_private(folder, server, quick_check):
     hub.publish(folder, NAME, private=True)
     assert server.repos[f"models/{NAME}"].private
+    with pytest.raises(ValueError, match="space: expected a public model"):
+        hub.publish(folder, NAME, private=True, space=True)
     server.create("someone/open")
     with pytest.raises(ValueError, match="exists and is public"):
         hub.publish(folder, "someone/open", private=True)
