@@ -224,8 +224,9 @@ def inference(batch_size: int, repeats: int) -> list[dict]:
             networks[f"fp32, exported, {format}"] = load_exported(Path(folder) / format).unet
     for name, unet in networks.items():
 
-        def call(unet=unet, half=name.startswith("bf16")):
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext():
+        def call(unet=unet, name=name):
+            half = torch.autocast("cpu", torch.bfloat16) if name.startswith("bf16") else contextlib.nullcontext()
+            with torch.no_grad(), half:
                 unet(sample, 500, labels)
 
         started = time.perf_counter()
