@@ -223,7 +223,8 @@ def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -
                 progress.epochs_since_best = 0 if better else progress.epochs_since_best + 1
                 last = _finished(config, progress, total_steps, budget_seconds)
                 if is_main and better:
-                    record = _training_record(config, accelerator, averaged_unet, random_flip, data, progress, row)
+                    with accelerator.autocast():
+                        record = _training_record(config, accelerator, averaged_unet, random_flip, data, progress, row)
                     pipeline.companions = {"results.json": (json.dumps({"training": record}, indent=2) + "\n").encode()}
                     _save_pipeline(pipeline, run / "pipeline")
                 images = None
