@@ -414,7 +414,9 @@ def _export(arguments: list[str]) -> None:
     parser.add_argument("--model", required=True, help="pipeline folder, such as RUN/pipeline, or Hub repository")
     parser.add_argument("--revision", help="of the Hub repository")
     parser.add_argument("--format", choices=("onnx", "torch"), required=True, help="onnx, or torch's own exported program")
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write; every command's --model takes it")
+    parser.add_argument(
+        "--output", type=pathlib.Path, required=True, help="folder to write; --model takes it where images are made"
+    )
     given = parser.parse_args(arguments)
 
     from cond_ddpm.export import export

@@ -103,7 +103,7 @@ class TrainConfig:
     max_train_steps: int | None = None
     max_train_minutes: float | None = None
     optimizer: Literal["adamw", "muon"] = "muon"
-    learning_rate: float = 6e-4
+    learning_rate: float = 3e-3
     lr_scheduler: Literal["constant", "cosine", "linear", "1-sqrt"] = "linear"
     lr_decay_share: float = 0.5
     lr_warmup_steps: int = 200

@@ -38,7 +38,8 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path) -> float:
         raise ValueError(f"format: expected one of {', '.join(FILES)}, got {format!r}.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output: expected a new or empty folder, got {output}.")
-    network = _Plain(pipeline.unet.to("cpu", torch.float32)).eval()
+    unet = pipeline.unet.to("cpu")
+    network = _Plain(unet if unet.dtype == torch.float32 else unet.to(dtype=torch.float32)).eval()
     config = pipeline.unet.config
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

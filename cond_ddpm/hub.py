@@ -32,7 +32,7 @@ FIGURES = {  # figure of results.json -> how the card names it, and the Hub's na
     "label_accuracy": ("share that is what was asked for, by the classifier", "accuracy"),
     "precision": ("precision", "precision"),
     "recall": ("recall", "recall"),
-    "nearest_training_distance": ("median distance to the nearest training image", None),
+    "nearest_training_distance": ("median distance to the nearest training image, of 255", None),
 }
 
 
@@ -130,7 +130,7 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
         mine, its = samples["nearest_training_distance"], real.get("nearest_training_distance")
         copies = (
             f"The median distance of samples to the nearest training image is {_text(mine)}, of unseen real images"
-            f" {_text(its)} (root mean square over pixels in [0, 1]); copies would be much nearer."
+            f" {_text(its)} (root mean square over pixels, of 255); copies would be much nearer."
         )
         if samples.get("label_accuracy") is not None:
             accuracy = f", as {1 - samples['label_accuracy']:.0%} of them are by the judge"
@@ -138,7 +138,8 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
         data,
         template_path=str(Path(__file__).with_name("model_card.md")),
         title=title,
-        size=f"{colours}{config.sample_size}x{config.sample_size}",
+        colours=colours,
+        size=f"{config.sample_size}x{config.sample_size}",
         num_classes=config.num_classes,
         network=type(pipeline.unet).__name__,
         parameters=f"{sum(parameter.numel() for parameter in pipeline.unet.parameters()) / 1e6:.2f}",

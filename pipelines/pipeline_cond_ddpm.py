@@ -100,7 +100,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         self,
         unet: ModelMixin,
         scheduler: SchedulerMixin,
-        id2label: dict[int, str] | None = None,
+        id2label: dict | None = None,  # of strings as keys, when diffusers loads it
         class_dropout_prob: float | None = None,
     ):
         super().__init__()

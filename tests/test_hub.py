@@ -190,7 +190,8 @@ def test_measured_figures_are_in_the_metadata_with_their_protocol(folder):
     for words in ("30 samples", "seeds 0 to 29", "3 steps", "guidance 3", "weights abc", "right on 90.0% of unseen"):
         assert words in config
     assert "| Fréchet distance | 12.5 | 0.5 |" in card.text and "| square | 0.75 | 0.75 | 1.5 | 1.5 |" in card.text
-    assert "FID by Inception-v3" in card.text.partition("Not measured:")[2] and "30 samples are few." in card.text
+    assert "FID by Inception-v3" in card.text.partition("Not measured:")[2]
+    assert "30 samples are few.\n\nThe whole protocol" in card.text  # a list ends at an empty line
     assert "as 25% of them are by the judge" in card.text and f'from_pretrained("{NAME}"' in card.text
     assert "guidance_scale=3)" in card.text
     assert card.data.model_name == "shapes"
@@ -443,6 +444,19 @@ def test_an_answer_that_was_lost_after_the_commit_is_no_second_commit_of_other_f
     server.fault = fault
     hub.publish(folder, NAME)
     assert {name: c for name, c in repo.files.items() if name != ".gitattributes"} == _files(folder)
+
+
+def test_a_commit_of_someone_else_in_between_is_not_lost(folder, server, quick_check):
+    repo = server.create(NAME)
+
+    def fault(method, path):
+        if method == "POST" and "preupload" in path:
+            repo.commit({"README.md": b"theirs"})
+
+    server.fault = fault
+    with pytest.raises(OSError, match=r"being changed by someone else just now \(412\)"):
+        hub.publish(folder, NAME)
+    assert repo.files == {"README.md": b"theirs"}
 
 
 def test_another_owner_and_no_token(folder, server, quick_check, monkeypatch, tmp_path):
