@@ -34,6 +34,7 @@ def config(shapes_parquet, tmp_path):
         mixed_precision="bf16",
         num_validation_images=16,
         max_train_steps=23,  # epochs of 5 steps
+        learning_rate=6e-4,  # what processes may differ by was found with this one
         lr_scheduler="cosine",
         lr_warmup_steps=5,
         save_images_epochs=0,
