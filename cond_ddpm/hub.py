@@ -179,6 +179,8 @@ def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
     average = "the weights as they were"
     if config["use_ema"]:
         average = f"a power-function average of them, of relative width {config['ema_std']:g}"
+    betas = f", beta {scheduler.beta_start:g} to {scheduler.beta_end:g}"
+    betas = "" if scheduler.beta_schedule == "squaredcos_cap_v2" else betas  # which has none
     precision = {"no": "float32", None: "float32"}.get(training["mixed_precision"], training["mixed_precision"])
     return [
         ("data", f"{training['dataset']}, split {config['train_split']}: {training['num_images']:,} images"),
@@ -186,8 +188,7 @@ def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
         ("mirrored", "half of the images" if training["random_flip"] else "no"),
         (
             "noise schedule",
-            f"{scheduler.beta_schedule}, beta {scheduler.beta_start:g} to {scheduler.beta_end:g},"
-            f" {scheduler.num_train_timesteps} timesteps",
+            f"{scheduler.beta_schedule}{betas}, {scheduler.num_train_timesteps} timesteps",
         ),
         ("objective", f"{scheduler.prediction_type}, {weighting}, {config['timestep_sampling']} timesteps"),
         ("labels dropped", f"{config['class_dropout_prob']:.0%}"),

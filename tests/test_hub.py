@@ -209,6 +209,14 @@ def test_a_card_without_training_or_names_or_null_label():
     assert "not recorded" in text and "trained without a null label" in text and "class_labels=[0]" in text
 
 
+def test_the_card_names_no_betas_that_the_schedule_has_not():
+    from diffusers import DDPMScheduler
+
+    for schedule, words in (("linear", "| linear, beta 0.0001 to 0.02, 20"), ("squaredcos_cap_v2", "| squaredcos_cap_v2, 20")):
+        pipeline = CondDDPMPipeline(make_unet("simple"), DDPMScheduler(20, beta_schedule=schedule))
+        assert words in hub.model_card(pipeline, {"training": results_of(pipeline)["training"]}, set(), NAME)
+
+
 def test_a_card_with_text_of_its_owner_is_kept(folder):
     card = (folder / "README.md").read_text()
     mine = card.replace(hub.MARKER, "").replace("## Training", "## Mine")
