@@ -67,9 +67,11 @@ def main(dataset: str, repeats: int) -> None:
 
     hybrid = Contender("ours hybrid", BATCH, False)
     hybrid.step()
-    shares = []
+    shares, noise_shares = [], []
     for step in range(3 * repeats):
-        shares.append(seconds(lambda step=step: batch(step)) / seconds(hybrid.step))
+        a_step = seconds(hybrid.step)
+        shares.append(seconds(lambda step=step: batch(step)) / a_step)
+        noise_shares.append(seconds(lambda: torch.randn(BATCH, *images.images.shape[1:])) / a_step)
 
     import datasets
 
@@ -91,6 +93,7 @@ def main(dataset: str, repeats: int) -> None:
                 "decode and cache, s": statistics.median(first),
                 "again, s": statistics.median(again),
                 "batch, share of a hybrid's step": statistics.median(shares),
+                "of that its noise": statistics.median(noise_shares),
                 "datasets with a transform over ours, a batch": theirs / ours,
                 "cond-ddpm --help, s": statistics.median(starts),
             }

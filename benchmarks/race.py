@@ -3,7 +3,7 @@
     python benchmarks/race.py --dataset PATH [--minutes 30] [--who hybrid diffusers lucidrains] [--output_dir runs/race]
 
 - hybrid: `train_cond_ddpm.py --config configs/hybrid_cifar10_cpu.yaml --max_train_minutes N`, start and compilation included;
-  samples by `cond-ddpm sample`, the published sampler, 20 steps, guidance 2.
+  samples by `cond-ddpm sample`, the published sampler, 20 steps.
 - diffusers: UNet2DModel (64,128,128) with `num_class_embeds`, attention in the inner resolutions, under the loop of diffusers'
   examples/unconditional_image_generation/train_unconditional.py: epsilon, uniform timesteps, AdamW (0.95, 0.999, weight decay
   1e-6), clipping at 1, EMA with warm-up, batch 64, bf16. Kinder than its defaults: learning rate 3e-4 after 100 steps
@@ -11,9 +11,10 @@
   DPM-Solver++ of order 2 (Karras), 20 steps; it has no null label, so no guidance.
 - lucidrains: denoising-diffusion-pytorch's class-conditional UNet and GaussianDiffusion (cosine schedule, epsilon), with the
   Trainer's Adam (0.9, 0.99), learning rate 1e-4, EMA 0.995 every 10 steps, batch 64, bf16; samples by its DDIM, 20 steps,
-  guidance 2, rescaling 0 as its `cond_scale` has it.
+  rescaling 0 as its `cond_scale` has it.
 
-Each one's 2,000 samples are then judged by `cond-ddpm evaluate --features classifier`. Prints JSON and Markdown rows.
+Those that can be guided are sampled at guidance 2 and at 4. Each one's 2,000 samples are then judged by `cond-ddpm evaluate
+--features classifier`. Prints JSON and Markdown rows.
 """
 
 import argparse
@@ -29,7 +30,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-SAMPLES, STEPS, GUIDANCE, BATCH = 2000, 20, 2.0, 64
+SAMPLES, STEPS, BATCH = 2000, 20, 64
+GUIDANCE = {"hybrid": (2.0, 4.0), "diffusers": (None,), "lucidrains": (2.0, 4.0)}
 
 
 def batches(dataset: str):
@@ -82,7 +84,10 @@ def train(loss_of, network, optimizer, update_average, dataset: str, minutes: fl
             return step * BATCH
 
 
-def diffusers_recipe(dataset: str, minutes: float, output: Path) -> dict:
+# Each recipe trains for `minutes` and gives the images seen and `sample(guidance, path)`, which writes the samples.
+
+
+def diffusers_recipe(dataset: str, minutes: float, output_dir: Path):
     import peers
     import torch
     from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
@@ -102,22 +107,24 @@ def diffusers_recipe(dataset: str, minutes: float, output: Path) -> dict:
     seen = train(loss_of, network, optimizer, lambda _: average.step(network.parameters()), dataset, minutes, warmup=100)
     average.copy_to(network.parameters())
     network.eval()
-    images, started = [], time.perf_counter()
-    generator = torch.Generator().manual_seed(0)
-    for part in labels_of_samples().split(100):
-        solver = DPMSolverMultistepScheduler.from_config(scheduler.config, use_karras_sigmas=True)
-        solver.set_timesteps(STEPS)
-        sample = torch.randn(len(part), 3, 32, 32, generator=generator)
-        for timestep in solver.timesteps:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                prediction = network(sample, timestep.expand(len(part)), part)
-            sample = solver.step(prediction.float(), timestep, sample).prev_sample
-        images.append(sample / 2 + 0.5)
-    save(output, torch.cat(images))
-    return {"images_seen": seen, "sampling_minutes": (time.perf_counter() - started) / 60}
+
+    def sample(guidance: None, path: Path) -> None:
+        images, generator = [], torch.Generator().manual_seed(0)
+        for part in labels_of_samples().split(100):
+            solver = DPMSolverMultistepScheduler.from_config(scheduler.config, use_karras_sigmas=True)
+            solver.set_timesteps(STEPS)
+            latents = torch.randn(len(part), 3, 32, 32, generator=generator)
+            for timestep in solver.timesteps:
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                    prediction = network(latents, timestep.expand(len(part)), part)
+                latents = solver.step(prediction.float(), timestep, latents).prev_sample
+            images.append(latents / 2 + 0.5)
+        save(path, torch.cat(images))
+
+    return seen, sample
 
 
-def lucidrains_recipe(dataset: str, minutes: float, output: Path) -> dict:
+def lucidrains_recipe(dataset: str, minutes: float, output_dir: Path):
     import peers
     import torch
 
@@ -139,29 +146,45 @@ def lucidrains_recipe(dataset: str, minutes: float, output: Path) -> dict:
         warmup=1,
     )
     diffusion.model = average
-    torch.manual_seed(0)
-    started = time.perf_counter()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        parts = labels_of_samples().split(100)
-        images = [diffusion.sample(classes=part, cond_scale=GUIDANCE, rescaled_phi=0.0).float() for part in parts]
-    save(output, torch.cat(images))
-    return {"images_seen": seen, "sampling_minutes": (time.perf_counter() - started) / 60}
+
+    def sample(guidance: float, path: Path) -> None:
+        torch.manual_seed(0)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            parts = labels_of_samples().split(100)
+            images = [diffusion.sample(classes=part, cond_scale=guidance, rescaled_phi=0.0).float() for part in parts]
+        save(path, torch.cat(images))
+
+    return seen, sample
 
 
-def hybrid_recipe(dataset: str, minutes: float, output: Path) -> dict:
-    run = output.with_suffix("")
+def hybrid_recipe(dataset: str, minutes: float, output_dir: Path):
+    run = output_dir / f"hybrid_{minutes:g}"
     command = [sys.executable, str(ROOT / "train_cond_ddpm.py"), "--config", str(ROOT / "configs" / "hybrid_cifar10_cpu.yaml")]
     command += ["--dataset", dataset, "--max_train_minutes", str(minutes), "--output_dir", str(run)]
     subprocess.run([*command, "--resume_from_checkpoint", "latest"], check=True)
     steps = [row["step"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
-    started = time.perf_counter()
-    sample = [sys.executable, "-m", "cond_ddpm.cli", "sample", "--model", str(run / "pipeline"), "--output", str(output)]
-    sample += ["--num_images_per_class", str(SAMPLES // 10), "--num_inference_steps", str(STEPS), "--mixed_precision", "bf16"]
-    subprocess.run([*sample, "--guidance_scale", str(GUIDANCE)], check=True, cwd=ROOT)
-    return {"images_seen": max(steps) * BATCH, "sampling_minutes": (time.perf_counter() - started) / 60}
+
+    def sample(guidance: float, path: Path) -> None:
+        command = [sys.executable, "-m", "cond_ddpm.cli", "sample", "--model", str(run / "pipeline"), "--output", str(path)]
+        command += ["--num_images_per_class", str(SAMPLES // 10), "--num_inference_steps", str(STEPS)]
+        command += ["--mixed_precision", "bf16", "--guidance_scale", str(guidance)]
+        subprocess.run(command, check=True, cwd=ROOT)
+
+    return max(steps) * BATCH, sample
 
 
 RECIPES = {"hybrid": hybrid_recipe, "diffusers": diffusers_recipe, "lucidrains": lucidrains_recipe}
+
+
+def judge(samples: Path, dataset: str) -> dict:
+    """What `cond-ddpm evaluate` finds of the samples; it keeps its results, so that a race that was cut goes on."""
+    results = samples.with_suffix(".results.json")
+    if not results.exists():
+        command = [sys.executable, "-m", "cond_ddpm.cli", "evaluate", "--samples", str(samples), "--dataset", dataset]
+        command += ["--features", "classifier", "--subset", str(SAMPLES), "--output", str(results)]
+        subprocess.run(command, check=True, cwd=ROOT)
+    judged = json.loads(results.read_text())["samples"]
+    return {key: judged[key] for key in ("frechet_distance", "kernel_distance", "label_accuracy", "precision", "recall")}
 
 
 def main(dataset: str, minutes: float, who: list[str], output_dir: Path) -> None:
@@ -170,18 +193,16 @@ def main(dataset: str, minutes: float, who: list[str], output_dir: Path) -> None
     output_dir.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in who:
-        samples, record = output_dir / f"{name}_{minutes:g}.npz", output_dir / f"{name}_{minutes:g}.json"
+        stem = f"{name}_{minutes:g}"
+        record = output_dir / f"{stem}.json"
+        files = {scale: output_dir / (f"{stem}_guidance{scale:g}.npz" if scale else f"{stem}.npz") for scale in GUIDANCE[name]}
         if not record.exists():  # a race that was cut goes on with who is left
-            record.write_text(json.dumps(RECIPES[name](dataset, minutes, samples)))
-        evaluation = output_dir / f"{name}_{minutes:g}.results.json"
-        command = [sys.executable, "-m", "cond_ddpm.cli", "evaluate", "--samples", str(samples), "--dataset", dataset]
-        command += ["--features", "classifier", "--subset", str(SAMPLES)]
-        subprocess.run([*command, "--output", str(evaluation)], check=True, cwd=ROOT)
-        judged = json.loads(evaluation.read_text())["samples"]
-        figures = {
-            key: judged[key] for key in ("frechet_distance", "kernel_distance", "label_accuracy", "precision", "recall")
-        }
-        rows.append({"recipe": name, "minutes": minutes, **json.loads(record.read_text()), **figures})
+            seen, sample = RECIPES[name](dataset, minutes, output_dir)
+            for guidance, path in files.items():
+                sample(guidance, path)
+            record.write_text(json.dumps({"images_seen": seen}))
+        for guidance, path in files.items():
+            rows.append({"recipe": name, "guidance": guidance, **json.loads(record.read_text()), **judge(path, dataset)})
     machine.show(rows, versions=machine.versions("denoising-diffusion-pytorch"))
 
 
