@@ -9,7 +9,6 @@ within the same steps; `memory` of the peak of a run and the peak of a bare loop
 
 import argparse
 import itertools
-import json
 import os
 import resource
 import statistics
@@ -20,7 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 
 def overhead(flags: list[str], steps: int) -> dict:
@@ -127,5 +126,6 @@ if __name__ == "__main__":
         flags = flags[at : at + 2] + flags[:at] + flags[at + 2 :]
     result = {"overhead": overhead, "memory": memory, "bare": bare}[given.what](flags, given.steps)
     if result:
-        print(json.dumps(result))
-        print("| " + given.what + " | " + " | ".join(f"{value:.4g}" for value in result.values()) + " |")
+        import machine
+
+        machine.show([{"what": given.what, **result}])

@@ -14,7 +14,6 @@ hybrid of size s and of UNet2DModel with as many parameters, (64,136,136), both 
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -24,7 +23,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 BASE = "dpm++2"  # what the others are compared with
 
@@ -254,6 +253,8 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=10000)
     parser.add_argument("--ddpm", action="store_true", help="samplers: DDPM's 1000 steps too, once")
     given = parser.parse_args()
+    import machine
+
     if given.what == "samplers":
         rows = samplers(given.batch_size or 16, given.repeats, given.ddpm)
     elif given.what == "guidance":
@@ -264,6 +265,4 @@ if __name__ == "__main__":
         rows = memory(given.images)
     else:
         rows = {"peers": peers, "inference": inference}[given.what](given.batch_size or 100, given.repeats)
-    print(json.dumps(rows, indent=2))
-    for row in rows:
-        print("| " + " | ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()) + " |")
+    machine.show(rows)

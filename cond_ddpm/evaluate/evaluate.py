@@ -412,6 +412,7 @@ def _quoted(protocol, extractor, real: _Real, model, pipeline, samples, argument
         "num_inference_steps": called.get("num_inference_steps") or pipeline.default_steps(scheduler),
         "scheduler": type(scheduler).__name__,
         "scheduler_config": {name: str(value) if value in (math.inf, -math.inf) else value for name, value in config.items()},
+        "compiled": getattr(pipeline.unet, "_compiled_call_impl", None) is not None,  # as by --fast: other roundings
         "guide_checksum": None if guide is None else weights_checksum(guide.unet),
         "seeds": [protocol.seed, protocol.seed + protocol.num_samples * protocol.repeats - 1],
     }
