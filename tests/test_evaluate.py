@@ -247,6 +247,12 @@ def test_precision_of_sampling_is_not_that_of_the_judge(pipeline, dataset, tmp_p
     assert both[1]["protocol"]["mixed_precision"] == "bf16"
 
 
+def test_a_compiled_network_is_quoted(pipeline, dataset, tmp_path):
+    assert _evaluated(pipeline, dataset, tmp_path / "plain")["protocol"]["compiled"] is False
+    pipeline.unet.compile(backend="eager")  # what `--fast` does, by a backend that is quick to start
+    assert _evaluated(pipeline, dataset, tmp_path / "compiled")["protocol"]["compiled"] is True
+
+
 def test_without_a_test_split_a_tenth_is_held_out_and_said_so(pipeline, dataset, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/train.parquet").write_bytes((dataset / "train.parquet").read_bytes())
