@@ -13,8 +13,8 @@
   Trainer's Adam (0.9, 0.99), learning rate 1e-4, EMA 0.995 every 10 steps, batch 64, bf16; samples by its DDIM, 20 steps,
   rescaling 0 as its `cond_scale` has it.
 
-Those that can be guided are sampled at guidance 2, the hybrid also at 4. Each one's 2,000 samples are then judged by `cond-ddpm evaluate
---features classifier`. Prints JSON and Markdown rows.
+Those that can be guided are sampled at guidance 2, the hybrid also at 4. Each one's 2,000 samples are then judged by
+`cond-ddpm evaluate --features classifier`. Prints JSON and Markdown rows.
 """
 
 import argparse
