@@ -90,7 +90,7 @@ def _pipeline_parser(command: str, text: str, without: tuple[str, ...] = ()) -> 
         "revision": {"help": "of the Hub repository"},
         "seed": {"type": int, "default": 0, "help": "of the first image; the next one has the next (default: 0)"},
         "num_inference_steps": {"type": int, "help": "default: 20, or for ddpm every timestep trained on"},
-        "guidance_scale": {"type": float, "default": 1.0, "help": "1 conditional (default), 0 unconditional"},
+        "guidance_scale": {"type": float, "help": "1 conditional, 0 unconditional (default: the model's)"},
         "guidance_interval": {"type": float, "nargs": 2, "metavar": ("LO", "HI"), "help": "noise levels to guide at"},
         "guidance_rescale": {"type": float, "default": 0.0, "help": "0 (default) to 1"},
         "guide": {"help": "folder or repository of a worse model to guide by, in place of the null label"},

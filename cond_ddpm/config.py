@@ -70,7 +70,7 @@ class TrainConfig:
         save_images_epochs: write a grid of samples every so many epochs, and at the end; 0 for never.
         num_images_per_class: columns of that grid.
         num_inference_steps: steps of the pipeline's sampler for that grid.
-        guidance_scale: of that grid; 1 for none.
+        guidance_scale: of that grid, and of the saved pipeline where a call gives none; 1 for none.
         push_to_hub: publish the pipeline when the run is over, as `cond-ddpm publish` does.
         hub_model_id: USER/NAME to publish it under.
         hub_private_repo: only for those whom its owner lets in.

@@ -7,12 +7,11 @@ import gradio
 from diffusers import DiffusionPipeline
 
 
-def make_demo(pipeline: DiffusionPipeline, guidance_scale: float = 1.0) -> gradio.Blocks:
+def make_demo(pipeline: DiffusionPipeline) -> gradio.Blocks:
     """A page with a class, how many images, seed, guidance and steps; the same choice gives the same images.
 
     Args:
         pipeline: a `CondDDPMPipeline`, loaded by this package or by diffusers.
-        guidance_scale: where its slider starts.
     """
     config, schedule = pipeline.unet.config, pipeline.scheduler.config
     names = pipeline.id2label or {label: str(label) for label in range(config.num_classes)}
@@ -35,7 +34,7 @@ def make_demo(pipeline: DiffusionPipeline, guidance_scale: float = 1.0) -> gradi
                 label = gradio.Dropdown(choices, value=choices[1][1], label="class")
                 count = gradio.Slider(1, 16, value=8, step=1, label="images")
                 seed = gradio.Number(0, precision=0, minimum=0, label="seed")
-                guidance = gradio.Slider(0, 5, value=guidance_scale, step=0.1, label="guidance_scale")
+                guidance = gradio.Slider(0, 8, value=pipeline.guidance_scale, step=0.1, label="guidance_scale")
                 steps = gradio.Slider(2, most_steps, value=min(20, most_steps), step=1, label="steps")
                 button = gradio.Button("Sample", variant="primary")
             gallery = gradio.Gallery(label="samples", columns=4, scale=2, height="auto")

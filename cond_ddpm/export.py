@@ -57,6 +57,7 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path) -> float:
             "unet": {name: value for name, value in config.items() if not name.startswith("_")},
             "id2label": pipeline.id2label,
             "class_dropout_prob": pipeline.class_dropout_prob,
+            "guidance_scale": pipeline.guidance_scale,
         }
         (partial / "export.json").write_text(json.dumps(record, indent=2) + "\n")
         pipeline.scheduler.save_pretrained(partial / "scheduler")
@@ -88,7 +89,8 @@ def load_exported(folder: Path, threads: int | None = None) -> CondDDPMPipeline:
     scheduler_class = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
     scheduler = getattr(diffusers, scheduler_class).from_pretrained(folder, subfolder="scheduler")
     unet = ExportedUNet(run, record["unet"], hashlib.sha256(file.read_bytes()).hexdigest())
-    return CondDDPMPipeline(unet, scheduler, record["id2label"], record["class_dropout_prob"])
+    known = {name: record[name] for name in ("id2label", "class_dropout_prob", "guidance_scale") if name in record}
+    return CondDDPMPipeline(unet, scheduler, **known)
 
 
 class ExportedUNet(torch.nn.Module):

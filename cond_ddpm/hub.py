@@ -51,22 +51,15 @@ def complete(folder: Path, repo_id: str | None = None, pictures: dict[str, bytes
     files = {**pipeline.companions, **(pictures or {})}
     results = json.loads(files.get("results.json", b"{}"))
     if "samples.png" not in files:
-        files["samples.png"] = _samples_picture(pipeline, _guidance_scale(results))
+        files["samples.png"] = _samples_picture(pipeline)
     if MARKER.encode() in files.get("README.md", MARKER.encode()):
         files["README.md"] = model_card(pipeline, results, set(files), repo_id or folder.resolve().name).encode()
     pipeline.companions = files
     pipeline.save_config(folder)
 
 
-def _guidance_scale(results: dict) -> float:
-    """Of the grid and the example: what was measured, else what the run's own grids had."""
-    training = results.get("training")
-    of_run = training["config"]["guidance_scale"] if isinstance(training, dict) and "config" in training else 1.0
-    return results.get("protocol", {}).get("guidance_scale", of_run)
-
-
-def _samples_picture(pipeline: CondDDPMPipeline, guidance_scale: float, columns: int = 8, rows: int = 20) -> bytes:
-    """A PNG with a row a class, of the first 20, by the published sampler."""
+def _samples_picture(pipeline: CondDDPMPipeline, columns: int = 8, rows: int = 20) -> bytes:
+    """A PNG with a row a class, of the first 20, as the pipeline samples by default."""
     from cond_ddpm.processes import process_state
     from cond_ddpm.visualize import class_grid
 
@@ -76,13 +69,13 @@ def _samples_picture(pipeline: CondDDPMPipeline, guidance_scale: float, columns:
     images = pipeline(
         [label for label in classes for _ in range(columns)],
         seeds=range(len(classes) * columns),
-        guidance_scale=guidance_scale,
         output_type="pt",
     ).images
     names = [(pipeline.id2label or {}).get(label, f"class {label}") for label in classes]
     steps = pipeline.default_steps(pipeline.scheduler)
     file = io.BytesIO()
-    class_grid((images * 255).round().byte().cpu().numpy(), names, file, f"{steps} steps, guidance {guidance_scale:g}")
+    title = f"{steps} steps, guidance {pipeline.guidance_scale:g}"
+    class_grid((images * 255).round().byte().cpu().numpy(), names, file, title)
     return file.getvalue()
 
 
@@ -145,7 +138,7 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
         parameters=f"{sum(parameter.numel() for parameter in pipeline.unet.parameters()) / 1e6:.2f}",
         repo_id=repo_id,
         example=json.dumps((pipeline.id2label or {}).get(0, 0), ensure_ascii=False),
-        guidance_scale=f"{_guidance_scale(results):g}",
+        guidance_scale=f"{pipeline.guidance_scale:g}",
         classes=[(label, (pipeline.id2label or {}).get(label, "")) for label in range(config.num_classes)],
         sampler=type(pipeline.scheduler).__name__,
         steps=pipeline.default_steps(pipeline.scheduler),
@@ -428,16 +421,11 @@ def publish(
     say(f"{_endpoint()}/{repo_id}")
     say("from diffusers import DiffusionPipeline")
     say(f'pipeline = DiffusionPipeline.from_pretrained("{repo_id}", revision="{commit}", trust_remote_code=True)')
-    say(f"pipeline(class_labels=[0], seeds=[0], guidance_scale={_guidance_of(folder):g}).images[0]")
+    say("pipeline(class_labels=[0], seeds=[0]).images[0]")
     if space:
         _uploaded(repo_id, "space", _space_files(folder, repo_id, commit), private)
         say(f"{_endpoint()}/spaces/{repo_id}")
     return commit
-
-
-def _guidance_of(folder: Path) -> float:
-    file = folder / "results.json"
-    return _guidance_scale(json.loads(file.read_text()) if file.is_file() else {})
 
 
 def check_name(repo_id: str) -> None:
@@ -474,7 +462,6 @@ def _space_files(folder: Path, repo_id: str, commit: str) -> dict[str, Path | by
     """A gradio app that loads this commit of the model, without this package."""
     from importlib.metadata import version
 
-    guidance = f"{_guidance_of(folder):g}"
     card = (
         f"---\ntitle: {repo_id.rpartition('/')[2]}\nsdk: gradio\napp_file: app.py\nlicense: {LICENCE}\n"
         f"models:\n- {repo_id}\n---\n\n"
@@ -483,7 +470,7 @@ def _space_files(folder: Path, repo_id: str, commit: str) -> dict[str, Path | by
     app = (
         "from demo import make_demo\nfrom diffusers import DiffusionPipeline\n\n"
         f'pipeline = DiffusionPipeline.from_pretrained("{repo_id}", revision="{commit}", trust_remote_code=True)\n'
-        f"make_demo(pipeline, guidance_scale={guidance}).launch()\n"
+        "make_demo(pipeline).launch()\n"
     )
     requirements = [f"{name}=={version(name).partition('+')[0]}\n" for name in ("torch", "diffusers", "safetensors")]
     return {

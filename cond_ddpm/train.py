@@ -100,7 +100,7 @@ def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -
     ema = PowerEMA(raw_unet.parameters(), {config.ema_std, _SECOND_STD}) if config.use_ema else None
     # With a sampler of few steps, as it is published; any other comes from its config, which has the same betas.
     id2label, dropout = dict(enumerate(data.class_names)), config.class_dropout_prob
-    pipeline = CondDDPMPipeline(averaged_unet, noise_scheduler, id2label, dropout)
+    pipeline = CondDDPMPipeline(averaged_unet, noise_scheduler, id2label, dropout, config.guidance_scale)
     pipeline.scheduler = pipeline.make_scheduler(DEFAULT_SAMPLER)
 
     # 4. How long, and how far it is already
@@ -457,7 +457,6 @@ def _preview_images(accelerator, pipeline, config: TrainConfig, num_classes: int
             seeds=range(len(labels)),
             batch_size=min(config.batch_size, 100),
             num_inference_steps=min(config.num_inference_steps, config.num_train_timesteps),
-            guidance_scale=config.guidance_scale,
         )
 
 

@@ -252,7 +252,7 @@ def _sweep(pipeline, class_labels, path, each, names, title, seed, arguments) ->
     columns = []
     for more in each:
         called = {**arguments, **more}
-        if called.get("guidance_scale", 1) == 1:  # then these have no effect, and are refused
+        if more.get("guidance_scale") == 1:  # then these have no effect, and are refused
             called = {name: value for name, value in called.items() if name not in _GUIDING}
         columns.append(generate(pipeline, labels, seeds, **called))
     images = np.stack(columns, axis=1)  # (rows, columns, C, H, W)

@@ -91,6 +91,10 @@ class CondDDPMPipeline(DiffusionPipeline):
         id2label: name of each class id, `{0: "airplane", ...}`; None where classes have no names.
         class_dropout_prob: share of labels replaced by the null label in training; at 0 that label means nothing, so
             guidance by it is refused. None is not known.
+        guidance_scale: of a call that gives none; see `__call__`. A network that was trained for short needs much of it.
+
+    Raises:
+        ValueError: names that are not one for each class; guidance by a null label that was never trained.
     """
 
     model_cpu_offload_seq = "unet"
@@ -102,6 +106,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         id2label: dict | None = None,  # of strings as keys, when diffusers loads it
         class_dropout_prob: float | None = None,
+        guidance_scale: float = 1.0,
     ):
         super().__init__()
         channels = {unet.config.in_channels, getattr(unet.config, "out_channels", unet.config.in_channels)}
@@ -122,8 +127,9 @@ class CondDDPMPipeline(DiffusionPipeline):
         # default: what this one has counts as set.
         scheduler.register_to_config(_use_default_values=[])
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(id2label=id2label, class_dropout_prob=class_dropout_prob)
-        self.id2label, self.class_dropout_prob = id2label, class_dropout_prob
+        self.register_to_config(id2label=id2label, class_dropout_prob=class_dropout_prob, guidance_scale=guidance_scale)
+        self.id2label, self.class_dropout_prob, self.guidance_scale = id2label, class_dropout_prob, guidance_scale
+        self._check_guidance([0], guidance_scale, None, 0.0, None)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
         self._companions: dict[str, bytes] | None = None
         self._source: tuple[str, dict] | None = None  # where loaded from: folder or repository, and how it is asked for
@@ -197,7 +203,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         *,
         num_images_per_label: int = 1,
         seeds: int | Sequence[int] | None = None,
@@ -226,7 +232,8 @@ class CondDDPMPipeline(DiffusionPipeline):
             num_inference_steps: steps of the scheduler, at most its `num_train_timesteps`. None is 20, or all of them for
                 DDPM, which is poor at fewer. Heun's method costs two forwards a step (but the last), all others one.
             guidance_scale: `w` in `uncond + w * (cond - uncond)` (Ho & Salimans 2022, written so that 1 is conditional and
-                0 unconditional, both at one forward a step; other values cost two, in one batch).
+                0 unconditional, both at one forward a step; other values cost two, in one batch). None is the pipeline's own
+                `guidance_scale`, but 1 where no class is asked for.
             num_images_per_label: images of each label, one after the other.
             seeds: one for each image, in place of generators.
             guidance_interval: guide only at noise levels lo < sigma <= hi, where sigma = sqrt((1 - alphas_cumprod) /
@@ -254,6 +261,8 @@ class CondDDPMPipeline(DiffusionPipeline):
                 timesteps that the scheduler gets wrong; a network whose predictions are not finite.
         """
         labels = self._image_labels(class_labels, num_images_per_label)
+        if guidance_scale is None:
+            guidance_scale = 1.0 if class_labels is None else self.guidance_scale
         if seeds is not None and generator is not None:
             raise ValueError("seeds: expected no generator beside them; give one of the two.")
         if seeds is not None:
@@ -472,6 +481,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin | None = None,
         id2label: dict[int, str] | None = None,
         class_dropout_prob: float | None = None,
+        guidance_scale: float | None = None,
         torch_dtype: torch.dtype | None = None,
         variant: str | None = None,
         device_map: str | dict | None = None,
@@ -488,7 +498,7 @@ class CondDDPMPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: what `save_pretrained` wrote, or the name of its repository.
-            unet, scheduler, id2label, class_dropout_prob: given, they are used in place of the saved ones.
+            unet, scheduler, id2label, class_dropout_prob, guidance_scale: given, they are used in place of the saved ones.
             torch_dtype, variant, device_map: of the UNet's `from_pretrained`.
             cache_dir, force_download, local_files_only, proxies, revision, token: as everywhere in diffusers.
 
@@ -519,7 +529,9 @@ class CondDDPMPipeline(DiffusionPipeline):
             scheduler = scheduler_class.from_pretrained(where, subfolder="scheduler", **hub)
         if class_dropout_prob is None:
             class_dropout_prob = index.get("class_dropout_prob")
-        pipeline = cls(unet, scheduler, id2label or index.get("id2label"), class_dropout_prob)
+        if guidance_scale is None:
+            guidance_scale = index.get("guidance_scale", 1.0)
+        pipeline = cls(unet, scheduler, id2label or index.get("id2label"), class_dropout_prob, guidance_scale)
         pipeline.register_to_config(_name_or_path=where)
         pipeline._source = (where, hub)
         return pipeline

@@ -156,6 +156,16 @@ def test_a_pipeline_is_measured_and_everything_is_quoted(pipeline, dataset, tmp_
     assert "warning: 30 samples" in summary(results) and "label accuracy" in summary(results)
 
 
+def test_the_guidance_quoted_is_the_pipelines_own_where_none_is_given(pipeline, dataset, tmp_path):
+    pipeline = CondDDPMPipeline(pipeline.unet, pipeline.scheduler, pipeline.id2label, guidance_scale=3.0)
+    arguments = {"num_inference_steps": 2, "guidance_scale": None}
+    protocol = Protocol(str(dataset), num_samples=12)
+    own = evaluate(protocol, tmp_path / "own.json", "model", pipeline, progress=False, **arguments)
+    given = evaluate(protocol, tmp_path / "x.json", "model", pipeline, progress=False, **arguments | {"guidance_scale": 3.0})
+    assert own["protocol"]["guidance_scale"] == 3 and own["protocol"] == given["protocol"]
+    assert own["samples"] == given["samples"]
+
+
 def test_repeats_have_other_seeds(pipeline, dataset, tmp_path):
     both = _evaluated(pipeline, dataset, tmp_path, repeats=2)
     one, two = (_evaluated(pipeline, dataset, tmp_path, seed=seed) for seed in (0, 30))

@@ -25,7 +25,7 @@ def format(request):
 
 @pytest.mark.parametrize("model", ["simple", "attention", "hybrid"])
 def test_equal_to_the_network_over_batches_timesteps_and_labels(model, format, tmp_path):
-    pipeline = CondDDPMPipeline(make_unet(model), DDPMScheduler(num_train_timesteps=50), dict(enumerate(NAMES)), 0.1)
+    pipeline = CondDDPMPipeline(make_unet(model), DDPMScheduler(num_train_timesteps=50), dict(enumerate(NAMES)), 0.1, 3.0)
     assert export(pipeline, format, tmp_path / "out") <= 1e-4
     loaded = load_exported(tmp_path / "out")
     for batch in (1, 3, 7):
@@ -38,7 +38,7 @@ def test_equal_to_the_network_over_batches_timesteps_and_labels(model, format, t
     arguments = {"seeds": [0, 1, 2], "num_inference_steps": 5, "guidance_scale": 2.0, "output_type": "np"}
     images = loaded(["cross", 0, "square"], **arguments).images
     np.testing.assert_allclose(images, pipeline(["cross", 0, "square"], **arguments).images, atol=1e-3)
-    assert loaded.id2label == dict(enumerate(NAMES)) and loaded.class_dropout_prob == 0.1
+    assert loaded.id2label == dict(enumerate(NAMES)) and loaded.class_dropout_prob == 0.1 and loaded.guidance_scale == 3
     assert not list((tmp_path / "out").rglob("*.safetensors"))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("export.json", "scheduler"),

@@ -88,7 +88,9 @@ def published(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("published") / "pipeline"
     scheduler = DDPMScheduler(num_train_timesteps=20, timestep_spacing="trailing")
-    pipeline = CondDDPMPipeline(make_unet("hybrid"), scheduler, dict(enumerate(NAMES)), class_dropout_prob=0.1)
+    pipeline = CondDDPMPipeline(
+        make_unet("hybrid"), scheduler, dict(enumerate(NAMES)), class_dropout_prob=0.1, guidance_scale=2.0
+    )
     results = {"training": results_of(pipeline)["training"]}
     pipeline.companions = {"results.json": json.dumps(results).encode()}
     pipeline.save_pretrained(folder)
@@ -193,7 +195,7 @@ def test_measured_figures_are_in_the_metadata_with_their_protocol(folder):
     assert "FID by Inception-v3" in card.text.partition("Not measured:")[2]
     assert "30 samples are few.\n\nThe whole protocol" in card.text  # a list ends at an empty line
     assert "as 25% of them are by the judge" in card.text and f'from_pretrained("{NAME}"' in card.text
-    assert "guidance_scale=3)" in card.text
+    assert "The default is 2.\n" in card.text  # the pipeline's own, whatever was measured
     assert card.data.model_name == "shapes"
 
     results["protocol"]["features"] = "inception"
@@ -510,3 +512,4 @@ def test_training_pushes_when_it_is_over(server, quick_check, shapes_parquet, tm
     assert record["step"] == 3 and record["images_seen"] == 48 and record["config"]["guidance_scale"] == 2
     assert str(tmp_path) not in json.dumps(record) and record["dataset"] == shapes_parquet.name
     assert not record["dataset_on_hub"]
+    assert json.loads(repo.files["model_index.json"])["guidance_scale"] == 2

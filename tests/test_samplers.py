@@ -3,6 +3,7 @@
 Of Gaussian data the ideal network is known, and where the probability-flow ODE takes a noise.
 """
 
+import json
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from conftest import NAMES, make_unet
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
     EulerDiscreteScheduler,
@@ -319,6 +321,41 @@ class _Contrast(_Ideal):
     def forward(self, sample, timestep, class_labels):
         ramp = torch.linspace(-1, 1, sample[0].numel()).view(sample[0].shape)
         return type("Output", (), {"sample": ramp * torch.where(class_labels == 2, 1.0, 2.0)[:, None, None, None]})
+
+
+def test_a_call_that_gives_no_guidance_takes_the_pipelines_own(tmp_path):
+    """Which is saved with it, and means nothing where no class is asked for."""
+    pipeline = CondDDPMPipeline(make_unet(), DDPMScheduler(timestep_spacing="trailing"), guidance_scale=3.0)
+    pipeline.guidance_scale = 4.0
+    pipeline.save_pretrained(tmp_path)
+    loaded = CondDDPMPipeline.from_pretrained(tmp_path)
+    by_diffusers = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+
+    def sample(pipeline, labels=(0, 1), **arguments):
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline(labels, seeds=[0, 1], num_inference_steps=3, output_type="pt", **arguments).images
+
+    assert not torch.equal(sample(loaded), sample(loaded, guidance_scale=1.0))
+    for other in (loaded, by_diffusers):
+        assert other.guidance_scale == 4 and torch.equal(sample(other), sample(pipeline, guidance_scale=4.0))
+    none = {"labels": None, "num_images_per_label": 2}
+    assert torch.equal(sample(loaded, **none), sample(loaded, **none, guidance_scale=1.0))
+    assert CondDDPMPipeline.from_pretrained(tmp_path, guidance_scale=2.0).guidance_scale == 2
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps({name: value for name, value in json.loads(index.read_text()).items() if name[0] != "g"}))
+    assert CondDDPMPipeline.from_pretrained(tmp_path).guidance_scale == 1  # an older folder has none
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"guidance_scale": float("nan")}, "guidance_scale: expected a finite number"),
+        ({"guidance_scale": 2.0, "class_dropout_prob": 0.0}, "null label was never trained"),
+    ],
+)
+def test_guidance_of_its_own_that_no_call_could_have_is_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        CondDDPMPipeline(make_unet(), DDPMScheduler(), **arguments)
 
 
 def test_a_model_trained_without_label_drop_refuses_guidance(tmp_path):

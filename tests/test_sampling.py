@@ -164,6 +164,11 @@ def test_sample_by_the_command_line_is_what_generate_gives(tiny_pipeline, tmp_pa
         assert main([*map(str, command), "--num_inference_steps", "4", *flags.split()]) == 0
         expected = generate(tiny_pipeline, labels, range(7, 7 + len(labels or "xx")), **few, **arguments)
         assert np.array_equal(drawn["images"], expected) and drawn["names"] == names
+    guided = CondDDPMPipeline(tiny_pipeline.unet, tiny_pipeline.scheduler, dict(enumerate(NAMES)), guidance_scale=3.0)
+    guided.save_pretrained(tmp_path / "guided")  # the flag's default is the model's own
+    flags = ["--model", str(tmp_path / "guided"), "--class_labels", "1", "--num_inference_steps", "4"]
+    assert main([*map(str, command), *flags]) == 0
+    assert np.array_equal(drawn["images"], generate(tiny_pipeline, [1, 1], [7, 8], **few, guidance_scale=3.0))
     guide = CondDDPMPipeline(make_unet(seed=1), tiny_pipeline.scheduler)
     guide.save_pretrained(tmp_path / "guide")
     flags = ["--guide", str(tmp_path / "guide"), "--guidance_scale", "2", "--class_labels", "1", "--num_inference_steps", "4"]

@@ -32,7 +32,7 @@ def _features(images: np.ndarray) -> np.ndarray:
     return images.reshape(-1, 16, 2, 16, 2).mean(axis=(2, 4)).reshape(len(images), -1) / 255
 
 
-def judge_digits(model: str, images_per_class: int, num_inference_steps: int, guidance_scale: float, output: Path) -> None:
+def judge_digits(model: str, images_per_class: int, num_inference_steps: int, output: Path) -> None:
     import torch
     from accelerate import PartialState
 
@@ -43,13 +43,7 @@ def judge_digits(model: str, images_per_class: int, num_inference_steps: int, gu
     pipeline = CondDDPMPipeline.from_pretrained(model).to(PartialState().device)
     labels = np.repeat(np.arange(10), images_per_class)
     with torch.autocast(pipeline.device.type, dtype=torch.bfloat16):
-        images = generate(
-            pipeline,
-            labels.tolist(),
-            range(len(labels)),
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-        )
+        images = generate(pipeline, labels.tolist(), range(len(labels)), num_inference_steps=num_inference_steps)
     classifier, held_out = digit_classifier()
     accuracy = float(np.mean(classifier.predict(_features(images)) == labels))
     shown = images.reshape(10, images_per_class, *images.shape[1:])[:, :10]
@@ -64,7 +58,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="pipeline folder trained on mnist5k")
     parser.add_argument("--images_per_class", type=int, default=50)
     parser.add_argument("--num_inference_steps", type=int, default=20)
-    parser.add_argument("--guidance_scale", type=float, default=1.0)
     parser.add_argument("--output", type=Path, default=Path("digits.png"))
     return guarded(judge_digits, *vars(parser.parse_args(arguments)).values())
 

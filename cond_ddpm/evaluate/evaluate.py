@@ -193,6 +193,8 @@ def evaluate(
         reference = _real_tally(real.train, len(real.train), extractor, protocol.subset, cache)
         held_out = _real_tally(real.test, protocol.num_samples, extractor, protocol.subset, cache)
 
+    if pipeline is not None and arguments.get("guidance_scale") is None:
+        arguments["guidance_scale"] = pipeline.guidance_scale  # for the record
     if training is None and pipeline is not None:
         training = json.loads(pipeline.companions.get("results.json", b"{}")).get("training")
     quoted = _quoted(protocol, extractor, real, model, pipeline, samples, arguments)
