@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 SAMPLES, STEPS, BATCH = 2000, 20, 64
-GUIDANCE = {"hybrid": (2.0, 4.0), "diffusers": (None,), "lucidrains": (2.0,)}  # its take long
+GUIDANCE = {"hybrid": (2.0, 4.0), "diffusers": (None,), "lucidrains": (2.0,)}  # whose sampling is slow
 
 
 def batches(dataset: str):
