@@ -177,6 +177,18 @@ def test_sweeps_show_each_setting_from_the_same_noise(tiny_pipeline, drawn):
     assert drawn[0]["columns"] == ["w = 0", "w = 1", "w = 4"] and drawn[1]["columns"] == ["1", "4"]
 
 
+def test_sweeps_guide_otherwise_but_where_that_has_no_effect(tiny_pipeline, drawn):
+    few = {"num_inference_steps": 3, "guidance_rescale": 0.7}
+    visualize.guidance_sweep(tiny_pipeline, [0], "x", scales=(1, 4), **few)
+    visualize.steps_sweep(tiny_pipeline, [0], "x", steps=(3,), guidance_scale=4.0, guidance_rescale=0.7)
+    plain = generate(tiny_pipeline, [0], [0], num_inference_steps=3)
+    rescaled = generate(tiny_pipeline, [0], [0], guidance_scale=4.0, **few)
+    assert np.array_equal(drawn[0]["images"], np.concatenate([plain, rescaled]))
+    assert np.array_equal(drawn[1]["images"], rescaled)
+    with pytest.raises(ValueError, match="guidance_scale: expected another than 1"):
+        visualize.steps_sweep(tiny_pipeline, [0], "x", steps=(3,), guidance_rescale=0.7)
+
+
 def test_denoising_strip_is_noise_above_and_the_image_below(tiny_pipeline, drawn):
     visualize.denoising_strip(tiny_pipeline, "square", "x", columns=4, seed=3, num_inference_steps=4)
     grid, image = drawn[0], generate(tiny_pipeline, [1], [3], num_inference_steps=4)[0]
