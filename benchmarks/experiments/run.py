@@ -1,0 +1,236 @@
+"""A queue of experiments: train, sample, measure, append a row; one after the other, at the lowest priority.
+
+    python benchmarks/experiments/run.py --dataset PATH [--lab DIR] [--commit REV] [--watch]    # work through the queue
+    python benchmarks/experiments/run.py --keep [--lab DIR]     # copy the laboratory's rows into this checkout, to be committed
+    python benchmarks/experiments/run.py --table [NAME ...]     # the rows: mean and deviation over the seeds, in Markdown
+
+An experiment is a YAML file beside this one:
+
+    order: 10                       # the queue's order; then by name
+    config: hybrid_cifar10_cpu      # the preset in configs/ that it starts from
+    train: {max_train_steps: 700}   # the settings in which it differs; recipes are compared at equal steps and FLOP
+    seeds: [0, 1]                   # a trial each
+    dtype: bf16                     # optional: measure the pipeline as it is after its weights were stored in this type
+    evaluate:                       # name -> flags of `cond-ddpm evaluate`, a row each; the samples are kept
+      guidance4: {num_samples: 2000, subset: 2000, guidance_scale: 4, num_inference_steps: 10, fast: true}
+
+An experiment that has begun is not edited, but for further seeds and evaluations; give the next idea another name.
+
+The laboratory (`--lab`, or COND_DDPM_LAB, or ~/cond_ddpm_lab) is outside any checkout, so that work on the code neither
+disturbs nor deletes what runs: `code-COMMIT/`, a git worktree; `venv-HASH/`, by what is installed; `runs/TRIAL/`,
+`evaluations/TRIAL/`, `logs/` and `results.jsonl`. A trial stays at the commit at which it began. The runner can be killed at any
+time and started again: training goes on from its last checkpoint, and what has a row is done. Seconds are not compared here,
+since the queue shares the machine: `benchmarks/step_time.py` measures a step, alone and in turn.
+"""
+
+import argparse
+import ctypes
+import datetime
+import hashlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+FIGURES = ("frechet_distance", "kernel_distance", "label_accuracy", "precision", "recall", "nearest_training_distance")
+STORE_AS = """
+import sys, torch
+from cond_ddpm import CondDDPMPipeline
+pipeline = CondDDPMPipeline.from_pretrained(sys.argv[1])
+pipeline.unet.to({"bf16": torch.bfloat16, "fp16": torch.float16}[sys.argv[3]])
+pipeline.companions.pop("samples.png", None)  # of the weights before
+pipeline.save_pretrained(sys.argv[2])
+"""
+
+
+class Failed(Exception):
+    """A command of a trial ended with an error; its log says why."""
+
+
+def experiments() -> list[tuple[str, dict]]:
+    """(name, settings), in the queue's order; read anew each time, so that the queue can be filled while it is worked on."""
+    read = {file.stem: yaml.safe_load(file.read_text()) for file in HERE.glob("*.yaml")}
+    return sorted(read.items(), key=lambda pair: (pair[1]["order"], pair[0]))
+
+
+def rows(*files: Path) -> list[dict]:
+    """All rows, each once; the last line of a killed runner may be half written."""
+    found = {}
+    for file in files:
+        for line in file.read_text().splitlines() if file.exists() else ():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            found[row["experiment"], row["seed"], row["evaluation"]] = row
+    return list(found.values())
+
+
+def next_trial(lab: Path, failed: set) -> tuple[str, dict, int, list[str]] | None:
+    """The first experiment and seed that lack a row, and the evaluations which they lack."""
+    done = {(row["experiment"], row["seed"], row["evaluation"]) for row in rows(HERE / "results.jsonl", lab / "results.jsonl")}
+    for name, settings in experiments():
+        for seed in settings["seeds"]:
+            missing = [key for key in settings["evaluate"] if (name, seed, key) not in done]
+            if missing and (name, seed) not in failed:
+                return name, settings, seed, missing
+    return None
+
+
+def prepare(lab: Path, commit: str) -> tuple[Path, Path]:
+    """The worktree of a commit, and the Python of an environment with what that commit installs."""
+    code = lab / f"code-{commit[:12]}"
+    if not (code / "setup.cfg").exists():
+        subprocess.run(["git", "worktree", "prune"], cwd=ROOT, check=True)
+        subprocess.run(["git", "worktree", "add", "--force", "--detach", str(code), commit], cwd=ROOT, check=True)
+    wanted = (code / "setup.cfg").read_bytes() + (code / "constraints.txt").read_bytes()
+    venv = lab / f"venv-{hashlib.sha256(wanted).hexdigest()[:8]}"
+    if not (venv / "complete").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
+        install = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--constraint", "constraints.txt"]
+        subprocess.run([*install, ".[test]"], cwd=code, check=True)
+        (venv / "complete").touch()
+    return code, venv / "bin" / "python"
+
+
+def dies_with_parent() -> None:
+    """A child of a runner that was killed does not go on beside the next runner's (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def call(command: list, code: Path, log: Path) -> None:
+    # Threads that wait must not spin: the machine belongs to others first.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(code)}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        command = [str(part) for part in command]
+        done = subprocess.run(command, cwd=code, env=environment, stdout=file, stderr=file, preexec_fn=dies_with_parent)
+    if done.returncode:
+        raise Failed(f"{' '.join(command)}: exit {done.returncode}; {log}")
+
+
+def run(lab: Path, commit: str, dataset: str, name: str, settings: dict, seed: int, missing: list[str]) -> None:
+    """One trial, from wherever it was left, to its rows."""
+    trial, began = f"{name}-seed{seed}", lab / "runs" / f"{name}-seed{seed}.json"
+    asked = {key: settings.get(key) for key in ("config", "train", "dtype")}
+    if not began.exists():
+        began.parent.mkdir(parents=True, exist_ok=True)
+        began.write_text(json.dumps({"commit": commit, **asked}))
+    before = json.loads(began.read_text())
+    commit = before.pop("commit")
+    if before != asked:
+        raise Failed(f"{trial} began with other settings, {before}; give the experiment another name")
+    code, python = prepare(lab, commit)
+    folder, log = lab / "runs" / trial, lab / "logs" / f"{trial}.log"
+
+    config = {**yaml.safe_load((code / "configs" / f"{settings['config']}.yaml").read_text()), **(settings.get("train") or {})}
+    config |= {"dataset": dataset, "seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "latest"}
+    file = folder.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
+    if not (folder / "trained").exists():
+        call([python, "train_cond_ddpm.py", "--config", file], code, log)
+        (folder / "trained").touch()
+    model, dtype = folder / "pipeline", settings.get("dtype")
+    if dtype:
+        model = folder / f"pipeline-{dtype}"
+        call([python, "-c", STORE_AS, folder / "pipeline", model, dtype], code, log)
+    for key in missing:
+        results = lab / "evaluations" / trial / f"{key}.json"
+        results.parent.mkdir(parents=True, exist_ok=True)
+        command = [python, "-m", "cond_ddpm.cli", "evaluate", "--model", model, "--dataset", dataset, "--output", results]
+        command += ["--save_samples", results.with_suffix(".npz")]
+        for flag, value in settings["evaluate"][key].items():
+            command += [f"--{flag}"] if value is True else [f"--{flag}", value]
+        call(command, code, log)
+        append(lab / "results.jsonl", row(name, seed, key, commit, results))
+
+
+def row(name: str, seed: int, evaluation: str, commit: str, results: Path) -> dict:
+    found = json.loads(results.read_text())
+    training, protocol = found["training"], found["protocol"]
+    kept = {"experiment": name, "seed": seed, "evaluation": evaluation, "commit": commit[:12]}
+    kept |= {key: training[key] for key in ("step", "images_seen", "training_flop", "val_loss")}
+    kept |= {key: protocol[key] for key in ("features", "num_samples", "guidance_scale", "num_inference_steps")}
+    kept |= {key: found["samples"].get(key) for key in FIGURES}
+    return kept | {"finished": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M}"}
+
+
+def append(file: Path, row: dict) -> None:
+    """On a line of its own, also after a line that was cut, and on the disk before it counts."""
+    with file.open("a+") as opened:
+        opened.write(("" if opened.tell() == 0 else "\n") + json.dumps(row))
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def work(lab: Path, revision: str, dataset: str, watch: bool) -> None:
+    import filelock
+
+    os.nice(19)
+    lab.mkdir(parents=True, exist_ok=True)
+    commit = subprocess.run(["git", "rev-parse", revision], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    failed = set()
+    try:
+        with filelock.FileLock(lab / "lock", timeout=0):
+            while True:
+                trial = next_trial(lab, failed)
+                if trial is None and not watch:
+                    break
+                if trial is None:
+                    time.sleep(30)
+                    continue
+                print(f"{datetime.datetime.now():%H:%M} {trial[0]}, seed {trial[2]}: {', '.join(trial[3])}", flush=True)
+                try:
+                    run(lab, commit, dataset, *trial)
+                except (Failed, subprocess.CalledProcessError) as error:  # not again before the next start
+                    failed.add((trial[0], trial[2]))
+                    print(f"failed: {error}", flush=True)
+    except filelock.Timeout:
+        raise SystemExit(f"another runner works in {lab}") from None
+    print("nothing is left to do" + (f", but {len(failed)} trials failed" if failed else ""))
+
+
+def table(names: list[str], lab: Path) -> None:
+    """A row for each experiment and evaluation: mean, and standard deviation where there are several seeds."""
+    found = [row for row in rows(HERE / "results.jsonl", lab / "results.jsonl") if not names or row["experiment"] in names]
+    columns = ("val_loss", *FIGURES)
+    print("| experiment | evaluation | seeds | steps | training FLOP | " + " | ".join(c.replace("_", " ") for c in columns) + " |")
+    print("|" + "---|" * (5 + len(columns)))
+    for key in dict.fromkeys((row["experiment"], row["evaluation"]) for row in found):
+        group = [row for row in found if (row["experiment"], row["evaluation"]) == key]
+        cells = [*key, str(len(group)), str(group[0]["step"]), f"{group[0]['training_flop']:.2g}"]
+        for column in columns:
+            values = [row[column] for row in group]
+            spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.4g}{spread}")
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lab", type=Path, default=Path(os.environ.get("COND_DDPM_LAB", Path.home() / "cond_ddpm_lab")))
+    parser.add_argument("--dataset", help="CIFAR-10, by its Hub id or a local folder")
+    parser.add_argument("--commit", default="HEAD", help="of the trials that have not begun (default: HEAD)")
+    parser.add_argument("--watch", action="store_true", help="when nothing is left, wait for new files")
+    parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--table", nargs="*", metavar="NAME")
+    given = parser.parse_args()
+    if given.table is not None:
+        table(given.table, given.lab)
+    elif given.keep:
+        kept = HERE / "results.jsonl"
+        kept.write_text("".join(json.dumps(row) + "\n" for row in rows(kept, given.lab / "results.jsonl")))
+        print(kept)
+    elif given.dataset is None:
+        parser.error("--dataset: expected CIFAR-10's Hub id or folder")
+    else:
+        work(given.lab, given.commit, given.dataset, given.watch)
