@@ -1,15 +1,15 @@
 """What a setting of OpenMP's waiting threads costs a training that is alone, and what it gives two that share the cores.
 
-    python benchmarks/neighbours.py --dataset PATH [--rounds 4] [--pair_rounds 1] [--seconds 20] [--only quickstart hour]
+    python benchmarks/neighbours.py --dataset PATH [--rounds 12] [--seconds 3] [--only quickstart hour] [--settings NAME ...]
 
 OpenMP's threads spin while they wait for each other, so two programs on the same cores keep each other from working.
-Each setting is an environment of child processes that run `train_cond_ddpm.py` with a preset as it is (without samples,
-checkpoints and logs). The settings are measured in turn, round after round, alone and in pairs; the steps a second of a pair
-are its two programs' together. Prints JSON and Markdown rows; `over alone` is the ratio to the first setting alone.
+Each setting is the environment of two child processes that run `train_cond_ddpm.py` with a preset as it is (without
+samples, checkpoints and logs). All are started, then stopped by SIGSTOP; round after round each setting's first process goes on
+by itself for a few seconds, then both together, so that the machine's drift meets all settings alike. A pair's steps a second are
+its two programs' together. Prints JSON and Markdown rows: medians over the rounds of the ratio to the first setting alone.
 """
 
 import argparse
-import json
 import os
 import signal
 import statistics
@@ -28,86 +28,98 @@ SETTINGS = {
     "spin 30000": {"GOMP_SPINCOUNT": "30000"},
     "spin 10000": {"GOMP_SPINCOUNT": "10000"},
     "spin 3000": {"GOMP_SPINCOUNT": "3000"},
-    "spin 1000": {"GOMP_SPINCOUNT": "1000"},
     "passive": {"OMP_WAIT_POLICY": "passive"},
 }
 PRESETS = {"quickstart": "quickstart.yaml", "hour": "hybrid_cifar10_cpu.yaml"}
 QUIET = ["--save_images_epochs", "0", "--checkpointing_steps", "0", "--num_ema_snapshots", "0", "--report_to", "none"]
-QUIET += ["--num_validation_images", "64", "--max_train_minutes", "60", "--max_train_steps", "1000000"]
-WARM_STEPS, PATIENCE_SECONDS = 4, 600
+QUIET += ["--num_validation_images", "8", "--max_train_minutes", "600", "--max_train_steps", "1000000"]
+WARM_STEPS, LIMIT_SECONDS = 3, 600
 
 
-def start(preset: str, dataset: str, environment: dict[str, str], run: Path) -> subprocess.Popen:
-    command = [sys.executable, "train_cond_ddpm.py", "--config", f"configs/{PRESETS[preset]}", "--output_dir", str(run), *QUIET]
-    command += ["--dataset", dataset] if preset != "quickstart" else []
-    inherited = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    with run.with_suffix(".log").open("w") as log:
-        return subprocess.Popen(command, cwd=ROOT, env={**inherited, **environment}, stdout=log, stderr=log)
+class Program:
+    """A training that is started, and stopped after its first steps."""
+
+    def __init__(self, preset: str, dataset: str, environment: dict[str, str], run: Path):
+        command = [sys.executable, "train_cond_ddpm.py", "--config", f"configs/{PRESETS[preset]}", "--output_dir", str(run)]
+        command += [*QUIET, *(["--dataset", dataset] if preset != "quickstart" else [])]
+        inherited = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+        self.log, self.metrics, self.offset, self.steps = run.with_suffix(".log"), run / "metrics.jsonl", 0, 0
+        with self.log.open("w") as log:
+            self.child = subprocess.Popen(command, cwd=ROOT, env={**inherited, **environment}, stdout=log, stderr=log)
+        began = time.monotonic()
+        while self.count() < WARM_STEPS:  # imported, compiled
+            time.sleep(0.1)
+            if time.monotonic() - began > LIMIT_SECONDS or self.child.poll() is not None:
+                raise SystemExit("a program did not start:\n" + self.log.read_text()[-2000:])
+        self.child.send_signal(signal.SIGSTOP)
+
+    def count(self) -> int:
+        """Steps done so far: the rows of metrics.jsonl that are no epoch's; only what is new is read."""
+        if self.metrics.exists():
+            with self.metrics.open("rb") as file:
+                file.seek(self.offset)
+                lines = file.read().rpartition(b"\n")[0]
+            self.offset += len(lines) + 1 if lines else 0
+            self.steps += lines.count(b'"loss"')
+        return self.steps
+
+    def next_step(self) -> tuple[int, float]:
+        """Waits for a step to end: the steps done then, and the time."""
+        before = self.count()
+        while (now := self.count()) == before:
+            time.sleep(0.004)
+        return now, time.monotonic()
 
 
-def steps_done(run: Path) -> int:
-    """Rows of metrics.jsonl that are steps; a last line may be half written."""
-    file = run / "metrics.jsonl"
-    return sum('"loss"' in line for line in file.read_text().splitlines()) if file.exists() else 0
+def rate(programs: list[Program], seconds: float) -> float:
+    """Steps a second of these programs together, nothing else going on; each between two ends of its steps."""
+    for program in programs:
+        program.child.send_signal(signal.SIGCONT)
+    before = [program.next_step() for program in programs]
+    time.sleep(seconds)
+    after = [program.next_step() for program in programs]
+    for program in programs:
+        program.child.send_signal(signal.SIGSTOP)
+    return sum((late[0] - early[0]) / (late[1] - early[1]) for early, late in zip(before, after))
 
 
-def end_of_a_step(run: Path) -> tuple[int, float]:
-    """Waits for the next step to end: the steps done then, and the time."""
-    before = steps_done(run)
-    while (now := steps_done(run)) == before:
-        time.sleep(0.01)
-    return now, time.monotonic()
-
-
-def rates(preset: str, dataset: str, environment: dict[str, str], programs: int, seconds: float) -> list[float]:
-    """Steps a second of each of so many programs that train at the same time."""
-    with tempfile.TemporaryDirectory() as folder:
-        runs = [Path(folder) / str(number) for number in range(programs)]
-        children = [start(preset, dataset, environment, run) for run in runs]
-        try:
-            began = time.monotonic()
-            while min(map(steps_done, runs)) < WARM_STEPS:  # imported, compiled
-                time.sleep(0.2)
-                if time.monotonic() - began > PATIENCE_SECONDS or any(child.poll() is not None for child in children):
-                    raise SystemExit("a program did not start:\n" + runs[0].with_suffix(".log").read_text()[-2000:])
-            before = [end_of_a_step(run) for run in runs]
-            time.sleep(seconds)
-            after = [end_of_a_step(run) for run in runs]
-            return [(late[0] - early[0]) / (late[1] - early[1]) for early, late in zip(before, after)]
-        finally:
-            for child in children:
-                child.send_signal(signal.SIGKILL)
-                child.wait()
-
-
-def main(dataset: str, rounds: int, pair_rounds: int, seconds: float, only: list[str], settings: list[str]) -> None:
+def main(dataset: str, rounds: int, seconds: float, only: list[str], settings: list[str]) -> None:
     import machine
 
     rows = []
     for preset in only:
-        measured = {(name, programs): [] for name in settings for programs in (1, 2)}
-        for programs, times in ((1, rounds), (2, pair_rounds)):
-            for number in range(times):
-                for name in settings if number % 2 == 0 else settings[::-1]:
-                    found = rates(preset, dataset, SETTINGS[name], programs, seconds)
-                    measured[name, programs].append(found)
-                    print(json.dumps([preset, name, programs, found]), flush=True)
-        alone = statistics.median(sum(found) for found in measured[settings[0], 1])
+        programs, alone, pairs = {}, {name: [] for name in settings}, {name: [] for name in settings}
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                for name in settings:
+                    runs = [Path(folder) / f"{name} {number}" for number in range(2)]
+                    programs[name] = [Program(preset, dataset, SETTINGS[name], run) for run in runs]
+                for number in range(rounds):
+                    for name in settings[:: 1 if number % 2 == 0 else -1]:
+                        alone[name].append(rate(programs[name][:1], seconds))
+                    if number % 3 == 0:
+                        for name in settings:
+                            pairs[name].append(rate(programs[name], 2 * seconds))
+            finally:
+                for program in (one for pair in programs.values() for one in pair):
+                    program.child.kill()
+                    program.child.wait()
         for name in settings:
-            row = {"preset": preset, "setting": name}
-            for programs in (1, 2):
-                totals = [sum(found) for found in measured[name, programs]]
-                row["alone" if programs == 1 else "pair"] = statistics.median(totals) if totals else float("nan")
-            rows.append({**row, "alone over alone": row["alone"] / alone, "pair over alone": row["pair"] / alone})
-    machine.show(rows, versions=machine.versions(), seconds=seconds, rounds=rounds, pair_rounds=pair_rounds)
+            ratios = sorted(mine / first for mine, first in zip(alone[name], alone[settings[0]]))
+            together = [both / first for both, first in zip(pairs[name], alone[settings[0]][::3])]
+            spread = f"{ratios[len(ratios) // 4]:.3f} to {ratios[-1 - len(ratios) // 4]:.3f}"
+            row = {"preset": preset, "setting": name, "steps/s alone": statistics.median(alone[name])}
+            row |= {"alone over the first": f"{statistics.median(ratios):.3f}", "quartiles": spread}
+            rows.append({**row, "two together over one alone": statistics.median(together)})
+            print(rows[-1], flush=True)
+    machine.show(rows, versions=machine.versions(), seconds=seconds, rounds=rounds)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--pair_rounds", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--only", nargs="+", default=list(PRESETS), choices=list(PRESETS))
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     main(**vars(parser.parse_args()))

@@ -1,6 +1,6 @@
 """A queue of experiments: train, sample, measure, append a row; one after the other, at the lowest priority.
 
-    python benchmarks/experiments/run.py --dataset PATH [--lab DIR] [--commit REV] [--watch]    # work through the queue
+    python benchmarks/experiments/run.py --dataset PATH [--lab DIR] [--commit REV] [--threads 1] [--watch]
     python benchmarks/experiments/run.py --keep [--lab DIR]     # copy the laboratory's rows into this checkout, to be committed
     python benchmarks/experiments/run.py --table [NAME ...]     # the rows: mean and deviation over the seeds, in Markdown
 
@@ -19,8 +19,12 @@ An experiment that has begun is not edited, but for further seeds and evaluation
 The laboratory (`--lab`, or COND_DDPM_LAB, or ~/cond_ddpm_lab) is outside any checkout, so that work on the code neither
 disturbs nor deletes what runs: `code-COMMIT/`, a git worktree; `venv-HASH/`, by what is installed; `runs/TRIAL/`,
 `evaluations/TRIAL/`, `logs/` and `results.jsonl`. A trial stays at the commit at which it began. The runner can be killed at any
-time and started again: training goes on from its last checkpoint, and what has a row is done. Seconds are not compared here,
-since the queue shares the machine: `benchmarks/step_time.py` measures a step, alone and in turn.
+time and started again: training goes on from its last checkpoint, and what has a row is done.
+
+Start one runner for each core, each with one thread (the default): they take different trials, and programs of one thread each
+do not wait for each other, while OpenMP's threads do, at every operation, once there are more of them than cores
+(RESULTS.md, "Neighbours"). Seconds are not compared here, since the queue shares the machine: `benchmarks/step_time.py`
+measures a step, alone and in turn.
 """
 
 import argparse
@@ -74,15 +78,15 @@ def rows(*files: Path) -> list[dict]:
     return list(found.values())
 
 
-def next_trial(lab: Path, failed: set) -> tuple[str, dict, int, list[str]] | None:
-    """The first experiment and seed that lack a row, and the evaluations which they lack."""
+def open_trials(lab: Path) -> list[tuple[str, dict, int, list[str]]]:
+    """Experiments and seeds that lack rows, and the evaluations that they lack, in the queue's order."""
     done = {(row["experiment"], row["seed"], row["evaluation"]) for row in rows(HERE / "results.jsonl", lab / "results.jsonl")}
+    found = []
     for name, settings in experiments():
         for seed in settings["seeds"]:
             missing = [key for key in settings["evaluate"] if (name, seed, key) not in done]
-            if missing and (name, seed) not in failed:
-                return name, settings, seed, missing
-    return None
+            found += [(name, settings, seed, missing)] if missing else []
+    return found
 
 
 def prepare(lab: Path, commit: str) -> tuple[Path, Path]:
@@ -107,9 +111,9 @@ def dies_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def call(command: list, code: Path, log: Path) -> None:
+def call(command: list, code: Path, log: Path, threads: int) -> None:
     # Threads that wait must not spin: the machine belongs to others first.
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(code)}
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(code)}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         command = [str(part) for part in command]
@@ -118,7 +122,7 @@ def call(command: list, code: Path, log: Path) -> None:
         raise Failed(f"{' '.join(command)}: exit {done.returncode}; {log}")
 
 
-def run(lab: Path, commit: str, dataset: str, name: str, settings: dict, seed: int, missing: list[str]) -> None:
+def run(lab: Path, commit: str, dataset: str, threads: int, name: str, settings: dict, seed: int, missing: list[str]) -> None:
     """One trial, from wherever it was left, to its rows."""
     trial, began = f"{name}-seed{seed}", lab / "runs" / f"{name}-seed{seed}.json"
     asked = {key: settings.get(key) for key in ("config", "train", "dtype")}
@@ -134,15 +138,16 @@ def run(lab: Path, commit: str, dataset: str, name: str, settings: dict, seed: i
 
     config = {**yaml.safe_load((code / "configs" / f"{settings['config']}.yaml").read_text()), **(settings.get("train") or {})}
     config |= {"dataset": dataset, "seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "latest"}
+    config["num_cpu_threads"] = threads
     file = folder.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(config, sort_keys=False))
     if not (folder / "trained").exists():
-        call([python, "train_cond_ddpm.py", "--config", file], code, log)
+        call([python, "train_cond_ddpm.py", "--config", file], code, log, threads)
         (folder / "trained").touch()
     model, dtype = folder / "pipeline", settings.get("dtype")
     if dtype:
         model = folder / f"pipeline-{dtype}"
-        call([python, "-c", STORE_AS, folder / "pipeline", model, dtype], code, log)
+        call([python, "-c", STORE_AS, folder / "pipeline", model, dtype], code, log, threads)
     for key in missing:
         results = lab / "evaluations" / trial / f"{key}.json"
         results.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +155,7 @@ def run(lab: Path, commit: str, dataset: str, name: str, settings: dict, seed: i
         command += ["--save_samples", results.with_suffix(".npz")]
         for flag, value in settings["evaluate"][key].items():
             command += [f"--{flag}"] if value is True else [f"--{flag}", value]
-        call(command, code, log)
+        call(command, code, log, threads)
         append(lab / "results.jsonl", row(name, seed, key, commit, results))
 
 
@@ -172,30 +177,44 @@ def append(file: Path, row: dict) -> None:
         os.fsync(opened.fileno())
 
 
-def work(lab: Path, revision: str, dataset: str, watch: bool) -> None:
+def lowest_priority() -> None:
+    os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):  # Linux: only what nobody else wants
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def work(lab: Path, revision: str, dataset: str, threads: int, watch: bool) -> None:
     import filelock
 
-    os.nice(19)
-    lab.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(["git", "rev-parse", revision], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    lowest_priority()
+    (lab / "runs").mkdir(parents=True, exist_ok=True)
+    commit = subprocess.run(
+        ["git", "rev-parse", revision], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
     failed = set()
-    try:
-        with filelock.FileLock(lab / "lock", timeout=0):
-            while True:
-                trial = next_trial(lab, failed)
-                if trial is None and not watch:
-                    break
-                if trial is None:
-                    time.sleep(30)
-                    continue
-                print(f"{datetime.datetime.now():%H:%M} {trial[0]}, seed {trial[2]}: {', '.join(trial[3])}", flush=True)
-                try:
-                    run(lab, commit, dataset, *trial)
-                except (Failed, subprocess.CalledProcessError) as error:  # not again before the next start
-                    failed.add((trial[0], trial[2]))
-                    print(f"failed: {error}", flush=True)
-    except filelock.Timeout:
-        raise SystemExit(f"another runner works in {lab}") from None
+    with filelock.FileLock(lab / "prepare.lock"):
+        prepare(lab, commit)
+
+    def one_trial() -> bool:
+        """Work on the first trial that no other runner works on; whether there was one."""
+        for name, settings, seed, missing in open_trials(lab):
+            if (name, seed) in failed:
+                continue
+            try:
+                with filelock.FileLock(lab / "runs" / f"{name}-seed{seed}.lock", timeout=0):
+                    print(f"{datetime.datetime.now():%H:%M} {name}, seed {seed}: {', '.join(missing)}", flush=True)
+                    run(lab, commit, dataset, threads, name, settings, seed, missing)
+            except filelock.Timeout:
+                continue
+            except (Failed, subprocess.CalledProcessError) as error:  # not again before the next start
+                failed.add((name, seed))
+                print(f"failed: {error}", flush=True)
+            return True
+        return False
+
+    while (worked := one_trial()) or watch:
+        if not worked:
+            time.sleep(30)
     print("nothing is left to do" + (f", but {len(failed)} trials failed" if failed else ""))
 
 
@@ -203,7 +222,11 @@ def table(names: list[str], lab: Path) -> None:
     """A row for each experiment and evaluation: mean, and standard deviation where there are several seeds."""
     found = [row for row in rows(HERE / "results.jsonl", lab / "results.jsonl") if not names or row["experiment"] in names]
     columns = ("val_loss", *FIGURES)
-    print("| experiment | evaluation | seeds | steps | training FLOP | " + " | ".join(c.replace("_", " ") for c in columns) + " |")
+    print(
+        "| experiment | evaluation | seeds | steps | training FLOP | "
+        + " | ".join(c.replace("_", " ") for c in columns)
+        + " |"
+    )
     print("|" + "---|" * (5 + len(columns)))
     for key in dict.fromkeys((row["experiment"], row["evaluation"]) for row in found):
         group = [row for row in found if (row["experiment"], row["evaluation"]) == key]
@@ -220,6 +243,7 @@ if __name__ == "__main__":
     parser.add_argument("--lab", type=Path, default=Path(os.environ.get("COND_DDPM_LAB", Path.home() / "cond_ddpm_lab")))
     parser.add_argument("--dataset", help="CIFAR-10, by its Hub id or a local folder")
     parser.add_argument("--commit", default="HEAD", help="of the trials that have not begun (default: HEAD)")
+    parser.add_argument("--threads", type=int, default=1, help="of this runner (default: 1)")
     parser.add_argument("--watch", action="store_true", help="when nothing is left, wait for new files")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--table", nargs="*", metavar="NAME")
@@ -233,4 +257,4 @@ if __name__ == "__main__":
     elif given.dataset is None:
         parser.error("--dataset: expected CIFAR-10's Hub id or folder")
     else:
-        work(given.lab, given.commit, given.dataset, given.watch)
+        work(given.lab, given.commit, given.dataset, given.threads, given.watch)
