@@ -1,12 +1,12 @@
-"""What a setting of OpenMP's waiting threads costs a training that is alone, and what it gives two that share the cores.
+"""What a setting of OpenMP's threads costs a training that is alone, and what it gives two that share the cores.
 
     python benchmarks/neighbours.py --dataset PATH [--rounds 12] [--seconds 3] [--only quickstart hour] [--settings NAME ...]
 
-OpenMP's threads spin while they wait for each other, so two programs on the same cores keep each other from working.
-Each setting is the environment of two child processes that run `train_cond_ddpm.py` with a preset as it is (without
-samples, checkpoints and logs). All are started, then stopped by SIGSTOP; round after round each setting's first process goes on
-by itself for a few seconds, then both together, so that the machine's drift meets all settings alike. A pair's steps a second are
-its two programs' together. Prints JSON and Markdown rows: medians over the rounds of the ratio to the first setting alone.
+OpenMP's threads spin while they wait for each other. Each setting here is the environment and the flags of two child
+processes that run `train_cond_ddpm.py` with a preset as it is (without samples, checkpoints and logs). All are started, then
+stopped by SIGSTOP; round after round each setting's first process goes on by itself for a few seconds, and every third round
+both together, so that the machine's drift meets all settings alike. A pair's steps a second are its two programs' together.
+Prints JSON and Markdown rows: medians over the rounds of the ratio to the first setting alone.
 """
 
 import argparse
@@ -22,13 +22,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-SETTINGS = {
-    "GNU's default": {"GOMP_SPINCOUNT": "300000"},  # named, so that no default of ours takes its place
-    "spin 100000": {"GOMP_SPINCOUNT": "100000"},
-    "spin 30000": {"GOMP_SPINCOUNT": "30000"},
-    "spin 10000": {"GOMP_SPINCOUNT": "10000"},
-    "spin 3000": {"GOMP_SPINCOUNT": "3000"},
-    "passive": {"OMP_WAIT_POLICY": "passive"},
+SETTINGS = {  # name -> environment, flags
+    "GNU's default": ({"GOMP_SPINCOUNT": "300000"}, []),
+    "spin 100000": ({"GOMP_SPINCOUNT": "100000"}, []),
+    "spin 30000": ({"GOMP_SPINCOUNT": "30000"}, []),
+    "spin 10000": ({"GOMP_SPINCOUNT": "10000"}, []),
+    "spin 3000": ({"GOMP_SPINCOUNT": "3000"}, []),
+    "passive": ({"OMP_WAIT_POLICY": "passive"}, []),
+    "one thread": ({}, ["--num_cpu_threads", "1"]),
 }
 PRESETS = {"quickstart": "quickstart.yaml", "hour": "hybrid_cifar10_cpu.yaml"}
 QUIET = ["--save_images_epochs", "0", "--checkpointing_steps", "0", "--num_ema_snapshots", "0", "--report_to", "none"]
@@ -39,9 +40,8 @@ WARM_STEPS, LIMIT_SECONDS = 3, 600
 class Program:
     """A training that is started, and stopped after its first steps."""
 
-    def __init__(self, preset: str, dataset: str, environment: dict[str, str], run: Path):
-        command = [sys.executable, "train_cond_ddpm.py", "--config", f"configs/{PRESETS[preset]}", "--output_dir", str(run)]
-        command += [*QUIET, *(["--dataset", dataset] if preset != "quickstart" else [])]
+    def __init__(self, config: str, flags: list[str], environment: dict[str, str], run: Path):
+        command = [sys.executable, "train_cond_ddpm.py", "--config", config, "--output_dir", str(run), *QUIET, *flags]
         inherited = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
         self.log, self.metrics, self.offset, self.steps = run.with_suffix(".log"), run / "metrics.jsonl", 0, 0
         with self.log.open("w") as log:
@@ -93,7 +93,9 @@ def main(dataset: str, rounds: int, seconds: float, only: list[str], settings: l
             try:
                 for name in settings:
                     runs = [Path(folder) / f"{name} {number}" for number in range(2)]
-                    programs[name] = [Program(preset, dataset, SETTINGS[name], run) for run in runs]
+                    environment, flags = SETTINGS[name]
+                    flags = [*flags, *(["--dataset", dataset] if preset != "quickstart" else [])]
+                    programs[name] = [Program(f"configs/{PRESETS[preset]}", flags, environment, run) for run in runs]
                 for number in range(rounds):
                     for name in settings[:: 1 if number % 2 == 0 else -1]:
                         alone[name].append(rate(programs[name][:1], seconds))

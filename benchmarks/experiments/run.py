@@ -1,13 +1,13 @@
 """A queue of experiments: train, sample, measure, append a row; one after the other, at the lowest priority.
 
     python benchmarks/experiments/run.py --dataset PATH [--lab DIR] [--commit REV] [--threads 1] [--watch]
-    python benchmarks/experiments/run.py --keep [--lab DIR]     # copy the laboratory's rows into this checkout, to be committed
+    python benchmarks/experiments/run.py --keep [--lab DIR]     # copy the laboratory's rows into this checkout, to commit
     python benchmarks/experiments/run.py --table [NAME ...]     # the rows: mean and deviation over the seeds, in Markdown
 
-An experiment is a YAML file beside this one:
+An experiment is a YAML file beside this one (or in `--queue DIR`):
 
     order: 10                       # the queue's order; then by name
-    config: hybrid_cifar10_cpu      # the preset in configs/ that it starts from
+    config: hybrid_cifar10_cpu      # the preset in configs/ that it starts from; the defaults, if none is named
     train: {max_train_steps: 700}   # the settings in which it differs; recipes are compared at equal steps and FLOP
     seeds: [0, 1]                   # a trial each
     dtype: bf16                     # optional: measure the pipeline as it is after its weights were stored in this type
@@ -18,8 +18,8 @@ An experiment that has begun is not edited, but for further seeds and evaluation
 
 The laboratory (`--lab`, or COND_DDPM_LAB, or ~/cond_ddpm_lab) is outside any checkout, so that work on the code neither
 disturbs nor deletes what runs: `code-COMMIT/`, a git worktree; `venv-HASH/`, by what is installed; `runs/TRIAL/`,
-`evaluations/TRIAL/`, `logs/` and `results.jsonl`. A trial stays at the commit at which it began. The runner can be killed at any
-time and started again: training goes on from its last checkpoint, and what has a row is done.
+`evaluations/TRIAL/`, `logs/` and `results.jsonl`. A trial stays at the commit at which it began. The runner can be killed
+at any time and started again: training goes on from its last checkpoint, and what has a row is done.
 
 Start one runner for each core, each with one thread (the default): they take different trials, and programs of one thread each
 do not wait for each other, while OpenMP's threads do, at every operation, once there are more of them than cores
@@ -59,9 +59,9 @@ class Failed(Exception):
     """A command of a trial ended with an error; its log says why."""
 
 
-def experiments() -> list[tuple[str, dict]]:
+def experiments(queue: Path) -> list[tuple[str, dict]]:
     """(name, settings), in the queue's order; read anew each time, so that the queue can be filled while it is worked on."""
-    read = {file.stem: yaml.safe_load(file.read_text()) for file in HERE.glob("*.yaml")}
+    read = {file.stem: yaml.safe_load(file.read_text()) for file in queue.glob("*.yaml")}
     return sorted(read.items(), key=lambda pair: (pair[1]["order"], pair[0]))
 
 
@@ -78,11 +78,12 @@ def rows(*files: Path) -> list[dict]:
     return list(found.values())
 
 
-def open_trials(lab: Path) -> list[tuple[str, dict, int, list[str]]]:
+def open_trials(queue: Path, lab: Path) -> list[tuple[str, dict, int, list[str]]]:
     """Experiments and seeds that lack rows, and the evaluations that they lack, in the queue's order."""
-    done = {(row["experiment"], row["seed"], row["evaluation"]) for row in rows(HERE / "results.jsonl", lab / "results.jsonl")}
+    known = rows(queue / "results.jsonl", lab / "results.jsonl")
+    done = {(row["experiment"], row["seed"], row["evaluation"]) for row in known}
     found = []
-    for name, settings in experiments():
+    for name, settings in experiments(queue):
         for seed in settings["seeds"]:
             missing = [key for key in settings["evaluate"] if (name, seed, key) not in done]
             found += [(name, settings, seed, missing)] if missing else []
@@ -91,6 +92,8 @@ def open_trials(lab: Path) -> list[tuple[str, dict, int, list[str]]]:
 
 def prepare(lab: Path, commit: str) -> tuple[Path, Path]:
     """The worktree of a commit, and the Python of an environment with what that commit installs."""
+    if commit == ".":
+        return ROOT, Path(sys.executable)
     code = lab / f"code-{commit[:12]}"
     if not (code / "setup.cfg").exists():
         subprocess.run(["git", "worktree", "prune"], cwd=ROOT, check=True)
@@ -136,7 +139,9 @@ def run(lab: Path, commit: str, dataset: str, threads: int, name: str, settings:
     code, python = prepare(lab, commit)
     folder, log = lab / "runs" / trial, lab / "logs" / f"{trial}.log"
 
-    config = {**yaml.safe_load((code / "configs" / f"{settings['config']}.yaml").read_text()), **(settings.get("train") or {})}
+    preset = settings.get("config")
+    config = yaml.safe_load((code / "configs" / f"{preset}.yaml").read_text()) if preset else {}
+    config |= settings.get("train") or {}
     config |= {"dataset": dataset, "seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "latest"}
     config["num_cpu_threads"] = threads
     file = folder.with_suffix(".yaml")
@@ -183,21 +188,20 @@ def lowest_priority() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def work(lab: Path, revision: str, dataset: str, threads: int, watch: bool) -> None:
+def work(queue: Path, lab: Path, commit: str, dataset: str, threads: int, watch: bool) -> None:
     import filelock
 
     lowest_priority()
     (lab / "runs").mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", revision], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    if commit != ".":
+        commit = subprocess.check_output(["git", "rev-parse", commit], cwd=ROOT, text=True).strip()
     failed = set()
     with filelock.FileLock(lab / "prepare.lock"):
         prepare(lab, commit)
 
     def one_trial() -> bool:
         """Work on the first trial that no other runner works on; whether there was one."""
-        for name, settings, seed, missing in open_trials(lab):
+        for name, settings, seed, missing in open_trials(queue, lab):
             if (name, seed) in failed:
                 continue
             try:
@@ -218,9 +222,10 @@ def work(lab: Path, revision: str, dataset: str, threads: int, watch: bool) -> N
     print("nothing is left to do" + (f", but {len(failed)} trials failed" if failed else ""))
 
 
-def table(names: list[str], lab: Path) -> None:
+def table(names: list[str], queue: Path, lab: Path) -> None:
     """A row for each experiment and evaluation: mean, and standard deviation where there are several seeds."""
-    found = [row for row in rows(HERE / "results.jsonl", lab / "results.jsonl") if not names or row["experiment"] in names]
+    known = rows(queue / "results.jsonl", lab / "results.jsonl")
+    found = [row for row in known if not names or row["experiment"] in names]
     columns = ("val_loss", *FIGURES)
     print(
         "| experiment | evaluation | seeds | steps | training FLOP | "
@@ -241,20 +246,23 @@ def table(names: list[str], lab: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lab", type=Path, default=Path(os.environ.get("COND_DDPM_LAB", Path.home() / "cond_ddpm_lab")))
+    parser.add_argument("--queue", type=Path, default=HERE, help="folder of the experiments (default: this file's)")
     parser.add_argument("--dataset", help="CIFAR-10, by its Hub id or a local folder")
-    parser.add_argument("--commit", default="HEAD", help="of the trials that have not begun (default: HEAD)")
+    parser.add_argument(
+        "--commit", default="HEAD", help="of trials that have not begun; . is this checkout and Python as they are"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of this runner (default: 1)")
     parser.add_argument("--watch", action="store_true", help="when nothing is left, wait for new files")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--table", nargs="*", metavar="NAME")
     given = parser.parse_args()
     if given.table is not None:
-        table(given.table, given.lab)
+        table(given.table, given.queue, given.lab)
     elif given.keep:
-        kept = HERE / "results.jsonl"
+        kept = given.queue / "results.jsonl"
         kept.write_text("".join(json.dumps(row) + "\n" for row in rows(kept, given.lab / "results.jsonl")))
         print(kept)
     elif given.dataset is None:
         parser.error("--dataset: expected CIFAR-10's Hub id or folder")
     else:
-        work(given.lab, given.commit, given.dataset, given.threads, given.watch)
+        work(given.queue, given.lab, given.commit, given.dataset, given.threads, given.watch)
