@@ -28,6 +28,7 @@ measures a step, alone and in turn.
 """
 
 import argparse
+import contextlib
 import ctypes
 import datetime
 import hashlib
@@ -108,9 +109,17 @@ def prepare(lab: Path, commit: str) -> tuple[Path, Path]:
     return code, venv / "bin" / "python"
 
 
-def dies_with_parent() -> None:
-    """A child of a runner that was killed does not go on beside the next runner's (Linux)."""
+def last_in_line() -> None:
+    """In the child, before the command: only what of the machine nobody else wants, and not without the runner.
+
+    On Linux with autogroups a nice value counts among the processes of one session only: the child has one of its own.
+    """
+    os.nice(19)
     if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        with contextlib.suppress(OSError):  # a kernel without autogroups
+            Path("/proc/self/autogroup").write_text("19")
+        # A child of a runner that was killed does not go on beside the next runner's.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
@@ -120,7 +129,8 @@ def call(command: list, code: Path, log: Path, threads: int) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         command = [str(part) for part in command]
-        done = subprocess.run(command, cwd=code, env=environment, stdout=file, stderr=file, preexec_fn=dies_with_parent)
+        last = {"start_new_session": True, "preexec_fn": last_in_line}
+        done = subprocess.run(command, cwd=code, env=environment, stdout=file, stderr=file, **last)
     if done.returncode:
         raise Failed(f"{' '.join(command)}: exit {done.returncode}; {log}")
 
@@ -182,16 +192,9 @@ def append(file: Path, row: dict) -> None:
         os.fsync(opened.fileno())
 
 
-def lowest_priority() -> None:
-    os.nice(19)
-    if hasattr(os, "SCHED_IDLE"):  # Linux: only what nobody else wants
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-
 def work(queue: Path, lab: Path, commit: str, dataset: str, threads: int, watch: bool) -> None:
     import filelock
 
-    lowest_priority()
     (lab / "runs").mkdir(parents=True, exist_ok=True)
     if commit != ".":
         commit = subprocess.check_output(["git", "rev-parse", commit], cwd=ROOT, text=True).strip()
