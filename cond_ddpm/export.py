@@ -3,6 +3,7 @@
 May import: the pipeline. Beside the data's way: `CondDDPMPipeline` takes the exported network in place of the UNet.
 """
 
+import copy
 import hashlib
 import json
 import shutil
@@ -13,7 +14,12 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
-from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
+from cond_ddpm.pipelines.pipeline_cond_ddpm import (
+    SAMPLERS,
+    CondDDPMPipeline,
+    installed_scheduler,
+    says_which_part,
+)
 
 FILES = {"onnx": "unet.onnx", "torch": "unet.pt2"}
 TOLERANCE = 1e-4  # of an output that is of about unit variance
@@ -23,45 +29,51 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path) -> float:
     """Write a folder with the network, for batches of any size, its scheduler and the names of its classes.
 
     Args:
-        pipeline: what is exported, in float32 on the CPU.
+        pipeline: what is exported, as float32 on the CPU; it is left as it is.
         format: `onnx`, for onnxruntime and others; or `torch`, a `torch.export` program.
         output: a new or empty folder: `unet.onnx` or `unet.pt2`, `export.json`, `scheduler/`. `load_exported` reads it.
 
     Returns:
-        The largest difference from the network, over timesteps and batches of several sizes.
+        The largest difference from the network, over batches of several sizes and the timesteps of every sampler.
 
     Raises:
-        ValueError: a folder with other files; a format not known, or whose packages are not installed.
+        ValueError: a folder with other files; a format not known, or whose packages are not installed; an exported network.
         FloatingPointError: the difference is more than 1e-4.
     """
     if format not in FILES:
         raise ValueError(f"format: expected one of {', '.join(FILES)}, got {format!r}.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output: expected a new or empty folder, got {output}.")
-    unet = pipeline.unet.to("cpu")
-    network = _Plain(unet if unet.dtype == torch.float32 else unet.to(dtype=torch.float32)).eval()
-    config = pipeline.unet.config
+    unet = getattr(pipeline.unet, "_orig_mod", pipeline.unet)  # without torch.compile's wrapper
+    if isinstance(unet, ExportedUNet):
+        raise ValueError("model: expected a network with its weights, got an exported one; export the model it came from.")
+    network = _Plain(copy.deepcopy(unet).cpu().float()).eval()  # the caller's keeps its type and its device
+    config = unet.config
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         with torch.no_grad():
             # Of two images: of one, the batch would be taken for a constant.
-            program = torch.export.export(network, _example(config, 2), dynamic_shapes=[{0: torch.export.Dim.DYNAMIC}] * 3)
+            batch = [{0: torch.export.Dim("batch")}] * 3
+            program = torch.export.export(network, _example(config, 2), dynamic_shapes=batch)
+            for node in program.graph.nodes:
+                node.meta.pop("stack_trace", None)  # it names the files of this machine
             if format == "torch":
                 torch.export.save(program, partial / FILES[format])
             else:
-                _save_onnx(program, partial / FILES[format])
+                _save_onnx(program, batch, partial / FILES[format])
         record = {
             "format": format,
             "unet": {name: value for name, value in config.items() if not name.startswith("_")},
             "id2label": pipeline.id2label,
             "class_dropout_prob": pipeline.class_dropout_prob,
             "guidance_scale": pipeline.guidance_scale,
+            "timestep_dtype": "float32",  # int64 in folders from before, which have no such entry
         }
         (partial / "export.json").write_text(json.dumps(record, indent=2) + "\n")
         pipeline.scheduler.save_pretrained(partial / "scheduler")
-        difference = _difference(network, load_exported(partial).unet, pipeline.scheduler.config.num_train_timesteps)
+        difference = _difference(network, load_exported(partial).unet, _timesteps(pipeline))
         if not difference <= TOLERANCE:
             raise FloatingPointError(f"{format}: expected at most {TOLERANCE} from the network, got {difference:.1e}.")
         output.mkdir(parents=True, exist_ok=True)
@@ -74,46 +86,59 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path) -> float:
 def load_exported(folder: Path, threads: int | None = None) -> CondDDPMPipeline:
     """A pipeline that samples from what `export` wrote; of torch's weights and of the network's code it needs nothing.
 
+    Folders that an earlier version exported take whole timesteps only, which all samplers have but heun and euler: those are
+    refused.
+
     Args:
         folder: what `export` wrote.
         threads: of onnxruntime; as many as torch has, if not given.
 
     Raises:
-        ValueError: onnxruntime is not installed.
+        ValueError: onnxruntime is not installed; a file that is not what `export` wrote.
     """
-    import diffusers
-
-    record = json.loads((folder / "export.json").read_text())
-    file = folder / FILES[record["format"]]
-    run = _OnnxRun(file, threads or torch.get_num_threads()) if record["format"] == "onnx" else _TorchRun(file)
-    scheduler_class = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
-    scheduler = getattr(diffusers, scheduler_class).from_pretrained(folder, subfolder="scheduler")
-    unet = ExportedUNet(run, record["unet"], hashlib.sha256(file.read_bytes()).hexdigest())
-    known = {name: record[name] for name in ("id2label", "class_dropout_prob", "guidance_scale") if name in record}
-    return CondDDPMPipeline(unet, scheduler, **known)
+    with says_which_part(str(folder)):
+        record = json.loads((folder / "export.json").read_text())
+        file = folder / FILES[record["format"]]
+        run = _OnnxRun(file, threads or torch.get_num_threads()) if record["format"] == "onnx" else _TorchRun(file)
+        timestep_dtype = getattr(torch, record.get("timestep_dtype", "int64"))
+        unet = ExportedUNet(run, record["unet"], hashlib.sha256(file.read_bytes()).hexdigest(), timestep_dtype)
+        scheduler_class = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+        scheduler = installed_scheduler("diffusers", scheduler_class).from_pretrained(folder, subfolder="scheduler")
+        known = {name: record[name] for name in ("id2label", "class_dropout_prob", "guidance_scale") if name in record}
+        return CondDDPMPipeline(unet, scheduler, **known)
 
 
 class ExportedUNet(torch.nn.Module):
     """An exported network as `CondDDPMPipeline` calls a UNet: the same arguments, the same answer, float32 on the CPU.
 
     Args:
-        run: (sample (B, C, H, W) float32, timestep (B,) int64, class_labels (B,) int64) -> prediction (B, C, H, W).
+        run: (sample (B, C, H, W) float32, timestep (B,), class_labels (B,) int64) -> prediction (B, C, H, W).
         config: that of the UNet.
         checksum: of the file, in hexadecimal; tells networks apart where weights would.
+        timestep_dtype: that `run` takes.
+
+    Raises:
+        ValueError: (of a call) a fractional timestep, where only whole ones can be told.
     """
 
     dtype, device = torch.float32, torch.device("cpu")
 
-    def __init__(self, run, config: dict, checksum: str):
+    def __init__(self, run, config: dict, checksum: str, timestep_dtype: torch.dtype = torch.float32):
         super().__init__()
-        self.run, self.config = run, FrozenDict(config)
+        self.run, self.config, self.timestep_dtype = run, FrozenDict(config), timestep_dtype
         self.register_buffer("checksum", torch.frombuffer(bytearray.fromhex(checksum), dtype=torch.uint8))  # as its weights
 
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor, return_dict: bool = True
     ) -> UNet2DOutput | tuple[torch.Tensor]:
-        timestep = torch.as_tensor(timestep).expand(len(sample)).long()
-        prediction = self.run(sample.float(), timestep, class_labels)
+        timestep = torch.as_tensor(timestep).expand(len(sample))
+        told = timestep.to(self.timestep_dtype)
+        if not self.timestep_dtype.is_floating_point and not torch.equal(told.to(timestep.dtype), timestep):
+            raise ValueError(
+                f"timestep: expected whole ones, which are all that this older export takes, got {timestep[0]:g}; export the"
+                " model again, or take a sampler other than heun and euler."
+            )
+        prediction = self.run(sample.float(), told, class_labels)
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
 
@@ -158,10 +183,10 @@ def _example(config, batch: int, seed: int = 0) -> tuple[torch.Tensor, torch.Ten
     generator = torch.Generator().manual_seed(seed)
     sample = torch.randn(batch, config.in_channels, config.sample_size, config.sample_size, generator=generator)
     labels = torch.randint(config.num_classes + 1, (batch,), generator=generator)  # the null label is one of them
-    return sample, torch.zeros(batch, dtype=torch.int64), labels
+    return sample, torch.zeros(batch), labels  # a float timestep, for some samplers have fractional ones
 
 
-def _save_onnx(program: torch.export.ExportedProgram, file: Path) -> None:
+def _save_onnx(program: torch.export.ExportedProgram, dynamic_shapes: list[dict], file: Path) -> None:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -171,19 +196,47 @@ def _save_onnx(program: torch.export.ExportedProgram, file: Path) -> None:
         ) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of its own code
-        names = ["sample", "timestep", "class_labels"]
-        exported = torch.onnx.export(program, dynamo=True, input_names=names, output_names=["prediction"], verbose=False)
-        exported.save(file, external_data=False)
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            dynamic_shapes=dynamic_shapes,
+            input_names=["sample", "timestep", "class_labels"],
+            output_names=["prediction"],
+            verbose=False,
+        )
+    model = exported.model_proto
+    _forget_origins(model)
+    file.write_bytes(model.SerializeToString())
+
+
+def _forget_origins(message) -> None:
+    """Clear torch's notes of where in the code each part of an ONNX model comes from, an eighth of a file."""
+    for field, value in message.ListFields():
+        if field.name == "metadata_props":
+            message.ClearField(field.name)
+        elif field.type == field.TYPE_MESSAGE:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                _forget_origins(part)
+
+
+def _timesteps(pipeline: CondDDPMPipeline) -> torch.Tensor:
+    """The first, the last, some between, and those at which each sampler asks the network in 20 steps, fractional ones too."""
+    last = pipeline.scheduler.config.num_train_timesteps - 1
+    timesteps = {round(share * last) for share in (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)}
+    for sampler in SAMPLERS:
+        scheduler = pipeline.make_scheduler(sampler)
+        scheduler.set_timesteps(min(20, last + 1))
+        timesteps.update(scheduler.timesteps.tolist())
+    return torch.tensor(sorted(t for t in timesteps if 0 <= t <= last), dtype=torch.float32)
 
 
 @torch.no_grad()
-def _difference(network: torch.nn.Module, exported: ExportedUNet, num_train_timesteps: int) -> float:
-    """The largest over timesteps, from the first to the last, and batches of 1, 2 and 5 images of each kind of label."""
+def _difference(network: torch.nn.Module, exported: ExportedUNet, timesteps: torch.Tensor) -> float:
+    """The largest over the timesteps, batches of 1, 2 and 5 images and one of an image for each, and each kind of label."""
     largest = 0.0
-    for index, batch in enumerate((1, 2, 5)):
-        sample, _, labels = _example(exported.config, batch, seed=index)
-        for share in (0.0, 0.1, 0.3, 0.5, 0.8, 1.0):
-            timestep = torch.full((batch,), round(share * (num_train_timesteps - 1)))
-            wanted = network(sample, timestep, labels)
-            largest = max(largest, (exported(sample, timestep, labels).sample - wanted).abs().max().item())
+    few = timesteps[torch.linspace(0, len(timesteps) - 1, 6).round().long()]
+    for index, timestep in enumerate([*(t.expand(batch) for batch in (1, 2, 5) for t in few), timesteps]):
+        sample, _, labels = _example(exported.config, len(timestep), seed=index)
+        wanted = network(sample, timestep, labels)
+        largest = max(largest, (exported(sample, timestep, labels).sample - wanted).abs().max().item())
     return largest

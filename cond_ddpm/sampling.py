@@ -5,6 +5,7 @@ them.
 """
 
 import contextlib
+import copy
 import os
 import re
 import zipfile
@@ -18,6 +19,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
+from cond_ddpm.pipelines.pipeline_cond_ddpm import whole_number
 from cond_ddpm.processes import process_state
 
 
@@ -38,7 +40,7 @@ def sample_batches(
     each process has some.
 
     Args:
-        pipeline: a `CondDDPMPipeline`.
+        pipeline: a `CondDDPMPipeline`; it is left as it is, and a callback is given a copy that shares its network.
         class_labels: ids or names, (N,); None for images of no class in particular.
         seeds: (N,). An image is a function of its label and seed; see `CondDDPMPipeline.__call__` for how exactly.
         batch_size: images at a time in each process; bounds the memory.
@@ -48,13 +50,18 @@ def sample_batches(
         arguments: passed on to the pipeline: `num_inference_steps`, `guidance_scale`, `sampler`...
 
     Raises:
-        ValueError: numbers of labels and seeds that differ, and what the pipeline raises.
+        ValueError: numbers of labels and seeds that differ, and what the pipeline raises; of every label and seed before the
+            first image.
     """
     if class_labels is not None:
         _check_lengths(class_labels, seeds)
+        class_labels = pipeline.label_ids(class_labels) if len(class_labels) else []
+    for seed in seeds:
+        whole_number("seeds", seed, 0, 2**64 - 1)
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more, got {batch_size}.")
     state = process_state()
+    pipeline = copy.copy(pipeline)  # its progress bars are the user's; there is one for all batches here
     pipeline.set_progress_bar_config(disable=True)
     size = min(batch_size, -(-len(seeds) // state.num_processes)) or 1
     batches = [list(range(start, min(start + size, len(seeds)))) for start in range(0, len(seeds), size)]
@@ -83,7 +90,7 @@ def generate(
     progress: bool = False,
     **arguments,
 ) -> np.ndarray:
-    """One image for each label and seed, as (N, C, H, W) uint8; every process gets them all.
+    """One image for each label and seed, as (N, C, H, W) uint8, also for N = 0; every process gets them all.
 
     Arguments and errors: those of `sample_batches`.
     """
@@ -92,7 +99,9 @@ def generate(
         for rows, batch in sample_batches(pipeline, class_labels, seeds, batch_size, progress, **arguments)
         for pair in zip(rows, batch)
     ]
-    return np.stack([image for _, image in sorted(gather_object(images), key=lambda pair: pair[0])])
+    config = pipeline.unet.config
+    images = [image for _, image in sorted(gather_object(images), key=lambda pair: pair[0])]
+    return np.array(images, np.uint8).reshape(-1, config.in_channels, config.sample_size, config.sample_size)
 
 
 def save_samples(
@@ -107,8 +116,9 @@ def save_samples(
     """Write each image once, whatever the number of processes and of images, at the memory of one batch.
 
     Args:
-        output: `NAME.npz`, with arrays `images` (N, H, W, C) uint8, `class_labels` (N,) and `seeds` (N,); or a folder of
-            PNG files, `CLASS/SEED.png`, which `load_images` and `load_dataset` read as a data set of these classes.
+        output: `NAME.npz`, with arrays `images` (N, H, W, C) uint8, `class_labels` (N,) and `seeds` (N,), both int64 (seeds
+            of 2^63 and more: uint64); or a folder of PNG files, `CLASS/SEED.png`, which `load_images` and `load_dataset` read
+            as a data set of these classes.
         pipeline, class_labels, seeds, batch_size, progress, arguments: those of `sample_batches`.
 
     Raises:
@@ -159,7 +169,8 @@ def save_samples(
             archive.write(images_file, "images.npy")
             for name, values in (("class_labels", ids), ("seeds", seeds)):
                 with archive.open(f"{name}.npy", "w") as file:
-                    np.lib.format.write_array(file, np.asarray(values, np.int64))
+                    kind = np.uint64 if max(values, default=0) >= 2**63 else np.int64
+                    np.lib.format.write_array(file, np.asarray(values, kind))
         os.replace(partial, output)
         images_file.unlink()
     state.wait_for_everyone()

@@ -5,6 +5,7 @@ What is trained by `cond_ddpm/train.py` is saved by `save_pretrained` here: the 
 """
 
 import contextlib
+import copy
 import difflib
 import importlib
 import inspect
@@ -12,7 +13,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 from diffusers import (
     DDIMParallelScheduler,
     DDIMScheduler,
+    DDPMParallelScheduler,
     DDPMScheduler,
     DiffusionPipeline,
     HeunDiscreteScheduler,
@@ -57,6 +59,13 @@ SAMPLERS = {
     "heun": ("HeunDiscreteScheduler", SPACINGS["karras"]),
     "euler": ("EulerDiscreteScheduler", SPACINGS["karras"]),
 }
+# The schedulers that in the loop below come to the exact solution of Gaussian data (tests/test_samplers.py). diffusers' others
+# need other networks or arguments, or go wrong without a word: CogVideoXDDIMScheduler gives half the deviation at 320 steps.
+TESTED_SCHEDULERS = (
+    *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "DPMSolverMultistepScheduler"),
+    *("DPMSolverSinglestepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler"),
+    *("HeunDiscreteScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler"),
+)
 # What may lie beside the model in its folder: the card, what was measured, pictures. Saved again with what was loaded.
 COMPANIONS = (
     *("README.md", "results.json", "samples.png", "loss.png"),
@@ -81,20 +90,22 @@ class CondDDPMPipelineOutput(ImagePipelineOutput):
 
 
 class CondDDPMPipeline(DiffusionPipeline):
-    """Images of the classes asked for, from a class-conditional UNet and any diffusers scheduler with its betas.
+    """Images of the classes asked for, from a class-conditional UNet and a diffusers scheduler with its betas.
 
     Args:
         unet: a model with `forward(sample, timestep, class_labels)` and, in its config, `sample_size`, `in_channels` and
             `num_classes`; label `num_classes` is its null label.
-        scheduler: a diffusers scheduler; another one is made by `Scheduler.from_config(pipeline.scheduler.config)`. The
-            predicted x_0 is clipped to [-1, 1], where images are, unless its config has `clip_sample` False.
+        scheduler: one of `TESTED_SCHEDULERS`, or one's own; another one is made by
+            `Scheduler.from_config(pipeline.scheduler.config)`. The predicted x_0 is clipped to [-1, 1], where images are,
+            unless its config has `clip_sample` False.
         id2label: name of each class id, `{0: "airplane", ...}`; None where classes have no names.
         class_dropout_prob: share of labels replaced by the null label in training; at 0 that label means nothing, so
             guidance by it is refused. None is not known.
         guidance_scale: of a call that gives none; see `__call__`. A network that was trained for short needs much of it.
 
     Raises:
-        ValueError: names that are not one for each class; guidance by a null label that was never trained.
+        ValueError: names that are not one for each class; a share or a scale that is no number; guidance by a null label
+            that was never trained.
     """
 
     model_cpu_offload_seq = "unet"
@@ -115,7 +126,10 @@ class CondDDPMPipeline(DiffusionPipeline):
                 f"unet: expected as many channels out as in, got {sorted(channels)}; variances are not sampled by."
             )
         if id2label is not None:
-            id2label = {int(label): str(name) for label, name in id2label.items()}  # JSON made the ids strings
+            try:
+                id2label = {int(label): str(name) for label, name in id2label.items()}  # JSON made the ids strings
+            except (AttributeError, TypeError, ValueError):
+                raise ValueError(f"id2label: expected {{id: name}} of each class, got {id2label!r}.") from None
             if sorted(id2label) != list(range(unet.config.num_classes)):
                 raise ValueError(
                     f"id2label: expected a name for each id from 0 to {unet.config.num_classes - 1}, got ids"
@@ -123,6 +137,8 @@ class CondDDPMPipeline(DiffusionPipeline):
                 )
             if len(set(id2label.values())) < len(id2label):
                 raise ValueError(f"id2label: expected a name of its own for each class, got {list(id2label.values())}.")
+        if class_dropout_prob is not None and not (_is_finite(class_dropout_prob) and 0 <= class_dropout_prob <= 1):
+            raise ValueError(f"class_dropout_prob: expected a share from 0 to 1 or None, got {class_dropout_prob!r}.")
         # `from_config` hands on what was set, not what was left at its default, and other schedulers have other betas by
         # default: what this one has counts as set.
         scheduler.register_to_config(_use_default_values=[])
@@ -168,34 +184,41 @@ class CondDDPMPipeline(DiffusionPipeline):
         return index
 
     def make_scheduler(self, sampler: str | None = None, timestep_spacing: str | None = None) -> SchedulerMixin:
-        """A scheduler with the betas and the prediction type of this pipeline's own.
+        """A new scheduler, which no other call steps with, of the betas and the prediction type of this pipeline's own.
 
         Args:
             sampler: a name in `SAMPLERS`; None is the pipeline's own scheduler.
             timestep_spacing: a name in `SPACINGS`; None is the sampler's own.
 
         Raises:
-            ValueError: an unknown name.
+            ValueError: an unknown name; a scheduler of diffusers that is not one of `TESTED_SCHEDULERS`, or predicts by
+                something else than epsilon, sample or v_prediction.
         """
         if sampler is not None and sampler not in SAMPLERS:
             raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}.")
         if timestep_spacing is not None and timestep_spacing not in SPACINGS:
             raise ValueError(f"timestep_spacing: expected one of {', '.join(SPACINGS)}, got {timestep_spacing!r}.")
+        class_, changes = type(self.scheduler), {}
+        if sampler is not None:
+            class_name, changes = SAMPLERS[sampler]
+            class_ = getattr(importlib.import_module("diffusers"), class_name)
+        _check_tested(class_, self.scheduler.config)
         if sampler is None and timestep_spacing is None:
-            return self.scheduler
-        class_name, changes = SAMPLERS[sampler] if sampler else (type(self.scheduler).__name__, {})
+            # A copy, for `from_config` would lose what a scheduler, such as a user's own subclass, has beside its config.
+            return copy.deepcopy(self.scheduler)
         changes = {**changes, **SPACINGS.get(timestep_spacing, {})}
-        class_ = getattr(importlib.import_module("diffusers"), class_name, type(self.scheduler))
         setting = {"karras": "use_karras_sigmas", "quadratic": None, None: None}.get(timestep_spacing, "timestep_spacing")
         if setting and setting not in inspect.signature(class_).parameters:
-            raise ValueError(f"timestep_spacing: expected a scheduler that has {setting}, got {class_name}, which has not.")
+            raise ValueError(
+                f"timestep_spacing: expected a scheduler that has {setting}, got {class_.__name__}, which has not."
+            )
         return class_.from_config({**self.scheduler.config, "_use_default_values": []}, **changes)
 
     @staticmethod
     def default_steps(scheduler: SchedulerMixin) -> int:
         """20, or all the timesteps trained on for DDPM, which is poor at fewer."""
         train_steps = scheduler.config.num_train_timesteps
-        return train_steps if isinstance(scheduler, DDPMScheduler) else min(20, train_steps)
+        return train_steps if isinstance(scheduler, (DDPMScheduler, DDPMParallelScheduler)) else min(20, train_steps)
 
     @torch.no_grad()
     def __call__(
@@ -225,6 +248,9 @@ class CondDDPMPipeline(DiffusionPipeline):
         same place of any batch of the same size, and to within 1/255 (float32) in another place or batch size, where the
         rows of a matrix product may be rounded differently. `cond_ddpm.generate` makes the same batches on any number of
         processes.
+
+        A call changes nothing of the pipeline: it steps with a scheduler of its own. So threads can call one pipeline at the
+        same time, and a callback can call it again. (Not where diffusers' CPU offload moves the network about.)
 
         Args:
             class_labels: ids, names, or both mixed; None for images of no class in particular.
@@ -257,8 +283,9 @@ class CondDDPMPipeline(DiffusionPipeline):
             `CondDDPMPipelineOutput`.
 
         Raises:
-            ValueError: an argument that does not fit; guidance by a null label that was never trained; a spacing of
-                timesteps that the scheduler gets wrong; a network whose predictions are not finite.
+            ValueError: an argument that does not fit; guidance by a null label that was never trained; a scheduler that is
+                not one of `TESTED_SCHEDULERS`, or a spacing of timesteps that it gets wrong; a network whose predictions
+                are not finite.
         """
         labels = self._image_labels(class_labels, num_images_per_label)
         if guidance_scale is None:
@@ -268,14 +295,14 @@ class CondDDPMPipeline(DiffusionPipeline):
         if seeds is not None:
             seeds = list(seeds) if isinstance(seeds, Iterable) else [seeds]
             _check_length("seeds", seeds, labels)
-            generator = [torch.Generator().manual_seed(_whole("seeds", seed, 0, 2**64 - 1)) for seed in seeds]
+            generator = [torch.Generator().manual_seed(whole_number("seeds", seed, 0, 2**64 - 1)) for seed in seeds]
         if isinstance(generator, (list, tuple)):
             generator = list(generator)
             _check_length("generator", generator, labels)
         self._check_guidance(class_labels, guidance_scale, guidance_interval, guidance_rescale, guide)
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type: expected 'pil', 'np' or 'pt', got {output_type!r}.")
-        batch_size = _whole("batch_size", batch_size, 1)
+        batch_size = whole_number("batch_size", batch_size, 1)
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             names = ", ".join(self._callback_tensor_inputs)
@@ -367,7 +394,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         return sample, (torch.stack(noisy), torch.stack(predicted)) if kept else ()
 
     def _image_labels(self, class_labels, num_images_per_label: int) -> list[int]:
-        num_images_per_label = _whole("num_images_per_label", num_images_per_label, 1)
+        num_images_per_label = whole_number("num_images_per_label", num_images_per_label, 1)
         if class_labels is None:
             self._check_null_label("class_labels=None")
             return [self.unet.config.num_classes] * num_images_per_label
@@ -381,8 +408,8 @@ class CondDDPMPipeline(DiffusionPipeline):
             )
 
     def _check_guidance(self, class_labels, guidance_scale, guidance_interval, guidance_rescale, guide) -> None:
-        if not math.isfinite(guidance_scale):
-            raise ValueError(f"guidance_scale: expected a finite number, got {guidance_scale}.")
+        if not _is_finite(guidance_scale):
+            raise ValueError(f"guidance_scale: expected a finite number, got {guidance_scale!r}.")
         interval = (0.0, math.inf) if guidance_interval is None else guidance_interval
         if not isinstance(interval, Sequence) or len(interval) != 2 or not 0 <= interval[0] < interval[1]:
             raise ValueError(f"guidance_interval: expected noise levels (lo, hi), 0 <= lo < hi, got {guidance_interval}.")
@@ -427,7 +454,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         train_steps = scheduler.config.num_train_timesteps
         if num_inference_steps is None:
             return self.default_steps(scheduler)
-        return _whole("num_inference_steps", num_inference_steps, 1, train_steps, " (the steps trained on)")
+        return whole_number("num_inference_steps", num_inference_steps, 1, train_steps, " (the steps trained on)")
 
     def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
         """Write model_index.json, and beside it the companions and the code of each class that diffusers does not have.
@@ -503,7 +530,9 @@ class CondDDPMPipeline(DiffusionPipeline):
             cache_dir, force_download, local_files_only, proxies, revision, token: as everywhere in diffusers.
 
         Raises:
-            ValueError: the folder holds another pipeline, or one whose network this package does not have.
+            ValueError: the folder holds another pipeline, or one whose network this package does not have; weights that lack
+                a tensor; a file that is not what `save_pretrained` wrote.
+            OSError: there is no such folder or repository, or a file of it is missing or no JSON.
         """
         where = str(pretrained_model_name_or_path)
         hub = {
@@ -515,18 +544,22 @@ class CondDDPMPipeline(DiffusionPipeline):
             "token": token,
         }
         index = cls.load_config(where, **hub)
-        class_name = index["_class_name"]
-        if (class_name if isinstance(class_name, str) else class_name[-1]) != cls.__name__:
+        class_name = index.get("_class_name") if isinstance(index, dict) else None
+        if (class_name[-1] if isinstance(class_name, list) and class_name else class_name) != cls.__name__:
             raise ValueError(
-                f"{where}: expected a {cls.__name__}, got a {class_name}; load it by DiffusionPipeline.from_pretrained."
+                f"{where}: expected a {cls.__name__}, got a {class_name} in its model_index.json; load another pipeline by"
+                " DiffusionPipeline.from_pretrained."
             )
         if unet is None:
-            unet_class = _installed_model(*index["unet"])
+            unet_class = _installed_model(*_module_and_class(index, "unet"))
             weights = {"torch_dtype": torch_dtype, "variant": variant, "device_map": device_map}
-            unet = unet_class.from_pretrained(where, subfolder="unet", **hub, **weights)
+            with says_which_part(f"{where}, unet"):
+                _component_config(unet_class, where, "unet", hub)
+                unet = unet_class.from_pretrained(where, subfolder="unet", **hub, **weights)
         if scheduler is None:
-            scheduler_class = getattr(importlib.import_module("diffusers"), index["scheduler"][1])
-            scheduler = scheduler_class.from_pretrained(where, subfolder="scheduler", **hub)
+            scheduler_class = installed_scheduler(*_module_and_class(index, "scheduler"))
+            with says_which_part(f"{where}, scheduler"):
+                scheduler = scheduler_class.from_config(_component_config(scheduler_class, where, "scheduler", hub))
         if class_dropout_prob is None:
             class_dropout_prob = index.get("class_dropout_prob")
         if guidance_scale is None:
@@ -536,8 +569,33 @@ class CondDDPMPipeline(DiffusionPipeline):
         pipeline._source = (where, hub)
         return pipeline
 
+    @classmethod
+    def from_pipe(cls, pipeline: "CondDDPMPipeline", **kwargs) -> "CondDDPMPipeline":
+        """Another pipeline of the same network and scheduler, which are shared, not copied.
 
-def _whole(name: str, value: int, low: int, high: int | None = None, what: str = "") -> int:
+        Args:
+            pipeline: a `CondDDPMPipeline`.
+            kwargs: arguments of this class in place of the pipeline's own, and those of diffusers' `from_pipe`; `dtype`, the
+                network's by default, changes the shared network.
+        """
+        # diffusers wants components of exactly the annotated class, ModelMixin, and would make the network float32.
+        kwargs.setdefault("unet", pipeline.unet)
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", kwargs["unet"].dtype)
+        other = super().from_pipe(pipeline, **kwargs)
+        other._source, other._companions = getattr(pipeline, "_source", None), getattr(pipeline, "_companions", None)
+        return other
+
+
+def _is_finite(value: float) -> bool:
+    """Whether it is a number, also torch's or numpy's, and a finite one."""
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError):
+        return False
+
+
+def whole_number(name: str, value: int, low: int, high: int | None = None, what: str = "") -> int:
     """A whole number in a range, also numpy's."""
     number = value.__index__() if hasattr(value, "__index__") and not isinstance(value, bool) else None
     if number is None or number < low or (high is not None and number > high):
@@ -551,13 +609,29 @@ def _check_length(name: str, given: list, labels: list[int]) -> None:
         raise ValueError(f"{name}: expected {len(labels)}, one for each image, got {len(given)}.")
 
 
+def _check_tested(class_: type[SchedulerMixin], config: dict) -> None:
+    """Raise for a scheduler of diffusers, or a class derived from one, that is not among the tested ones."""
+    bases = [base for base in class_.__mro__ if issubclass(base, SchedulerMixin) and base is not SchedulerMixin]
+    origin = next((base.__name__ for base in bases if base.__module__.startswith("diffusers.")), None)  # None: all one's own
+    if origin is not None and origin not in TESTED_SCHEDULERS:
+        raise ValueError(
+            f"scheduler: expected one that was tested in this loop, {', '.join(TESTED_SCHEDULERS)}, got {class_.__name__};"
+            " set pipeline.scheduler to one of them by from_config(pipeline.scheduler.config), or give a sampler."
+        )
+    kinds = ["epsilon", "v_prediction"] + ["sample"] * (origin != "EulerAncestralDiscreteScheduler")  # which has none of that
+    if config.get("prediction_type", "epsilon") not in kinds:
+        raise ValueError(
+            f"prediction_type: expected one of {', '.join(kinds)} with {class_.__name__}, got {config['prediction_type']!r}."
+        )
+
+
 def _evenly_spaced(count: int | None, steps: int) -> list[int]:
     """Indices of `count` of the steps, the first and the last among them."""
     if count is None:
         return []
     if steps < 2:
         raise ValueError(f"return_intermediates: expected two steps or more to show, got {steps}; take more steps.")
-    count = _whole("return_intermediates", count, 2, steps, ", the steps there are")
+    count = whole_number("return_intermediates", count, 2, steps, ", the steps there are")
     return [round(i * (steps - 1) / (count - 1)) for i in range(count)]
 
 
@@ -684,3 +758,47 @@ def _installed_model(stem: str, class_name: str) -> type[ModelMixin]:
             " DiffusionPipeline.from_pretrained(..., trust_remote_code=True)."
         ) from None
     return found
+
+
+def installed_scheduler(module: str, class_name: str) -> type[SchedulerMixin]:
+    """diffusers' class of that name."""
+    found = getattr(importlib.import_module("diffusers"), class_name, None) if module == "diffusers" else None
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise ValueError(
+            f"scheduler: expected one of diffusers, got {class_name} from {module}; give one by from_pretrained(...,"
+            " scheduler=...)."
+        )
+    return found
+
+
+def _module_and_class(index: dict, name: str) -> list[str]:
+    """How model_index.json names a component."""
+    named = index.get(name)
+    if not isinstance(named, list) or len(named) != 2 or not all(isinstance(part, str) for part in named):
+        raise ValueError(f"{name}: expected [module, class] in model_index.json, got {named!r}; save the pipeline again.")
+    return named
+
+
+def _component_config(class_: type, where: str, name: str, hub: dict) -> dict:
+    """What its JSON file says; diffusers would take {} for all defaults, also of the betas, and a text for a repository."""
+    config = class_.load_config(where, subfolder=name, **hub)
+    if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
+        raise ValueError(
+            f"{where}, {name}: expected the settings of a {class_.__name__} in {class_.config_name}, got {str(config)[:80]!r};"
+            " save or download it again."
+        )
+    return config
+
+
+@contextlib.contextmanager
+def says_which_part(where: str) -> Iterator[None]:
+    """Whatever a damaged file makes its reader raise becomes a ValueError of one line, which says what was read."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (ValueError, OSError)) and not isinstance(error, (json.JSONDecodeError, UnicodeError)):
+            raise  # it says so itself
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"{where}: expected files as they were saved, got {type(error).__name__}: {text}; save or download them again."
+        ) from error

@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS
 from conftest import NAMES, ROOT, make_unet
 from diffusers import DDPMScheduler
 
@@ -15,7 +18,7 @@ from cond_ddpm.cli import main
 from cond_ddpm.export import ExportedUNet, export, load_exported
 
 
-@pytest.fixture(params=["onnx", "torch"])
+@pytest.fixture(params=["onnx", "torch"], scope="module")
 def format(request):
     if request.param == "onnx":
         for name in ("onnx", "onnxscript", "onnxruntime"):
@@ -98,3 +101,115 @@ def test_what_is_not_known_or_not_there(tmp_path, monkeypatch):
     (tmp_path / "old" / "export.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="onnxruntime, which is not installed"):
         load_exported(tmp_path / "old")
+
+
+def _pipeline(**scheduler):
+    pipeline = CondDDPMPipeline(make_unet("simple"), DDPMScheduler(timestep_spacing="trailing", **scheduler))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def exported(format, tmp_path_factory):
+    """The folder of `_pipeline()`."""
+    folder = tmp_path_factory.mktemp("exported") / format
+    export(_pipeline(), format, folder)
+    return folder
+
+
+@pytest.mark.hostile(8)
+def test_every_sampler_gives_the_networks_images(exported):
+    """Also heun and euler, whose timesteps are fractional: to float32's own rounding over 20 steps."""
+    pipeline = _pipeline()
+    loaded = load_exported(exported)
+    loaded.set_progress_bar_config(disable=True)
+    for sampler in SAMPLERS:
+        arguments = {"seeds": [0, 1], "num_inference_steps": 20, "sampler": sampler, "output_type": "np"}
+        difference = np.abs(loaded([0, 1], **arguments).images - pipeline([0, 1], **arguments).images).max()
+        assert difference < 1e-4, (sampler, difference)
+
+
+@pytest.mark.hostile(8)
+def test_fractional_timesteps_are_among_those_checked(monkeypatch, tmp_path):
+    """An export that rounds them, as it once did, is refused."""
+    forward = ExportedUNet.forward
+    monkeypatch.setattr(
+        ExportedUNet, "forward", lambda self, sample, t, labels: forward(self, sample, torch.as_tensor(t).long(), labels)
+    )
+    with pytest.raises(FloatingPointError, match=r"expected at most 0\.0001 from the network"):
+        export(_pipeline(), "torch", tmp_path / "out")
+
+
+@pytest.mark.hostile(8)
+def test_a_folder_from_before_takes_whole_timesteps_and_says_so(tmp_path):
+    """Its program takes int64, and export.json says nothing of it."""
+    from cond_ddpm.export import _Plain
+
+    pipeline = _pipeline()
+    export(pipeline, "torch", tmp_path / "out")
+    example = torch.randn(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    program = torch.export.export(_Plain(pipeline.unet), example, dynamic_shapes=[{0: torch.export.Dim.DYNAMIC}] * 3)
+    torch.export.save(program, tmp_path / "out" / "unet.pt2")
+    record = json.loads((tmp_path / "out" / "export.json").read_text())
+    del record["timestep_dtype"]
+    (tmp_path / "out" / "export.json").write_text(json.dumps(record))
+    loaded = load_exported(tmp_path / "out")
+    loaded.set_progress_bar_config(disable=True)
+    arguments = {"seeds": [0], "num_inference_steps": 20, "output_type": "np"}
+    for sampler in ("dpm++2", "ddim", "unipc"):
+        images = loaded([1], sampler=sampler, **arguments).images
+        np.testing.assert_allclose(images, pipeline([1], sampler=sampler, **arguments).images, atol=1e-4)
+    for sampler in ("heun", "euler"):
+        with pytest.raises(ValueError, match="timestep: expected whole ones, which are all that this older export takes"):
+            loaded([1], sampler=sampler, **arguments)
+
+
+@pytest.mark.hostile(18)
+def test_the_callers_pipeline_keeps_its_type_and_mode(format, tmp_path):
+    pipeline = _pipeline()
+    pipeline.unet.to(torch.bfloat16).train()
+    unet, weights = pipeline.unet, {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
+    export(pipeline, format, tmp_path / "out")
+    assert pipeline.unet is unet and unet.dtype == torch.bfloat16 and unet.training
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in unet.state_dict().items())
+
+
+@pytest.mark.hostile(23)
+def test_nothing_of_this_machine_is_in_the_file(format, exported):
+    files = {path.name: path.read_bytes() for path in exported.rglob("*") if path.is_file()}
+    if format == "torch":
+        with zipfile.ZipFile(exported / "unet.pt2") as archive:
+            files |= {name: archive.read(name) for name in archive.namelist()}
+    for name, content in files.items():
+        for trace in ("site-packages", "Traceback", "cond_unet.py", str(ROOT), str(Path.home()), str(exported), sys.prefix):
+            assert trace.encode() not in content, f"{name}: {trace}"
+
+
+@pytest.mark.hostile(23)
+@pytest.mark.parametrize("format", ["onnx"], indirect=True)
+def test_the_onnx_file_carries_no_notes_and_names_its_batch(exported):
+    import onnx
+
+    model = onnx.load(exported / "unet.onnx")
+    parts = [model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.initializer]
+    parts += [part for function in model.functions for part in (function, *function.node, *function.value_info)]
+    assert not any(part.metadata_props or part.doc_string for part in parts)
+    for value in (*model.graph.input, *model.graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+    onnx.checker.check_model(model)
+
+
+@pytest.mark.hostile(22)
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"format": "torch", "unet": {}}'])
+def test_a_damaged_folder_is_one_line(content, tmp_path):
+    (tmp_path / "export.json").write_text(content)
+    (tmp_path / "unet.pt2").write_text("no program")
+    with pytest.raises(ValueError, match=r"expected files as they were saved, got [^\n]*$"):
+        load_exported(tmp_path)
+
+
+@pytest.mark.hostile(22)
+def test_an_exported_model_cannot_be_exported(tmp_path):
+    export(_pipeline(), "torch", tmp_path / "out")
+    with pytest.raises(ValueError, match="expected a network with its weights, got an exported one"):
+        export(load_exported(tmp_path / "out"), "torch", tmp_path / "again")

@@ -1,14 +1,26 @@
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from conftest import NAMES, make_unet
-from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from safetensors.torch import load_file, save_file
 
-from cond_ddpm import CondDDPMPipeline
+from cond_ddpm import CondDDPMPipeline, SimpleUNet2DModel
+from cond_ddpm.cli import main
 
 
 def _generator(seed=0):
@@ -140,16 +152,19 @@ def test_guidance_is_uncond_plus_scale_times_the_difference(tiny_unet, scale, ba
     assert seen[0].unique().tolist() == [effective]
 
 
-def test_ddim_takes_the_noise_from_the_clipped_image(tiny_unet):
+def test_ddim_takes_the_noise_from_the_clipped_image(tiny_unet, monkeypatch):
     """A network that predicts x_0 = 3 everywhere: clipped to 1, so x_s = alpha_s 1 + sigma_s (x_t - alpha_t 1) / sigma_t."""
     scheduler = DDIMScheduler(prediction_type="sample", clip_sample=True, timestep_spacing="trailing")
     pipeline = CondDDPMPipeline(tiny_unet, scheduler)
     pipeline.unet = _Linear(tiny_unet)  # predicts its label; 3 is the null label
     seen = []
-    step = scheduler.step
-    scheduler.step = lambda p, t, x, eta=0.0, use_clipped_model_output=False: (
-        seen.append((x, step(p, t, x, use_clipped_model_output=use_clipped_model_output))) or seen[-1][1]
-    )
+    step = DDIMScheduler.step
+
+    def watched(self, p, t, x, eta=0.0, use_clipped_model_output=False):
+        seen.append((x, step(self, p, t, x, use_clipped_model_output=use_clipped_model_output)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(DDIMScheduler, "step", watched)
     pipeline([1], _generator(), num_inference_steps=2, guidance_scale=0.0)
     alpha, sigma = scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt()
     x, output = seen[0]
@@ -277,3 +292,203 @@ def test_networks_and_guides_of_another_kind(tiny_pipeline):
     guide = CondDDPMPipeline(tiny_pipeline.unet, DDPMScheduler(), dict(enumerate(NAMES)), class_dropout_prob=0.0)
     with pytest.raises(ValueError, match="class_labels=None with this guide"):
         tiny_pipeline(None, guide=guide, guidance_scale=2.0)
+
+
+# Calls at the same time
+
+
+_SCHEDULERS = [
+    *(DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler),
+    *(UniPCMultistepScheduler, HeunDiscreteScheduler, EulerDiscreteScheduler),
+]
+
+
+def _quiet_pipeline(scheduler=DDPMScheduler, **settings):
+    pipeline = CondDDPMPipeline(make_unet("simple"), DDPMScheduler(timestep_spacing="trailing"), dict(enumerate(NAMES)))
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **settings)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.hostile(1)
+@pytest.mark.parametrize("scheduler", _SCHEDULERS)
+def test_calls_in_threads_give_the_images_of_calls_one_after_the_other(scheduler):
+    """Bitwise, with other labels, seeds and numbers of steps in each thread, which take their steps in turn."""
+    pipeline = _quiet_pipeline(scheduler)
+    calls = [([0, 1], [0, 1], 5), ([2], [7], 8), ([1], [3], 10)]
+    step_together = threading.Barrier(len(calls))
+
+    def call(labels, seeds, steps, meet=False):
+        def wait(_pipeline, index, _timestep, _tensors):
+            if meet and index < 4:
+                step_together.wait(timeout=60)
+
+        arguments = {"seeds": seeds, "num_inference_steps": steps, "output_type": "np", "callback_on_step_end": wait}
+        try:
+            return pipeline(labels, **arguments).images
+        except BaseException:
+            step_together.abort()
+            raise
+
+    alone = [call(*arguments) for arguments in calls]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        together = list(pool.map(lambda arguments: call(*arguments, meet=True), calls))
+    for one, other in zip(alone, together):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.hostile(1)
+@pytest.mark.parametrize("scheduler", _SCHEDULERS)
+def test_a_call_inside_a_callback_changes_neither(scheduler):
+    pipeline = _quiet_pipeline(scheduler)
+    outer, inner = {"seeds": [0], "num_inference_steps": 8}, {"seeds": [1], "num_inference_steps": 5}
+    expected = _sample(pipeline, [0], generator=None, **outer), _sample(pipeline, [2], generator=None, **inner)
+    seen = []
+
+    def call_again(own, index, _timestep, _tensors):
+        if index == 2:
+            seen.append(_sample(own, [2], generator=None, **inner))
+
+    images = _sample(pipeline, [0], generator=None, **outer, callback_on_step_end=call_again)
+    assert np.array_equal(images, expected[0]) and np.array_equal(seen[0], expected[1])
+
+
+@pytest.mark.hostile(1)
+def test_a_call_leaves_the_pipeline_as_it_is():
+    for scheduler in _SCHEDULERS:
+        pipeline = _quiet_pipeline(scheduler)
+        before = {name: str(value) for name, value in vars(pipeline.scheduler).items()}
+        own = pipeline.scheduler
+        _sample(pipeline, num_inference_steps=5)
+        assert pipeline.scheduler is own and {name: str(value) for name, value in vars(own).items()} == before
+        assert pipeline.make_scheduler() is not own
+
+
+class _Brighter(DDIMScheduler):
+    """A user's own, with something beside its config."""
+
+    offset = 0.0
+
+    def step(self, *arguments, **more):
+        output = super().step(*arguments, **more)
+        output.prev_sample = output.prev_sample + self.offset
+        return output
+
+
+@pytest.mark.hostile(1)
+def test_a_scheduler_of_the_users_own_is_the_one_that_steps():
+    pipeline = _quiet_pipeline()
+    betas = torch.linspace(1e-4, 0.03, 1000).tolist()
+    arguments = {"timestep_spacing": "trailing", "num_inference_steps": 4}
+    pipeline.scheduler = _Brighter.from_config(pipeline.scheduler.config, trained_betas=betas)
+    plain = _sample(pipeline, **arguments)
+    pipeline.scheduler.offset = 0.1
+    del arguments["timestep_spacing"]
+    assert not np.array_equal(_sample(pipeline, **arguments), plain)
+    for scheduler in (pipeline.make_scheduler(), pipeline.make_scheduler(timestep_spacing="leading")):
+        assert isinstance(scheduler, _Brighter)
+        assert torch.equal(scheduler.betas, torch.tensor(betas)) and not torch.equal(scheduler.betas, DDPMScheduler().betas)
+    assert pipeline.make_scheduler().offset == 0.1
+
+
+# A pipeline from a pipeline
+
+
+@pytest.mark.hostile(18)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pipeline_from_a_pipeline_shares_the_network_and_leaves_its_type(dtype, tmp_path):
+    _quiet_pipeline().save_pretrained(tmp_path)
+    pipeline = CondDDPMPipeline.from_pretrained(tmp_path, torch_dtype=dtype)
+    pipeline.guidance_scale = 2.0
+    pipeline.companions = {"README.md": b"a card"}
+    other = CondDDPMPipeline.from_pipe(pipeline)
+    assert other.unet is pipeline.unet and other.unet.dtype == dtype
+    assert other.id2label == pipeline.id2label and other.guidance_scale == 2 and other.companions == pipeline.companions
+    assert np.array_equal(_sample(other), _sample(pipeline))
+    named = CondDDPMPipeline.from_pipe(pipeline, id2label={0: "a", 1: "b", 2: "c"}, scheduler=DDIMScheduler())
+    assert named.id2label[1] == "b" and pipeline.id2label[1] == "square" and isinstance(named.scheduler, DDIMScheduler)
+
+
+# Damaged folders
+
+
+@pytest.mark.hostile(22)
+def test_weights_that_lack_a_tensor_are_refused_by_name(tmp_path):
+    """By this package, by the network's own class, and by diffusers without this package, which runs the folder's code."""
+    _quiet_pipeline().save_pretrained(tmp_path)
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["conv_out.bias"]
+    save_file(weights, file, metadata={"format": "pt"})
+    for load in (
+        lambda: CondDDPMPipeline.from_pretrained(tmp_path),
+        lambda: SimpleUNet2DModel.from_pretrained(tmp_path / "unet"),
+        lambda: SimpleUNet2DModel.from_pretrained(tmp_path / "unet", low_cpu_mem_usage=False),
+        lambda: DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True),
+    ):
+        with pytest.raises(ValueError, match=r"every tensor of SimpleUNet2DModel, got none of the name conv_out\.bias;"):
+            load()
+
+
+def _damage(file, content):
+    if isinstance(content, dict) and content:
+        content = json.loads(file.read_text()) | content
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+@pytest.mark.hostile(22)
+@pytest.mark.parametrize("content", [{}, [], "null", "7", '"text"', "{", "", "\x00"], ids=str)
+@pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
+def test_a_damaged_json_file_is_one_line(name, content, tmp_path, capsys):
+    _quiet_pipeline().save_pretrained(tmp_path / "model")
+    _damage(tmp_path / "model" / name, content)
+    command = ["sample", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "x.png")]
+    assert main(command) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and str(tmp_path / "model") in error and ("expected" in error or "valid JSON" in error)
+    with pytest.raises((ValueError, OSError)) as raised:
+        CondDDPMPipeline.from_pretrained(tmp_path / "model")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.hostile(22)
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("model_index.json", {"_class_name": 7}, "expected a CondDDPMPipeline, got a 7"),
+        ("model_index.json", {"_class_name": []}, "expected a CondDDPMPipeline"),
+        ("model_index.json", {"unet": None}, "unet: expected [module, class] in model_index.json, got None"),
+        ("model_index.json", {"unet": ["cond_unet"]}, "unet: expected [module, class]"),
+        ("model_index.json", {"unet": [None, None]}, "unet: expected [module, class]"),
+        ("model_index.json", {"scheduler": "DDPM"}, "scheduler: expected [module, class]"),
+        ("model_index.json", {"scheduler": ["diffusers", "Nothing"]}, "scheduler: expected one of diffusers, got Nothing"),
+        ("model_index.json", {"scheduler": ["diffusers", "UNet2DModel"]}, "scheduler: expected one of diffusers"),
+        ("model_index.json", {"scheduler": ["mine", "DDPMScheduler"]}, "got DDPMScheduler from mine"),
+        ("model_index.json", {"id2label": ["a", "b", "c"]}, "id2label: expected {id: name} of each class"),
+        ("model_index.json", {"id2label": {"a": 1}}, "id2label: expected {id: name} of each class"),
+        ("model_index.json", {"class_dropout_prob": "some"}, "class_dropout_prob: expected a share from 0 to 1"),
+        ("model_index.json", {"class_dropout_prob": 2}, "class_dropout_prob: expected a share from 0 to 1"),
+        ("model_index.json", {"guidance_scale": "3"}, "guidance_scale: expected a finite number, got '3'"),
+        ("unet/config.json", {"sample_size": "8"}, "unet: expected files as they were saved, got TypeError"),
+        ("unet/config.json", {"block_out_channels": 8}, "unet: expected files as they were saved, got TypeError"),
+        ("unet/config.json", {"num_classes": 4}, "expected shape"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "scheduler: expected files as they were saved"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": 3}, "scheduler: expected files as they were saved"),
+    ],
+)
+def test_values_of_another_type_in_a_folders_json(name, content, words, tmp_path):
+    _quiet_pipeline().save_pretrained(tmp_path)
+    _damage(tmp_path / name, content)
+    with pytest.raises(ValueError) as error:
+        CondDDPMPipeline.from_pretrained(tmp_path)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.hostile(22)
+def test_a_prediction_type_that_the_loop_has_not(tmp_path):
+    _quiet_pipeline().save_pretrained(tmp_path)
+    _damage(tmp_path / "scheduler" / "scheduler_config.json", {"prediction_type": "flow_prediction"})
+    with pytest.raises(
+        ValueError, match="prediction_type: expected one of epsilon, v_prediction, sample with DDPMScheduler, got 'flow_predic"
+    ):
+        _sample(CondDDPMPipeline.from_pretrained(tmp_path))

@@ -3,14 +3,16 @@
 Of Gaussian data the ideal network is known, and where the probability-flow ODE takes a noise.
 """
 
+import itertools
 import json
 import math
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS
-from conftest import NAMES, make_unet
+from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS, TESTED_SCHEDULERS
+from conftest import NAMES, ROOT, make_unet
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -19,6 +21,7 @@ from diffusers import (
     DPMSolverSinglestepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    SchedulerMixin,
     UniPCMultistepScheduler,
 )
 
@@ -159,6 +162,119 @@ def test_a_spacing_that_the_scheduler_has_no_setting_for():
         pipeline.scheduler = other.from_config(pipeline.scheduler.config)
         with pytest.raises(ValueError, match=f"expected a scheduler that has {setting}"):
             _pixels(pipeline, num_inference_steps=20, timestep_spacing=spacing)
+
+
+# Other schedulers of diffusers
+
+
+_RANDOM = ("DDPMScheduler", "DDPMParallelScheduler", "EulerAncestralDiscreteScheduler", "SASolverScheduler")
+
+
+def _with_scheduler(name, prediction_type="v_prediction"):
+    if name == "LMSDiscreteScheduler":
+        pytest.importorskip("scipy", reason="diffusers has that scheduler only where scipy is")
+    pipeline = _ideal_pipeline(prediction_type)
+    pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
+    return pipeline
+
+
+def _relative_errors(pipeline):
+    """Of 10, 50 and 250 steps, the largest over the pixels, as a share of the data's deviation."""
+    pixels = [_pixels(pipeline, num_inference_steps=steps)[0] for steps in (10, 50, 250)]
+    return [((image - _exact(_noise())).abs().max() / STD).item() for image in pixels]
+
+
+def _converges(errors):
+    return errors[2] < 0.2 and all(fine < coarse / 3 or fine < 0.02 for coarse, fine in itertools.pairwise(errors))
+
+
+@pytest.mark.hostile(12)
+@pytest.mark.parametrize("name", [name for name in TESTED_SCHEDULERS if name not in _RANDOM])
+def test_deterministic_schedulers_that_are_accepted_solve_the_ode(name):
+    """Made as the README says: at least about as fast as 1 / steps they come to the exact solution."""
+    errors = _relative_errors(_with_scheduler(name))
+    assert _converges(errors), errors
+
+
+@pytest.mark.hostile(12)
+@pytest.mark.parametrize("name", _RANDOM[1:])  # the first is one of SAMPLERS, tested above
+def test_random_schedulers_that_are_accepted_give_the_distribution(name):
+    """Mean and standard deviation of 32 images' pixels (6,144)."""
+    pixels = _pixels(_with_scheduler(name), [0] * 32, range(32), num_inference_steps=500)
+    assert abs(pixels.mean().item() - MEAN) < 4 * STD / 6144**0.5 + 0.002
+    assert abs(pixels.std().item() / STD - 1) < 0.06
+
+
+@pytest.mark.hostile(12)
+@pytest.mark.parametrize("name", TESTED_SCHEDULERS)
+def test_schedulers_that_are_accepted_give_the_same_whatever_is_predicted_and_beside_whatever(name):
+    """EulerAncestralDiscreteScheduler has no step for a predicted image, which is said before the first forward."""
+    arguments = {"num_inference_steps": 10}
+    expected = _pixels(_with_scheduler(name), [0], [1], **arguments)
+    assert (_pixels(_with_scheduler(name), [0, 0], [0, 1], **arguments)[1:] - expected).abs().max() < 1e-3
+    assert (_pixels(_with_scheduler(name, "epsilon"), [0], [1], **arguments) - expected).abs().max() < 1e-3
+    predicts_images = _with_scheduler(name, "sample")
+    if name != "EulerAncestralDiscreteScheduler":
+        assert (_pixels(predicts_images, [0], [1], **arguments) - expected).abs().max() < 1e-3
+        return
+    with pytest.raises(ValueError, match="prediction_type: expected one of epsilon, v_prediction with EulerAncestral"):
+        _pixels(predicts_images, [0], [1], **arguments)
+
+
+@pytest.mark.hostile(12)
+def test_a_scheduler_that_comes_to_another_solution_is_told_apart(monkeypatch):
+    """What the two tests above rest on; it is why that one is not accepted."""
+    monkeypatch.setattr(
+        "cond_ddpm.pipelines.pipeline_cond_ddpm.TESTED_SCHEDULERS", (*TESTED_SCHEDULERS, "CogVideoXDDIMScheduler")
+    )
+    errors = _relative_errors(_with_scheduler("CogVideoXDDIMScheduler"))
+    assert not _converges(errors) and errors[2] > 1, errors
+
+
+@pytest.mark.hostile(12)
+def test_every_other_scheduler_of_diffusers_is_refused_and_the_tested_ones_named():
+    refused = []
+    for name in dir(diffusers.schedulers):  # which imports them at first use
+        class_ = getattr(diffusers.schedulers, name, None)
+        is_one = isinstance(class_, type) and issubclass(class_, SchedulerMixin)
+        if not is_one or name in (*TESTED_SCHEDULERS, "SchedulerMixin"):
+            continue
+        pipeline = _ideal_pipeline()
+        try:
+            pipeline.scheduler = class_.from_config(pipeline.scheduler.config)
+        except (ImportError, TypeError, ValueError):
+            continue  # it cannot be made from this config
+        with pytest.raises(ValueError, match=f"scheduler: expected one that was tested in this loop, DDPMSch.*, got {name};"):
+            _pixels(pipeline, num_inference_steps=20)
+        refused.append(name)
+    assert {"CogVideoXDDIMScheduler", "LCMScheduler", "PNDMScheduler", "FlowMatchEulerDiscreteScheduler"} <= set(refused)
+
+
+@pytest.mark.hostile(12)
+def test_a_class_of_ones_own_is_accepted_if_what_it_derives_from_is():
+    class Mine(DDIMScheduler):
+        pass
+
+    class Other(diffusers.CogVideoXDDIMScheduler):
+        pass
+
+    pipeline = _ideal_pipeline()
+    pipeline.scheduler = Mine.from_config(pipeline.scheduler.config)
+    _pixels(pipeline, num_inference_steps=20)
+    pipeline.scheduler = Other.from_config(pipeline.scheduler.config)
+    with pytest.raises(ValueError, match="got Other"):
+        _pixels(pipeline, num_inference_steps=20)
+
+
+@pytest.mark.hostile(12)
+def test_the_readme_names_the_schedulers_that_are_accepted():
+    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `sampler` |"))
+    assert set(TESTED_SCHEDULERS) == {word.strip("`,") for word in row.split() if word.strip("`,").endswith("Scheduler")} - {
+        "Scheduler"
+    }
+
+
+# Other noise schedules
 
 
 @pytest.mark.parametrize("beta_schedule", ["scaled_linear", "squaredcos_cap_v2"])

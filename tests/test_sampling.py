@@ -191,3 +191,49 @@ def test_fast_is_bf16_compiled(tiny_pipeline, tmp_path, monkeypatch):
     fast, half = (np.load(tmp_path / f"{name}.npz")["images"] for name in ("fast", "half"))
     assert np.array_equal(fast, half) and compiled == [type(tiny_pipeline.unet)]
     assert main([*command, "--fast", "--mixed_precision", "fp16", "--output", str(tmp_path / "x.npz")]) == 1
+
+
+@pytest.mark.hostile(18)
+@pytest.mark.parametrize("labels", [[], None])
+def test_no_images_are_an_empty_array(tiny_pipeline, labels):
+    images = generate(tiny_pipeline, labels, [])
+    assert images.shape == (0, 3, 8, 8) and images.dtype == np.uint8
+
+
+@pytest.mark.hostile(18)
+@pytest.mark.parametrize("settings", [{}, {"desc": "mine", "leave": False}])
+def test_the_users_progress_bars_stay_as_they_were_set(settings):
+    pipeline = CondDDPMPipeline(make_unet("simple"), DDPMScheduler(timestep_spacing="trailing"))
+    pipeline.set_progress_bar_config(**settings)
+    before = dict(vars(pipeline))
+    generate(pipeline, [0], [0], num_inference_steps=2)
+    assert pipeline._progress_bar_config == settings and dict(vars(pipeline)) == before
+
+
+@pytest.mark.hostile(22)
+@pytest.mark.parametrize(
+    "seeds, words",
+    [([0, 1, 2**64], "seeds: expected 0 to 18446744073709551615, got 18446744073709551616"), ([0, 1, -1], "-1")],
+)
+@pytest.mark.parametrize("name", ["out", "out.npz"])
+def test_a_seed_that_no_generator_takes_is_refused_before_the_first_image(tiny_pipeline, seeds, words, name, tmp_path):
+    tiny_pipeline.unet.forward = lambda *_, **__: pytest.fail("an image was begun")
+    with pytest.raises(ValueError, match=words):
+        save_samples(tiny_pipeline, [0, 1, 2], seeds, tmp_path / name, batch_size=1, num_inference_steps=1)
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.hostile(22)
+def test_a_label_of_no_class_is_refused_before_the_first_image(tiny_pipeline):
+    tiny_pipeline.unet.forward = lambda *_, **__: pytest.fail("an image was begun")
+    with pytest.raises(ValueError, match="expected ids from 0 to 2, got 3"):
+        generate(tiny_pipeline, [0, 1, 3], [0, 1, 2], batch_size=1, num_inference_steps=1)
+
+
+@pytest.mark.hostile(22)
+@pytest.mark.parametrize("first, kind", [(0, np.int64), (2**63 - 1, np.uint64), (2**64 - 2, np.uint64)])
+def test_any_seed_of_a_generator_is_kept_in_the_archive(tiny_pipeline, first, kind, tmp_path):
+    seeds = [first, first + 1]
+    save_samples(tiny_pipeline, [0, 1], seeds, tmp_path / "out.npz", num_inference_steps=1)
+    with np.load(tmp_path / "out.npz") as archive:
+        assert archive["seeds"].dtype == kind and archive["seeds"].tolist() == seeds

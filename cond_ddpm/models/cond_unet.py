@@ -136,6 +136,23 @@ class _Stage(nn.Module):
 class _CondUNet2DModel(ModelMixin, ConfigMixin):
     """What the networks share: the embeddings, the checks and the way from images to patches and back."""
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, output_loading_info: bool = False, **kwargs):
+        """diffusers' own, which would go on with random weights where the file lacks some.
+
+        Raises:
+            ValueError: the weights lack a tensor of the network.
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        missing = sorted(info["missing_keys"])
+        if missing:
+            more = f" and {len(missing) - 3} others" if len(missing) > 3 else ""
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: expected weights with every tensor of {cls.__name__}, got none of the name"
+                f" {', '.join(missing[:3])}{more}; save or download them again."
+            )
+        return (model, info) if output_loading_info else model
+
     def _build_embedding(self) -> None:
         pos_dim = self.config.pos_dim
         self.time_proj = Timesteps(pos_dim // 4, flip_sin_to_cos=True, downscale_freq_shift=0)  # computed in forward
