@@ -101,7 +101,7 @@ def load_images(
 
 def public_name(name: str | None) -> str | None:
     """A Hub id or a name of ours as it is; of a path on this machine only its last part, for what may be published."""
-    path = Path(name or "").expanduser()
+    path = Path(os.path.expanduser(name or ""))
     return path.resolve().name if name and path.exists() else name
 
 
@@ -155,7 +155,7 @@ def _load_table(dataset: str, split: str, config_name: str | None):
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    path = Path(dataset).expanduser()
+    path = Path(os.path.expanduser(dataset))  # of a ~user who does not exist, Path's own raises
     try:
         validate_repo_id(dataset)
         looks_local = dataset.startswith((".", "/", "~")) or path.suffix.lower() == ".parquet"
@@ -387,7 +387,7 @@ def _tell_look_alikes(dataset: str, class_names: list[str]) -> None:
             warnings.warn(f"{dataset}: {other!r} and {name!r} look alike, but are two classes.", stacklevel=2)
 
 
-def _unreadable(dataset: str, split: str, error: Exception, said: tuple[str, str] = ("", "")) -> Exception:
+def _unreadable(dataset: str, split: str, error: Exception, said: tuple[str, str] = (" ", " ")) -> Exception:
     """What to raise where `datasets` fails: whatever its readers of file formats raise, the data set is what is wrong."""
     cause = error
     while cause.__cause__ is not None:
@@ -395,8 +395,8 @@ def _unreadable(dataset: str, split: str, error: Exception, said: tuple[str, str
     if getattr(cause, "errno", None) in _NO_ROOM:
         return _no_room("the table of the data set", cause)
     words = _one_line(error)
-    kind = NoSuchSplit if "split" in words.lower() else ValueError
-    return kind(f"{dataset}: expected a data set with a split {split!r}, got: {words.replace(*said) if said[0] else words}")
+    kind = NoSuchSplit if words.startswith("Unknown split") else ValueError  # not wherever the word, or a path, has it
+    return kind(f"{dataset}: expected a data set with a split {split!r}, got: {words.replace(*said)}")
 
 
 # Who owns the names that the Hub redirects, for the cache, where a bare name would also match any local folder loaded before.

@@ -284,7 +284,7 @@ def test_paths_splits_and_columns_that_are_not_there(shapes_parquet):
         load_images(str(shapes_parquet), image_column="photo")
 
 
-@pytest.mark.parametrize("name", ["my photos/typo", "a/b/c", "~/nothing", "nothing.parquet"])
+@pytest.mark.parametrize("name", ["my photos/typo", "a/b/c", "~/nothing", "~nobody_here/set", "nothing.parquet"])
 def test_what_can_be_no_id_is_a_path(name):
     with pytest.raises(FileNotFoundError, match="which is not there"):
         load_images(name)
@@ -594,10 +594,14 @@ def test_folders_of_one_name_become_one_class_and_loose_pictures_none_but_it_is_
 
 
 @pytest.mark.hostile(11)
-def test_a_single_file_is_not_two_splits(tmp_path):
+def test_a_single_file_is_not_two_splits_and_an_empty_folder_no_missing_split(tmp_path):
     path = _parquet_file(tmp_path / "set")
     with pytest.raises(NoSuchSplit, match="expected the split 'train' of a single file, got 'test'"):
         load_images(str(path), "test", resolution=8)
+    (tmp_path / "splits").mkdir()
+    with pytest.raises(ValueError, match=r"Couldn't find any data file at .*splits") as raised:
+        load_images(str(tmp_path / "splits"))
+    assert raised.type is ValueError
     shutil.copy(path, tmp_path / "my_test.parquet")
     assert len(load_images(str(tmp_path / "my_test.parquet"), "test", resolution=8)) == 2
 
