@@ -1,7 +1,15 @@
 import io
+import os
+import re
+import shutil
+import struct
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +19,8 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image as PILImage
 
-from cond_ddpm.data import LabelledImages, epoch_order, hold_out, load_images, make_batch
+from cond_ddpm.data import LabelledImages, NoSuchSplit, data_fingerprint, epoch_order, hold_out, load_images, make_batch
+from cond_ddpm.evaluate.given import given_samples
 
 
 def _png(array, mode=None, **save):
@@ -207,6 +216,19 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert not np.array_equal(order, epoch_order(indices, 1, 3)) and not np.array_equal(order, epoch_order(indices, 2, 2))
 
 
+def test_the_fingerprint_tells_pixels_labels_and_names_apart_but_not_places(tmp_path, shapes_parquet):
+    data = load_images(str(shapes_parquet), resolution=8)
+    shutil.copytree(shapes_parquet, tmp_path / "elsewhere")
+    assert data_fingerprint(load_images(str(tmp_path / "elsewhere"), resolution=8)) == data_fingerprint(data)
+    pixels, labels = data.images.copy(), data.labels.copy()
+    pixels[-1, -1, -1, -1] ^= 1
+    labels[[0, 1]] = labels[[1, 0]]
+    changed = [(pixels, data.labels, NAMES), (data.images, labels, NAMES), (data.images, data.labels, ["a", "b", "c"])]
+    assert len({data_fingerprint(data), *(data_fingerprint(LabelledImages(*parts)) for parts in changed)}) == 4
+    fixed = LabelledImages(np.arange(48, dtype=np.uint8).reshape(1, 3, 4, 4), np.array([1]), ["a", "b"])
+    assert data_fingerprint(fixed) == "f2bf22b0cd1ea17c"  # caches and published results are keyed by it
+
+
 def test_held_out_images_are_apart_and_always_the_same():
     data = LabelledImages(np.zeros((50, 1, 2, 2), np.uint8), np.zeros(50, np.int64), ["a"])
     train, val = hold_out(data, 10)
@@ -262,7 +284,7 @@ def test_paths_splits_and_columns_that_are_not_there(shapes_parquet):
         load_images(str(shapes_parquet), image_column="photo")
 
 
-@pytest.mark.parametrize("name", ["my photos/typo", "a/b/c", "~/nothing", "nothing.parquet"])
+@pytest.mark.parametrize("name", ["my photos/typo", "a/b/c", "~/nothing", "~nobody_here/set", "nothing.parquet"])
 def test_what_can_be_no_id_is_a_path(name):
     with pytest.raises(FileNotFoundError, match="which is not there"):
         load_images(name)
@@ -287,3 +309,387 @@ def test_without_the_network_the_error_is_quick_and_names_three_ways(tmp_path):
     assert time.perf_counter() - started < 10
     last = done.stderr.strip().splitlines()[-1]
     assert "ConnectionError" in last and "--dataset path/to/folder" in last and "mnist5k" in last and "go online" in last
+
+
+def _classes(folder, value=7, names=("cat", "dog"), name="0.bmp"):
+    """Folders of classes with a picture each, all of one value; as BMP, whose size does not depend on it."""
+    for class_ in names:
+        (folder / class_).mkdir(parents=True, exist_ok=True)
+        PILImage.new("RGB", (8, 8), (value,) * 3).save(folder / class_ / name)
+    return folder
+
+
+def _with_metadata(folder, value=7, names=("cat", "dog"), name="0.bmp"):
+    _classes(folder, value, ("pictures",), name)
+    rows = "".join(f"pictures/{name},{class_}\n" for class_ in names)
+    (folder / "metadata.csv").write_text(f"file_name,label\n{rows}")
+    return folder
+
+
+def _parquet_folder(folder, value=7, names=("cat", "dog")):
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as plain:  # `datasets` does not write below `a::b`
+        write_parquet(Path(plain), np.full((2, 8, 8, 3), value, np.uint8), [0, 1], names)
+        shutil.copyfile(Path(plain) / "train.parquet", folder / "train.parquet")
+    return folder
+
+
+def _parquet_file(path, value=7, names=("cat", "dog")):
+    path = path.with_name(path.name + ".parquet")
+    shutil.move(_parquet_folder(path.with_name("made"), value, names) / "train.parquet", path)
+    return path
+
+
+KINDS = {kind.__name__.strip("_"): kind for kind in (_classes, _with_metadata, _parquet_folder, _parquet_file)}
+each_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+
+
+@each_kind
+@pytest.mark.parametrize(
+    "name", ["set[12]", "set*", "set?", "s{et,}1", "set!", "[!a]et1", "a set", "a::b", "hf:", "\\x5bset", "é"]
+)
+@pytest.mark.hostile(2)
+def test_paths_are_literal(tmp_path, make, name):
+    make(tmp_path / "set1", 1)
+    data = load_images(str(make(tmp_path / name, 9)), resolution=8)
+    assert (data.images == 9).all() and data.class_names == ["cat", "dog"]
+    inside = load_images(str(make(tmp_path / "in" / name / "set1", 5)), resolution=8)
+    assert (inside.images == 5).all() and len(inside) == 2
+
+
+@pytest.mark.hostile(2)
+def test_names_of_classes_and_files_are_literal(tmp_path):
+    names = ["!", "a", "a::b", "hf:", "s*", "{x,y}", "[a]"]
+    for value, name in enumerate(names):
+        _classes(tmp_path, value, [name], f"{name}?[0].bmp")
+    data = load_images(str(tmp_path), resolution=8)
+    assert data.class_names == sorted(names)
+    assert [names[image[0, 0, 0]] for image in data.images] == [data.class_names[label] for label in data.labels]
+
+
+@pytest.mark.hostile(2)
+def test_names_of_the_pictures_that_metadata_name_are_literal(tmp_path):
+    _with_metadata(tmp_path, 3, name="[a]*.bmp")
+    _classes(tmp_path, 9, ["pictures"], "a.bmp")
+    with pytest.warns(UserWarning, match="pictures/a.bmp left out: metadata"):
+        assert (load_images(str(tmp_path), resolution=8).images == 3).all()
+
+
+@each_kind
+@pytest.mark.hostile(4)
+def test_files_rewritten_in_place_with_their_mtime_are_read_anew(tmp_path, make):
+    """As `tar`, `rsync -t` and `cp -p` leave them: other pixels and labels, the same size and mtime."""
+    source = make(tmp_path / "set", 1)
+    files = [path for path in (source, *source.rglob("*")) if path.is_file()]
+    stats = {path: path.stat() for path in files}
+    assert (load_images(str(source), resolution=8).images == 1).all()
+    make(tmp_path / "set", 2, ("dog", "cat"))
+    for path, before in stats.items():
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert path.stat().st_mtime_ns == before.st_mtime_ns
+    data = load_images(str(source), resolution=8)
+    assert (data.images == 2).all()
+    if make in (_parquet_folder, _parquet_file):  # labels are numbers there, of which the names changed places
+        assert data.class_names == ["dog", "cat"]
+    if make is _with_metadata:
+        assert [data.class_names[label] for label in data.labels] == ["dog", "cat"]
+
+
+@pytest.mark.hostile(4)
+def test_samples_rewritten_in_place_with_their_mtime_are_read_anew(tmp_path):
+    for value in (1, 2):
+        _classes(tmp_path, value)
+        for path in tmp_path.rglob("*.bmp"):
+            os.utime(path, ns=(10**18, 10**18))
+        assert (given_samples(tmp_path, 8).images == value).all()
+
+
+@pytest.mark.hostile(4)
+def test_what_has_not_changed_is_not_decoded_again(tmp_path, monkeypatch):
+    sources = [make(tmp_path / name / "set") for name, make in KINDS.items() if not (tmp_path / name).mkdir()]
+    for source in sources:
+        load_images(str(source), resolution=8)
+    monkeypatch.setattr("cond_ddpm.data._to_array", lambda *_: pytest.fail("decoded again"))
+    for source in sources:
+        load_images(str(source), resolution=8)
+
+
+def _tiff(bits, value, sample_format=1):
+    """8x8 pixels of grey with any number of bits, which Pillow does not write."""
+    pixels = int("".join([f"{value:0{bits}b}"] * 64), 2).to_bytes(8 * bits, "big")
+    if bits > 16:
+        pixels = struct.pack("<64i", *[value] * 64)
+    tags = [(256, 8), (257, 8), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, 8), (279, len(pixels))]
+    tags += [(339, sample_format)]
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, number) for tag, number in tags)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(pixels)) + pixels + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.hostile(11)
+def test_grey_of_more_than_8_bits_is_scaled_from_the_range_of_its_bits_or_refused(tmp_path):
+    file = io.BytesIO()
+    PILImage.fromarray(np.full((8, 8), 200 * 257, np.uint16)).save(file, "TIFF")
+    assert (_one(tmp_path, file.getvalue(), resolution=8) == 200).all()
+    assert (_one(tmp_path, _png(np.full((8, 8), 200 * 257, np.uint16)), resolution=8) == 200).all()
+    assert (_one(tmp_path, b"P5 8 8 65535\n" + struct.pack(">64H", *[200 * 257] * 64), resolution=8) == 200).all()
+    assert (_one(tmp_path, _tiff(12, 4095), resolution=8) == 255).all()
+    for sample_format in (1, 2):
+        with pytest.raises(ValueError, match=r"row 0: .*32 bits, of unknown range; save it with 8 or 16 bits"):
+            _one(tmp_path, _tiff(32, 200, sample_format), resolution=8)
+
+
+def _told(source, *arguments, **others):
+    """What `load_images` warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_images(str(source), *arguments, **{"resolution": 8, **others})
+    return [str(warning.message) for warning in caught if warning.category is UserWarning]
+
+
+@pytest.mark.hostile(11)
+def test_conversions_that_lose_something_are_told_each_time(tmp_path):
+    def save(name, picture, **others):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        picture.convert("RGB").save(tmp_path / "a" / "0.png")
+        picture.save(tmp_path / "a" / name, **others)
+        return [_told(tmp_path), _told(tmp_path), _told(tmp_path, channels=3)]
+
+    plain = PILImage.new("RGB", (8, 8))
+    assert save("1.png", plain) == [[], [], []]
+    assert save("1.png", PILImage.new("RGBA", (8, 8), "white")) == [[], [], []]  # nothing of it is transparent
+    first, again, asked = save("1.png", PILImage.new("L", (8, 8)))
+    assert (
+        len(first) == 1 and "1 of 2 pictures, from row 1" in first[0] and "a/1.png) on, are in grey and become RGB" in first[0]
+    )
+    assert again == first and not asked
+    (tmp_path / "a" / "1.png").unlink()
+    for name, picture, words, others in (
+        ("1.png", PILImage.new("RGBA", (8, 8)), "transparent in parts, which become white", {}),
+        ("1.gif", plain, "of several frames", {"save_all": True, "append_images": [PILImage.new("RGB", (8, 8), "red")]}),
+        ("1.jpg", PILImage.new("CMYK", (8, 8)), "in CMYK", {}),
+    ):
+        for told in save(name, picture, **others):
+            assert len(told) == 1 and words in told[0]
+        (tmp_path / "a" / name).unlink()
+    PILImage.new("L", (8, 8)).save(tmp_path / "a" / "0.png")
+    plain.save(tmp_path / "a" / "1.png")
+    (told,) = _told(tmp_path)
+    assert "in colour and become grey" in told
+
+
+@pytest.mark.hostile(11)
+def test_of_several_splits_it_is_told_which_is_read(tmp_path):
+    _classes(tmp_path / "train")
+    assert not _told(tmp_path)
+    _classes(tmp_path / "test")
+    (told,) = _told(tmp_path)
+    assert told == f"{tmp_path}: of its splits test, train, 'train' is read."
+
+
+@pytest.mark.hostile(11)
+def test_what_is_left_out_of_folders_of_classes_is_told(tmp_path):
+    _classes(tmp_path)
+    (tmp_path / "labels.txt").touch()  # in no class: not told
+    (tmp_path / "cat" / ".hidden.txt").touch()
+    assert not _told(tmp_path)
+    (tmp_path / "bird").mkdir()
+    (told,) = _told(tmp_path)
+    assert told == f"{tmp_path}: bird left out: a folder without pictures is no class."
+    (tmp_path / "bird").rmdir()
+    (tmp_path / "cat" / "a.txt").touch()
+    (tmp_path / "dog" / "b.mp4").touch()
+    (told,) = _told(tmp_path)
+    assert told == f"{tmp_path}: cat/a.txt and 1 more left out: no picture by its name."
+    (tmp_path / "cat" / "a.txt").unlink()
+    (tmp_path / "dog" / "b.mp4").unlink()
+    _classes(tmp_path, names=["__other__"])
+    (told,) = _told(tmp_path)
+    assert "__other__/0.bmp left out: folders that begin with two underscores are no classes" in told
+
+
+@pytest.mark.hostile(11)
+def test_a_picture_that_no_split_or_metadata_name_is_told(tmp_path):
+    _parquet_folder(tmp_path / "set")
+    assert not _told(tmp_path / "set")
+    shutil.copy(tmp_path / "set" / "train.parquet", tmp_path / "set" / "more.parquet")
+    (told,) = _told(tmp_path / "set")
+    assert told == f"{tmp_path}/set: more.parquet left out: not among the files of its splits (train)."
+    assert not _told(_with_metadata(tmp_path / "described"))
+    PILImage.new("RGB", (8, 8)).save(tmp_path / "described" / "0.png")
+    (told,) = _told(tmp_path / "described")
+    assert told == f"{tmp_path}/described: 0.png left out: metadata of the split 'train' do not name it."
+
+
+@pytest.mark.hostile(11)
+def test_one_class_is_enough(tmp_path):
+    _classes(tmp_path, names=["cat"])
+    assert load_images(str(tmp_path), resolution=8).class_names == ["cat"]
+    _classes(tmp_path / "both" / "train", names=["cat"])
+    assert load_images(str(tmp_path / "both"), resolution=8).class_names == ["cat"]
+
+
+@pytest.mark.hostile(11)
+def test_a_plain_readme_does_not_hide_folders_of_classes(tmp_path):
+    """load_dataset would take the names of these for splits."""
+    _classes(tmp_path, names=["bus", "train_diesel"])
+    (tmp_path / "README.md").write_text("# Vehicles\n")
+    (tmp_path / "labels.csv").write_text("a,b\n1,2\n")
+    assert load_images(str(tmp_path), resolution=8).class_names == ["bus", "train_diesel"]
+
+
+@pytest.mark.hostile(11)
+def test_links_and_upper_case_suffixes_are_followed(tmp_path):
+    _classes(tmp_path / "elsewhere", 3, names=["dog"], name="0.BMP")
+    _classes(tmp_path / "set", 3, names=["cat"])
+    (tmp_path / "set" / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
+    assert not _told(tmp_path / "set")
+    assert load_images(str(tmp_path / "set"), resolution=8).class_names == ["cat", "dog"]
+    (tmp_path / "set" / "cat" / "1.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match=r"cat/1.png: expected a file, got a link that leads nowhere"):
+        load_images(str(tmp_path / "set"))
+    (tmp_path / "set" / "cat" / "1.png").unlink()
+    (tmp_path / "set" / "cat" / "again").symlink_to(tmp_path / "set")
+    with pytest.raises(ValueError, match="again: expected a folder, got a link to a folder that it is in"):
+        load_images(str(tmp_path / "set"))
+    shutil.move(_parquet_file(tmp_path / "data"), tmp_path / "DATA.PARQUET")
+    assert len(load_images(str(tmp_path / "DATA.PARQUET"), resolution=8)) == 2
+
+
+@pytest.mark.parametrize("names", [["Cat", "cat"], ["caf\u00e9", "cafe\u0301"], ["a b", "a  b"]])
+@pytest.mark.hostile(11)
+def test_classes_whose_names_look_alike_are_told(tmp_path, names):
+    (told,) = _told(_parquet_file(tmp_path / "set", names=names))
+    assert "look alike, but are two classes" in told
+
+
+@pytest.mark.parametrize(
+    "files, words",
+    [
+        (["0.png", "cat/0.png"], "CLASS/NAME, all as deep in folders, got 0.png and cat/0.png"),
+        (["cat/0.png", "dog/old/0.png"], "got cat/0.png and dog/old/0.png; put each into the folder of its class"),
+        (["cat/2024/0.png", "dog/2024/0.png"], "cat/2024, dog/2024 are all '2024'"),
+        (["train/0.png", "test/0.png"], "expected folders of classes in test/, train/, .* got test/0.png"),
+    ],
+)
+@pytest.mark.hostile(11)
+def test_pictures_that_lie_in_no_folder_of_a_class(tmp_path, files, words):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(GOOD)
+    with pytest.raises(ValueError, match=words):
+        load_images(str(tmp_path))
+
+
+@pytest.mark.hostile(11)
+def test_folders_of_one_name_become_one_class_and_loose_pictures_none_but_it_is_told(tmp_path):
+    for name in ("a/cat", "b/cat", "b/dog"):
+        _classes(tmp_path / "deep", names=[name])
+    (told,) = _told(tmp_path / "deep")
+    assert "a/cat, b/cat are all 'cat': they become one class" in told
+    _classes(tmp_path / "set", names=["train/cat", "train/dog", "test"])  # a test split without labels
+    (told,) = _told(tmp_path / "set")
+    assert "test/0.bmp left out: in no folder of a class" in told
+    with pytest.raises(NoSuchSplit, match="expected one of its splits train, got 'test'"):
+        load_images(str(tmp_path / "set"), "test")
+
+
+@pytest.mark.hostile(11)
+def test_a_single_file_is_not_two_splits_and_an_empty_folder_no_missing_split(tmp_path):
+    path = _parquet_file(tmp_path / "set")
+    with pytest.raises(NoSuchSplit, match="expected the split 'train' of a single file, got 'test'"):
+        load_images(str(path), "test", resolution=8)
+    (tmp_path / "splits").mkdir()
+    with pytest.raises(ValueError, match=r"Couldn't find any data file at .*splits") as raised:
+        load_images(str(tmp_path / "splits"))
+    assert raised.type is ValueError
+    shutil.copy(path, tmp_path / "my_test.parquet")
+    assert len(load_images(str(tmp_path / "my_test.parquet"), "test", resolution=8)) == 2
+
+
+FULL = r"no room for the decoded pictures \(0.8 MB\) in .*; free some, or set HF_DATASETS_CACHE to a folder on another disk"
+
+
+@pytest.fixture
+def large(tmp_path):
+    """Small files, of which 256 x 256 pixels are made."""
+    for row in range(4):
+        _classes(tmp_path / "set", names=["cat"], name=f"{row}.bmp")
+    return tmp_path / "set"
+
+
+@pytest.mark.hostile(14)
+def test_a_disk_that_is_full_is_told_before_pictures_are_decoded(large, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=786_431))
+    monkeypatch.setattr("cond_ddpm.data._to_array", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(OSError, match=FULL):
+        load_images(str(large), resolution=256)
+
+
+LIMITED = """
+import os, resource, signal, sys
+import datasets
+from pathlib import Path
+from cond_ddpm.data import load_images
+
+datasets.config.HF_DATASETS_CACHE = Path(sys.argv[2])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+if sys.argv[3:]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+try:
+    load_images(sys.argv[1], resolution=256)
+except OSError as error:
+    print(error)
+"""
+
+
+def _in_a_process(source, cache, *limit):
+    command = [sys.executable, "-c", LIMITED, str(source), str(cache), *limit]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.hostile(14)
+def test_a_write_that_fails_half_way_is_told_and_leaves_nothing(tmp_path, large):
+    done = _in_a_process(large, tmp_path / "cache", "500000")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(f"{FULL}.*", done.stdout.strip())
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+@pytest.mark.hostile(14)
+def test_a_full_file_system_is_told_and_leaves_nothing(tmp_path, large):
+    """A real one of 500 kB: there the process was killed by SIGBUS."""
+    (tmp_path / "disk").mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", tmp_path / "disk"], capture_output=True)
+    if mount.returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    try:
+        done = _in_a_process(large, tmp_path / "disk" / "cache")
+        left = [path for path in (tmp_path / "disk").rglob("*") if path.is_file()]
+    finally:
+        subprocess.run(["umount", tmp_path / "disk"], check=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(f"{FULL}.*", done.stdout.strip()) and not left
+
+
+@pytest.mark.hostile(14)
+def test_the_table_of_a_data_set_finds_no_room_either(shapes_parquet, monkeypatch):
+    def full(*_):
+        raise OSError(28, "Error writing bytes to file")
+
+    monkeypatch.setattr("datasets.DatasetBuilder.download_and_prepare", full)
+    with pytest.raises(OSError, match=r"no room for the table of the data set in .*; free some"):
+        load_images(str(shapes_parquet), resolution=3)
+
+
+@pytest.mark.parametrize("make", [_classes, _parquet_file], ids=["classes", "parquet_file"])
+@pytest.mark.hostile(24)
+def test_a_config_name_is_refused_where_there_are_none(tmp_path, make):
+    with pytest.raises(ValueError, match=r"dataset_config_name: expected none for .* no configurations, got 'fine'; leave"):
+        load_images(str(make(tmp_path / "set")), config_name="fine")
+
+
+@pytest.mark.hostile(24)
+def test_a_config_name_that_a_folder_does_not_have_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'fine' not found"):
+        load_images(str(_parquet_folder(tmp_path / "set")), config_name="fine")
