@@ -4,6 +4,7 @@ May import: `config` at most. Next on the data's way: `diffusion.py` noises the 
 """
 
 import io
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from unittest import mock
 import numpy as np
 
 MNIST5K = "mnist5k"
+CLASSES_FILE = "classes.json"  # folder -> name of its class, in a folder of samples: not every name can be a folder's
 _RULE = 1  # version of the rule in `_to_array`: part of the cache's name, so that a changed rule decodes anew
 _VALIDATION_SEED = 0  # not the run's seed: runs that differ in theirs hold out the same images
 
@@ -81,6 +83,8 @@ def load_images(
     table = _load_table(dataset, split, config_name)
     image_column, label_column = _find_columns(table, image_column, label_column)
     labels, class_names = _labels(table, label_column)
+    written = _written_names(Path(dataset).expanduser()) or {}
+    class_names = [written.get(name, name) for name in class_names]
     return LabelledImages(_decoded(table, image_column, resolution, channels), labels, class_names)
 
 
@@ -170,6 +174,8 @@ def _folders_of_classes(path: Path) -> dict[str, str] | None:
         described = any(e.suffix in (".parquet", ".md", ".csv", ".json", ".jsonl", ".zip") for e in entries)
         return None if described else [entry.name for entry in entries if entry.is_dir()]
 
+    if _written_names(path):
+        return {"train": f"{path}/*/**"}
     folders = classes(path)
     if not folders:
         return None
@@ -178,6 +184,17 @@ def _folders_of_classes(path: Path) -> dict[str, str] | None:
     if all(classes(path / name) for name in folders):
         return {name: f"{path / name}/**" for name in folders}
     return None
+
+
+def _written_names(path: Path) -> dict[str, str] | None:
+    """Folder -> class, where a file of ours tells it for each of the folders; a file of something else is not ours."""
+    try:
+        names = json.loads((path / CLASSES_FILE).read_bytes())
+        folders = {entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+        are_names = folders <= set(names) and len(set(names.values())) == len(names)
+        return names if are_names and all(isinstance(name, str) for name in names.values()) else None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 # Who owns the names that the Hub redirects, for the cache, where a bare name would also match any local folder loaded before.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cond_ddpm.data import LabelledImages, load_images
+from cond_ddpm.data import CLASSES_FILE, LabelledImages, load_images
 
 UNKNOWN = -1  # label of a sample of which no class is told
 
@@ -56,7 +56,8 @@ def _check_pictures(folder: Path, resolution: int) -> None:
     """Nothing is to be scaled, cropped or converted: these are the samples."""
     from PIL import Image
 
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
+    pictures = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    for path in sorted(set(pictures) - {folder / CLASSES_FILE}):
         try:
             with Image.open(path) as picture:
                 size, mode = picture.size, picture.mode
