@@ -1,15 +1,17 @@
 """The command line, `cond-ddpm COMMAND`: parse, call, and turn errors of the user's input into one line.
 
-May import: `config`; whatever a command needs, it imports when it is called, so that `--help` answers at once.
+May import: `config, text`; whatever a command needs, it imports when it is called, so that `--help` answers at once.
 """
 
 import argparse
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 
 import cond_ddpm
+from cond_ddpm.text import shown
 
 
 def parse_train(arguments: list[str] | None = None, prog: str | None = None) -> "cond_ddpm.config.TrainConfig":
@@ -153,7 +155,8 @@ def _labels(pipeline: "cond_ddpm.CondDDPMPipeline", given: list[str] | None) -> 
     if given is None:
         return list(range(pipeline.unet.config.num_classes))
     names = (pipeline.id2label or {}).values()
-    return pipeline.label_ids([int(label) if label not in names and label.lstrip("-").isdigit() else label for label in given])
+    is_id = lambda label: label not in names and re.fullmatch("-?[0-9]+", label)  # noqa: E731
+    return pipeline.label_ids([int(label) if is_id(label) else label for label in given])
 
 
 def _sample(arguments: list[str]) -> None:
@@ -251,8 +254,9 @@ def _visualize(arguments: list[str]) -> None:
     suffix = ".gif" if kind == "gif" else ".png"
     if given.output.suffix.lower() != suffix:
         parser.error(f"--output: expected a name ending in {suffix}, got {given.output}")
-    if getattr(given, "columns", 1) < 1:
-        parser.error(f"--columns: expected 1 or more, got {given.columns}")
+    least = 2 if kind == "denoising" else 1  # the first and the last step
+    if getattr(given, "columns", least) < least:
+        parser.error(f"--columns: expected {least} or more, got {given.columns}")
     given.output.parent.mkdir(parents=True, exist_ok=True)
     _draw(kind, given)
     print(given.output)
@@ -297,11 +301,15 @@ def _draw(kind: str, given: argparse.Namespace) -> None:
         from cond_ddpm.sampling import generate
 
         labels = [label for label in classes for _ in range(columns if kind == "classes" else 1)]
+        if kind == "neighbours":  # before images are made
+            data = _data(given, pipeline)
+            if columns > len(data):
+                raise ValueError(f"columns: expected at most the {len(data)} training images, got {columns}.")
         images = generate(pipeline, labels, range(given.seed, given.seed + len(labels)), progress=True, **settings)
         if kind == "classes":
             visualize.class_grid(images, names, given.output)
         else:
-            visualize.nearest_neighbours(images, names, _data(given, pipeline).images, given.output, columns)
+            visualize.nearest_neighbours(images, names, data.images, given.output, columns)
 
 
 def _data(given: argparse.Namespace, pipeline: "cond_ddpm.CondDDPMPipeline") -> "cond_ddpm.LabelledImages":
@@ -377,7 +385,7 @@ def _study(arguments: list[str]) -> None:
     from cond_ddpm.train import train
 
     folder = study(read_study(given.config), train)
-    print((folder / "study.md").read_text(), end="")
+    print((folder / "study.md").read_text(encoding="utf-8"), end="")
     print(folder)
 
 
@@ -445,7 +453,8 @@ def guarded(function: Callable, *arguments) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("COND_DDPM_TRACEBACK") == "1":
             raise
-        print(f"error: {error}", file=sys.stderr)
+        # Line by line: what others have named may hold what a terminal obeys.
+        print("error: " + "\n".join(map(shown, str(error).split("\n"))), file=sys.stderr)
         return 1
     return 0
 

@@ -22,6 +22,7 @@ from unittest import mock
 import numpy as np
 
 MNIST5K = "mnist5k"
+CLASSES_FILE = "classes.json"  # folder -> name of its class, in a folder of samples: not every name can be a folder's
 _RULE = 2  # version of the rule in `_to_array`: part of the cache's name, so that a changed rule decodes anew
 _VALIDATION_SEED = 0  # not the run's seed: runs that differ in theirs hold out the same images
 
@@ -95,6 +96,8 @@ def load_images(
     table, version = _load_table(dataset, split, config_name)
     image_column, label_column = _find_columns(table, image_column, label_column)
     labels, class_names = _labels(table, label_column)
+    written = _written_names(Path(dataset).expanduser()) or {}
+    class_names = [written.get(name, name) for name in class_names]
     _tell_look_alikes(dataset, class_names)
     return LabelledImages(_decoded(dataset, table, version, image_column, resolution, channels), labels, class_names)
 
@@ -298,6 +301,8 @@ def _folders_of_classes(dataset: str, path: Path, files: Iterable[str], folders:
     Found here, since load_dataset looks for the names of splits anywhere in a path: it would take `train_diesel` beside
     `bus` for a split and drop `bus`, and `test/a_train/0.png` for training.
     """
+    if _written_names(path):  # folders of samples, whatever their classes are called
+        return {"train": ""}
     tops = sorted(name for name in folders if "/" not in name)
     named_as_splits = _SPLITS.issuperset(name.lower() for name in tops)
     for name in files:
@@ -397,6 +402,17 @@ def _unreadable(dataset: str, split: str, error: Exception, said: tuple[str, str
     words = _one_line(error)
     kind = NoSuchSplit if words.startswith("Unknown split") else ValueError  # not wherever the word, or a path, has it
     return kind(f"{dataset}: expected a data set with a split {split!r}, got: {words.replace(*said)}")
+
+
+def _written_names(path: Path) -> dict[str, str] | None:
+    """Folder -> class, where a file of ours tells it for each of the folders; a file of something else is not ours."""
+    try:
+        names = json.loads((path / CLASSES_FILE).read_bytes())
+        folders = {entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+        are_names = folders <= set(names) and len(set(names.values())) == len(names)
+        return names if are_names and all(isinstance(name, str) for name in names.values()) else None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 # Who owns the names that the Hub redirects, for the cache, where a bare name would also match any local folder loaded before.

@@ -1,9 +1,10 @@
 """A pipeline folder as the world gets it: completed by card and pictures, checked, uploaded as one commit.
 
-May import: `models, processes, visualize`, the pipeline. It reads the folder with its results.json, never the trainer,
+May import: `models, processes, text, visualize`, the pipeline. It reads the folder with its results.json, never the trainer,
 which calls `complete` when a run is over. The last step of the data's way.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -12,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cond_ddpm
 from cond_ddpm.models import weights_checksum
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS, CondDDPMPipeline
+from cond_ddpm.text import literal, markdown, read_json, shown
 
 # While a card has this line, it is ours to write anew.
 MARKER = "<!-- Written by cond_ddpm, and written anew when it publishes, unless you delete this line. -->"
@@ -46,16 +48,72 @@ def complete(folder: Path, repo_id: str | None = None, pictures: dict[str, bytes
         folder: of a pipeline; written by `save_config` of the same pipeline.
         repo_id: what the card tells people to load; if not known yet, the folder's name.
         pictures: other companions to lie beside, such as `loss.png`.
+
+    Raises:
+        ValueError: a folder that does not load; a results.json of something else than an evaluation or a training.
     """
-    pipeline = CondDDPMPipeline.from_pretrained(folder)
+    pipeline = _load(folder)
     files = {**pipeline.companions, **(pictures or {})}
-    results = json.loads(files.get("results.json", b"{}"))
+    results = _results(files)
     if "samples.png" not in files:
         files["samples.png"] = _samples_picture(pipeline)
     if MARKER.encode() in files.get("README.md", MARKER.encode()):
-        files["README.md"] = model_card(pipeline, results, set(files), repo_id or folder.resolve().name).encode()
+        try:
+            card = model_card(pipeline, results, set(files), repo_id or folder.resolve().name)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:  # a value is not there, or is other
+            raise ValueError(
+                f"results.json: expected what training or `cond-ddpm evaluate` writes, got other values"
+                f" ({type(error).__name__}: {_one_line(error)}); {_OTHER_RESULTS}."
+            ) from error
+        files["README.md"] = card.encode()
     pipeline.companions = files
     pipeline.save_config(folder)
+
+
+def _load(folder: Path) -> CondDDPMPipeline:
+    """The pipeline of a folder.
+
+    Raises:
+        ValueError: whatever is wrong with it, in one line.
+    """
+    for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
+        if (folder / name).is_file():
+            _json_of(folder, name)
+    try:
+        return CondDDPMPipeline.from_pretrained(folder)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # whatever diffusers, torch or safetensors raise at settings or weights that are not theirs
+        raise ValueError(
+            f"model: expected a pipeline folder that loads, got {folder}, which does not ({type(error).__name__}:"
+            f" {_one_line(error)}); save it anew."
+        ) from error
+
+
+def _json_of(folder: Path, name: str) -> dict:
+    return read_json((folder / name).read_bytes(), f"model: {folder / name}", "save the pipeline anew")
+
+
+_OTHER_RESULTS = "evaluate the model anew into it, or remove it"
+_PARTS = {"protocol": dict, "samples": dict, "held_out_real": dict, "warnings": list}
+
+
+def _results(companions: dict[str, bytes]) -> dict:
+    """What results.json holds; {} if there is none.
+
+    Raises:
+        ValueError: it is not JSON, or its parts are other than an evaluation's.
+    """
+    results = read_json(companions.get("results.json", b"{}"), "results.json", _OTHER_RESULTS)
+    for name, kind in _PARTS.items():
+        if not isinstance(results.get(name, kind()), kind):
+            wanted = {dict: "an object", list: "a list"}[kind]
+            raise ValueError(f"results.json: expected {wanted} as {name}, got {results[name]!r:.40}; {_OTHER_RESULTS}.")
+    return results
+
+
+def _one_line(error: Exception) -> str:
+    return shown(" ".join(str(error).split()))[:200]
 
 
 def _samples_picture(pipeline: CondDDPMPipeline, columns: int = 8, rows: int = 20) -> bytes:
@@ -98,9 +156,9 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
     training = training if isinstance(training, dict) and "config" in training else {}  # else a study's, or not known
     protocol, samples = results.get("protocol", {}), results.get("samples")
     real = results.get("held_out_real", {})
-    dataset = training.get("dataset") or protocol.get("dataset")
+    dataset = shown(training.get("dataset") or protocol.get("dataset") or "")
     colours = {1: "grey ", 3: "RGB "}.get(config.in_channels, "")
-    title = repo_id.rpartition("/")[2]
+    title = shown(repo_id.rpartition("/")[2])
     guided = pipeline.class_dropout_prob != 0
     data = ModelCardData(
         library_name="diffusers",
@@ -120,37 +178,33 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
     }
     copies, accuracy = "Whether samples are copies of training images has not been measured.", ""
     if samples:
-        mine, its = samples["nearest_training_distance"], real.get("nearest_training_distance")
-        copies = (
-            f"The median distance of samples to the nearest training image is {_text(mine)}, of unseen real images"
-            f" {_text(its)} (root mean square over pixels, of 255); copies would be much nearer."
-        )
+        copies = _copies_text(samples.get("nearest_training_distance"), real.get("nearest_training_distance"))
         if samples.get("label_accuracy") is not None:
             accuracy = f", as {1 - samples['label_accuracy']:.0%} of them are by the judge"
     card = ModelCard.from_template(
         data,
         template_path=str(Path(__file__).with_name("model_card.md")),
-        title=title,
+        title=markdown(title),
         colours=colours,
         size=f"{config.sample_size}x{config.sample_size}",
         num_classes=config.num_classes,
         network=type(pipeline.unet).__name__,
         parameters=f"{sum(parameter.numel() for parameter in pipeline.unet.parameters()) / 1e6:.2f}",
-        repo_id=repo_id,
-        example=json.dumps((pipeline.id2label or {}).get(0, 0), ensure_ascii=False),
+        repo_id=literal(repo_id),
+        example=literal(pipeline.id2label[0]) if pipeline.id2label else "0",
         guidance_scale=f"{pipeline.guidance_scale:g}",
-        classes=[(label, (pipeline.id2label or {}).get(label, "")) for label in range(config.num_classes)],
+        classes=[(label, markdown((pipeline.id2label or {}).get(label, ""))) for label in range(config.num_classes)],
         sampler=type(pipeline.scheduler).__name__,
         steps=pipeline.default_steps(pipeline.scheduler),
         guided=guided,
-        training=_training_rows(training, scheduler),
+        training=[(name, markdown(value)) for name, value in _training_rows(training, scheduler)],
         has_loss="loss.png" in files,
         evaluation=_evaluation_rows(samples, real) if samples else None,
-        protocol=_protocol_text(protocol) if samples else None,
+        protocol=markdown(_protocol_text(results)) if samples else None,
         per_class=_class_rows(samples, real) if samples else None,
         has_confusion=samples is not None and "results-confusion.png" in files,
         has_neighbours=samples is not None and "results-neighbours.png" in files,
-        warnings=results.get("warnings", []),
+        warnings=[markdown(warning) for warning in results.get("warnings", [])],
         not_measured="; ".join(what for what, found in measured.items() if not found),
         memorisation=copies,
         how_often=accuracy,
@@ -201,13 +255,17 @@ def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
     ]
 
 
-def _protocol_text(protocol: dict) -> str:
+def _protocol_text(results: dict) -> str:
+    protocol, count, limit = results["protocol"], results["samples"]["num_images"], results["held_out_real"]
     spread = f", mean of {protocol['repeats']} evaluations" if protocol.get("repeats", 1) > 1 else ""
     if "samples" in protocol:
-        made = f"{protocol['num_samples']:,} given samples"
+        made = f"{count:,} given samples"
     else:
+        numbers = sorted({row["num_images"] for row in results["samples"]["classes"].values()})
+        each = ", as many of each class" if len(numbers) == 1 else ""
+        each = f", {numbers[0]:,} to {numbers[-1]:,} of each class" if len(numbers) > 1 else each
         made = (
-            f"{protocol['num_samples']:,} samples, as many of each class, seeds {protocol['seeds'][0]} to"
+            f"{count:,} samples{each}, seeds {protocol['seeds'][0]} to"
             f" {protocol['seeds'][1]}, {protocol['scheduler']}, {protocol['num_inference_steps']} steps, guidance"
             f" {protocol['guidance_scale']:g}{spread}"
         )
@@ -215,24 +273,53 @@ def _protocol_text(protocol: dict) -> str:
     judge = FEATURES.get(protocol["features"], protocol["features"])
     held_out = extractor.get("held_out_accuracy")
     accuracy = f", right on {held_out:.1%} of unseen real images" if held_out else ""
+    beside = ", as many, stand beside as the limit."
+    if limit["num_images"] != count:
+        beside = (
+            f", {limit['num_images']:,} of them, stand beside as the limit; of fewer images a Fréchet distance is biased"
+            " upward more, so that distances of so different numbers cannot be compared."
+        )
     return (
         f"{made}; compared with the {protocol['split_images']:,} images of {protocol['dataset']}'s split"
         f" {protocol['split']} in {judge} ({extractor['backend']} {extractor['version']}, weights"
-        f" {extractor['checksum']}{accuracy}). Real images that were not trained on ({protocol['test_split']}), as many,"
-        " stand beside as the limit."
+        f" {extractor['checksum']}{accuracy}). Real images that were not trained on ({protocol['test_split']}){beside}"
     )
 
 
+def _copies_text(mine: float | None, its: float | None) -> str:
+    """Of the median distances of samples, and of unseen real images, to the nearest training image."""
+    if mine is None:
+        return "Whether samples are copies of training images has not been measured."
+    text = f"The median distance of samples to the nearest training image is {_text(mine)}"
+    unit = " (root mean square over pixels, of 255)"
+    if not its:  # 0 is that of images to themselves, as in records of before it was measured without them
+        return f"{text}{unit}; that of unseen real images has not been measured."
+    verdict = "so near that many may be copies" if mine < its / 2 else "copies would be much nearer"
+    return f"{text}, of unseen real images {_text(its)}{unit}; {verdict}."
+
+
+def _distance(row: dict, other: dict) -> str:
+    """A Fréchet distance, and of how many images it is where the one beside it is of another number."""
+    value, numbers = row.get("frechet_distance"), {found.get("num_images") for found in (row, other)}
+    return _text(value) + (f" (of {row['num_images']:,})" if value is not None and len(numbers) > 1 else "")
+
+
 def _evaluation_rows(samples: dict, real: dict) -> list[tuple[str, str, str]]:
-    known = [(name, label) for name, (label, _) in FIGURES.items() if samples.get(name) is not None]
-    return [(label, _text(samples[name]), _text(real.get(name))) for name, label in known]
+    rows = []
+    for name, (label, _) in FIGURES.items():
+        if samples.get(name) is not None:
+            both = ((samples, real), (real, samples))
+            cells = [_distance(*pair) if name == "frechet_distance" else _text(pair[0].get(name)) for pair in both]
+            rows.append((label, *cells))
+    return rows
 
 
 def _class_rows(samples: dict, real: dict) -> list[list[str]]:
     rows = []
     for name, row in samples["classes"].items():
-        both = (row, real["classes"].get(name, {}))
-        rows.append([name, *(_text(found.get(figure)) for figure in ("accuracy", "frechet_distance") for found in both)])
+        its = real["classes"].get(name, {})
+        accuracies = [_text(found.get("accuracy")) for found in (row, its)]
+        rows.append([markdown(name), *accuracies, _distance(row, its), _distance(its, row)])
     return rows
 
 
@@ -253,11 +340,11 @@ def _eval_results(results: dict, dataset: str) -> list:
                 task_name="class-conditional image generation",
                 dataset_type=dataset,
                 dataset_name=dataset,
-                dataset_split=protocol["split"],
+                dataset_split=shown(protocol["split"]),
                 metric_type=metric,
                 metric_name=label,
                 metric_value=value,
-                metric_config=_protocol_text(protocol),
+                metric_config=shown(_protocol_text(results)),
             )
         )
     return found
@@ -286,9 +373,9 @@ def check(folder: Path) -> list[str]:
     if problems:
         return problems  # nothing of it is run
 
-    pipeline = CondDDPMPipeline.from_pretrained(folder)
+    pipeline = _load(folder)
     checksum = weights_checksum(pipeline.unet)
-    results = json.loads(pipeline.companions.get("results.json", b"{}"))
+    results = _results(pipeline.companions)
     measured = results.get("protocol", {}).get("weights_checksum", checksum)
     if measured != checksum:
         problems.append(f"results.json was measured of other weights ({measured}, not {checksum}); evaluate these")
@@ -300,10 +387,10 @@ def check(folder: Path) -> list[str]:
 
 def _expected_files(folder: Path) -> tuple[set[str], set[str]]:
     """Names of the files that a published folder must have, and of those that it may have."""
-    index = json.loads((folder / "model_index.json").read_text())
+    index = _json_of(folder, "model_index.json")
     try:
-        stem, unet = index["_class_name"][0], index["unet"][0]
-    except (KeyError, TypeError):
+        (stem, _), (unet, _) = index["_class_name"], index["unet"]
+    except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"model: expected the folder of a CondDDPMPipeline, got {folder}, whose model_index.json is other."
         ) from None
@@ -312,32 +399,57 @@ def _expected_files(folder: Path) -> tuple[set[str], set[str]]:
     return required, required | set(COMPANIONS)
 
 
-_TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
-_LOCAL_PATH = re.compile(rb"""/(?:home|Users|root)/[\w.-]+|[A-Za-z]:\\+Users\\|"(?:/|~/|file://)[^"\s]*[\w.-]+/[^"\s]*\"""")
+# Of the Hub (also by OAuth, and of organisations), GitHub, GitLab, AWS, Google, Slack, PyPI, OpenAI and its like; signed web
+# tokens; private keys.
+_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{30,}|hf_oauth_[\w.-]{20,}|api_org_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}"
+    r"|github_pat_\w{30,}|glpat-[\w-]{20,}|A[KS]IA[0-9A-Z]{16}(?![0-9A-Za-z])|AIza[\w-]{35}|xox[abeprs]-[\w-]{20,}"
+    r"|pypi-[\w-]{50,}|sk-[\w-]{32,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY",
+    re.ASCII,
+)
+# Of two names or more from the root; from a home; of a Windows drive or share. Not what follows letters, a dot or another
+# slash, as in relative paths and "and/or"; not a Markdown link within a site. URLs are taken away before.
+_LOCAL_PATH = re.compile(
+    r"(?<![\w.~/\\])(?<!\]\()/(?:[\w.@+~%-]+/)+[\w.@+~%-]+"
+    r"|(?<![\w~/])~(?:[^\W\d][\w.-]*)?/[\w.-]+"
+    r"|(?<![A-Za-z0-9])[A-Za-z]:(?:\\+[\w.$@~-]+|/(?!/)[\w.$@~-]+)"
+    r"|(?<![\w\\])\\\\{1,3}[\w.?$-]+\\+[\w.$-]+|(?<![\w:/.])//[\w.$-]+/[\w.$-]+|(?<!\w)file:/+[^\s\"'<>]*",
+    re.IGNORECASE,
+)
+
+_URL = re.compile(r"\b(?!file:)[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
 
 
 def _private_text(file: Path, folder: Path) -> list[str]:
     """What a file has that must not be told: tokens, and paths of this machine (also of the folder itself)."""
     from huggingface_hub import get_token
 
-    content = file.read_bytes()
-    token = (get_token() or "").encode()
-    problems = []
+    is_text = file.suffix not in (".safetensors", ".png")
+    content, problems = file.read_bytes().decode("utf-8" if is_text else "latin-1", errors="replace"), []
+    if file.suffix == ".json":  # as it is read: `\/` is a slash, and `\\` one backslash
+        with contextlib.suppress(ValueError, RecursionError):  # which whoever loads it will say
+            content = "\n".join(_strings(json.loads(content)))
+    token = get_token() or ""
     if _TOKEN.search(content) or (len(token) > 8 and token in content):
         problems.append("holds a token; remove it, and revoke the token if the file has been elsewhere")
-    if file.suffix not in (".safetensors", ".png"):
-        path = _LOCAL_PATH.search(content)
-        own = next(
-            (
-                p
-                for p in (folder.resolve().parent, Path.cwd(), Path.home())
-                if len(p.parts) > 1 and f"{p}/".encode() in content
-            ),
-            None,
-        )
+    if is_text:
+        path = _LOCAL_PATH.search(_URL.sub("", content))
+        places = (folder.resolve().parent, Path.cwd(), Path.home())
+        own = next((place for place in places if len(place.parts) > 1 and f"{place}/" in content), None)
         if path or own:
-            problems.append(f"names a path of this machine, {path.group().decode() if path else own}; remove it")
+            problems.append(f"names a path of this machine, {shown(path.group() if path else str(own))}; remove it")
     return problems
+
+
+def _strings(value) -> Iterator[str]:
+    """All that are in what a JSON file holds, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for inner in value:
+            yield from _strings(inner)
+        if isinstance(value, dict):
+            yield from _strings(list(value.values()))
 
 
 # What people will do who do not have this package. No token is at hand for the code that is run.

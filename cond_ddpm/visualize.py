@@ -1,11 +1,14 @@
 """Pictures of diffusion at work: noising, denoising, classes, sweeps of guidance and steps, epochs, neighbours, losses.
 
-May import: `sampling, ema`, the pipeline. Arrays, pipelines and rows of metrics come in, image files go out; nothing is next.
+May import: `sampling, ema, text`, the pipeline. Arrays, pipelines and rows of metrics come in, image files go out;
+nothing is next.
 """
 
 import csv
+import functools
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +20,87 @@ from diffusers.training_utils import compute_snr
 from cond_ddpm.ema import combine_snapshots, snapshot_steps
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.sampling import autocast, generate
+from cond_ddpm.text import shown
+
+# Letters
+
+
+def _lettering(*groups: Sequence[str]) -> tuple[dict, list[list[str]], str]:
+    """How texts of a picture are to be drawn: settings of matplotlib, the texts, and a legend, or "".
+
+    Control characters become escapes, long texts lose their middle. Letters that matplotlib's own font has not are drawn in
+    an installed font that has them. Where there is none, such names are numbered, and the legend and a warning say what is
+    what.
+    """
+    import matplotlib
+
+    groups = [[_short_name(text) for text in texts] for texts in groups]
+    letters = "".join(sorted({c for texts in groups for text in texts for c in text}))
+    fallback, missing = _fonts_for(letters)
+    settings = {"font.family": [*matplotlib.rcParams["font.family"], *fallback]}
+    if not missing:
+        return settings, groups, ""
+    unreadable = [text for text in dict.fromkeys(text for texts in groups for text in texts) if missing & set(text)]
+    # A class's number is its place among the names, which is its id where all classes are drawn.
+    numbers = {text: str(groups[0].index(text)) if text in groups[0] else f"*{n}" for n, text in enumerate(unreadable)}
+    warnings.warn(
+        "no installed font has the letters of some names; in pictures they are numbered:"
+        f" {', '.join(f'{number} = {text}' for text, number in numbers.items())}. Install a font such as Noto Sans CJK.",
+        stacklevel=3,
+    )
+    escaped = [f"{number} = {ascii(text)[1:-1]}" for text, number in numbers.items()]
+    return settings, [[numbers.get(text, text) for text in texts] for texts in groups], _legend(escaped)
+
+
+def _short_name(text: str, length: int = 48) -> str:
+    text = shown(text)
+    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 4 :]}"
+
+
+def _legend(lines: list[str], most: int = 30) -> str:
+    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
+    return "\n".join([*(_short_name(line, 80) for line in lines[:most]), *more])
+
+
+@functools.lru_cache
+def _fonts_for(letters: str) -> tuple[list[str], set[str]]:
+    """Installed fonts for the letters that matplotlib's default has not, and the letters that none has."""
+    from matplotlib import font_manager
+
+    def of(family: str, wanted: set[str]) -> set[str]:
+        try:
+            file = font_manager.findfont(font_manager.FontProperties(family=family), fallback_to_default=False)
+            font = font_manager.get_font(file)
+        except (ValueError, OSError, RuntimeError):  # a font that is not there any more, or broken
+            return set()
+        return {c for c in wanted if font.get_char_index(ord(c))}
+
+    missing = {c for c in letters if not c.isspace()}
+    missing -= of("sans-serif", missing)
+    if not missing:
+        return [], missing
+    # Not the one whose glyphs are boxes for every character there is.
+    families = sorted({font.name for font in font_manager.fontManager.ttflist} - {"Last Resort High-Efficiency"})
+    families.sort(key=lambda name: ("Sans" not in name, "CJK" not in name))
+    chosen = []
+    for family in families:
+        found = of(family, missing)
+        if found:
+            chosen.append(family)
+            missing -= found
+        if not missing:
+            break
+    return chosen, missing
+
+
+def _save(figure, path: str | Path | io.BytesIO, legend: str = "") -> None:
+    """At the figure's resolution, or less where that would be more pixels than a picture can have."""
+    if legend:
+        figure.text(0, 0, legend, fontsize=6, va="top", parse_math=False)
+    wide, high = figure.get_size_inches()
+    figure.set_dpi(min(figure.dpi, 60_000 / max(wide, high), math.sqrt(2e8 / (wide * high))))
+    figure.savefig(path, dpi="figure", bbox_inches="tight", pad_inches=0.05)
+
 
 # Grids
 
@@ -41,8 +125,11 @@ def class_grid(
         captions: below each image.
         inches: of an image, at 200 pixels an inch; 0.5 is three screen pixels for each of a 32-pixel image.
     """
+    import matplotlib
     from matplotlib.figure import Figure
 
+    texts = (row_names, column_names or [], [title] if title else [])
+    settings, (row_names, column_names, titles), legend = _lettering(*texts)
     rows, columns = len(row_names), len(images) // len(row_names)
     channels, height, width = images.shape[1:]
     gap = max(1, height // 16)
@@ -53,20 +140,22 @@ def class_grid(
         canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
 
     label_inches = 0.3 + 0.085 * max(len(name) for name in row_names)
-    inches_high = canvas.shape[0] / height * inches + (0.3 if title else 0) + (0.3 if column_names else 0.1)
-    figure = Figure(figsize=(canvas.shape[1] / width * inches + label_inches, inches_high), dpi=200, layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(canvas.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_yticks([row * (height + row_gap) + height / 2 for row in range(rows)], row_names, parse_math=False)
-    centres = [column * (width + gap) + width / 2 for column in range(columns)]
-    axes.set_xticks(centres if column_names else [], column_names or [], parse_math=False, fontsize=8)
-    axes.tick_params(length=0, labeltop=True, labelbottom=False)
-    axes.spines[:].set_visible(False)
-    for (top, left), text in zip(corners, captions or ()):
-        axes.text(left + width / 2, top + height + gap / 2, text, ha="center", va="top", fontsize=6.5, parse_math=False)
-    if title:
-        axes.set_title(title, fontsize=9, parse_math=False)
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
+    inches_high = canvas.shape[0] / height * inches + (0.3 if titles else 0) + (0.3 if column_names else 0.1)
+    with matplotlib.rc_context(settings):
+        size = (canvas.shape[1] / width * inches + label_inches, inches_high)
+        figure = Figure(figsize=size, dpi=200, layout="constrained")
+        axes = figure.add_subplot()
+        axes.imshow(canvas.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_yticks([row * (height + row_gap) + height / 2 for row in range(rows)], row_names, parse_math=False)
+        centres = [column * (width + gap) + width / 2 for column in range(columns)]
+        axes.set_xticks(centres if column_names else [], column_names, parse_math=False, fontsize=8)
+        axes.tick_params(length=0, labeltop=True, labelbottom=False)
+        axes.spines[:].set_visible(False)
+        for (top, left), text in zip(corners, captions or ()):
+            axes.text(left + width / 2, top + height + gap / 2, text, ha="center", va="top", fontsize=6.5, parse_math=False)
+        if titles:
+            axes.set_title(titles[0], fontsize=9, parse_math=False)
+        _save(figure, path, legend)
 
 
 def _names(pipeline: CondDDPMPipeline, labels: Sequence[int]) -> list[str]:
@@ -315,7 +404,12 @@ def nearest_neighbours(
 
     Returns:
         The distances, (N, columns): the root mean square over pixels, of 255.
+
+    Raises:
+        ValueError: more columns than training images.
     """
+    if columns > len(training_images):
+        raise ValueError(f"columns: expected at most the {len(training_images)} training images, got {columns}.")
     indices, mirrored, distances = nearest(images, training_images, columns)
     rows, captions = [], []
     for image, of_image, turned, far in zip(images, indices, mirrored, distances):
@@ -368,24 +462,27 @@ def confusion_picture(confusion: np.ndarray, class_names: Sequence[str], path: s
         class_names: K of them.
         path: of the PNG.
     """
+    import matplotlib
     from matplotlib.figure import Figure
 
+    settings, (class_names,), legend = _lettering(class_names)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     size = 1.5 + 0.42 * len(class_names)
-    figure = Figure(figsize=(size, size), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    ticks = range(len(class_names))
-    axes.set_xticks(ticks, class_names, rotation=45, ha="right", parse_math=False, fontsize=8)
-    axes.set_yticks(ticks, class_names, parse_math=False, fontsize=8)
-    for (row, column), share in np.ndenumerate(shares):
-        if share >= 0.005 and len(class_names) <= 30:
-            colour = "white" if share > 0.5 else "black"
-            axes.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=6, color=colour)
-    axes.set_xlabel("seen by the classifier")
-    axes.set_ylabel("asked for")
-    axes.set_title(f"{np.trace(confusion) / confusion.sum():.1%} of {confusion.sum()} are what was asked for", fontsize=9)
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(size, size), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        ticks = range(len(class_names))
+        axes.set_xticks(ticks, class_names, rotation=45, ha="right", parse_math=False, fontsize=8)
+        axes.set_yticks(ticks, class_names, parse_math=False, fontsize=8)
+        for (row, column), share in np.ndenumerate(shares):
+            if share >= 0.005 and len(class_names) <= 30:
+                colour = "white" if share > 0.5 else "black"
+                axes.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=6, color=colour)
+        axes.set_xlabel("seen by the classifier")
+        axes.set_ylabel("asked for")
+        axes.set_title(f"{np.trace(confusion) / confusion.sum():.1%} of {confusion.sum()} are what was asked for", fontsize=9)
+        _save(figure, path, legend)
 
 
 # Losses and other courses
@@ -399,40 +496,66 @@ def quality_curves(rows: Sequence[dict], real: Mapping[str, float], path: str | 
         real: the same figures of held-out real images, the limit.
         path: of the PNG.
     """
+    import matplotlib
     from matplotlib.figure import Figure
 
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    settings, (labels,), legend = _lettering(names)
+    count = f" ({real['num_images']:,} of them)" if real.get("num_images") else ""
     kinds = [key for key in ("frechet_distance", "label_accuracy") if any(row.get(key) is not None for row in rows)]
-    figure = Figure(figsize=(10, 0.5 + 2.8 * len(kinds)), dpi=150, layout="constrained")
-    grid = figure.subplots(len(kinds), 3, squeeze=False, sharey="row")
-    costs = {"epochs": "epochs", "minutes": "minutes of training", "training_flop": "training FLOP"}
-    for axes_row, kind in zip(grid, kinds):
-        for axes, (cost, label) in zip(axes_row, costs.items()):
-            for name in dict.fromkeys(row["model"] for row in rows):
-                mine = [row for row in rows if row["model"] == name]
-                axes.plot([row[cost] for row in mine], [row[kind] for row in mine], marker="o", label=name)
-            if real.get(kind) is not None:
-                axes.axhline(real[kind], color="gray", linewidth=0.8, linestyle=":", label="real images, held out")
-            axes.set_xlabel(label)
-            axes.grid(alpha=0.3)
-        axes_row[0].set_ylabel(kind.replace("_", " "))
-        if kind == "frechet_distance":
-            axes_row[0].set_yscale("log")
-    grid[0][0].legend(fontsize=8)
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(10, 0.5 + 2.8 * len(kinds)), dpi=150, layout="constrained")
+        grid = figure.subplots(len(kinds), 3, squeeze=False, sharey="row")
+        costs = {"epochs": "epochs", "minutes": "minutes of training", "training_flop": "training FLOP"}
+        for axes_row, kind in zip(grid, kinds):
+            for axes, (cost, label) in zip(axes_row, costs.items()):
+                for name, shown_name in zip(names, labels):
+                    mine = [row for row in rows if row["model"] == name]
+                    axes.plot([row[cost] for row in mine], [row[kind] for row in mine], marker="o", label=_kept(shown_name))
+                if real.get(kind) is not None:
+                    axes.axhline(real[kind], color="gray", linewidth=0.8, linestyle=":", label=f"real images, held out{count}")
+                axes.set_xlabel(label)
+                axes.grid(alpha=0.3)
+            axes_row[0].set_ylabel(kind.replace("_", " "))
+            if kind == "frechet_distance":
+                axes_row[0].set_yscale("log")
+        _plain(grid[0][0].legend(fontsize=8))
+        _save(figure, path, legend)
+
+
+def _kept(label: str) -> str:
+    """matplotlib leaves a label out of the legend that begins with an underscore."""
+    return f" {label}" if label.startswith("_") else label
+
+
+def _plain(legend) -> None:
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def read_metrics(run: Path) -> list[dict]:
     """The rows of a run's metrics.csv.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it has none, or a file of something else.
     """
     file = run / "metrics.csv"
     if not file.is_file():
         raise ValueError(f"run: expected a run's folder, with a metrics.csv, got {run}; it is written after the first epoch.")
-    with file.open() as lines:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
-    return [{**row, "epoch": int(row["epoch"])} for row in rows]
+    try:
+        with file.open(encoding="utf-8") as lines:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
+        rows = [
+            {**row, "epoch": int(row["epoch"]), "val_loss": row["val_loss"], "train_loss": row["train_loss"]} for row in rows
+        ]
+    except (ValueError, TypeError, KeyError, OverflowError, csv.Error) as error:
+        raise ValueError(
+            f"run: expected rows of numbers in {file}, with epoch, train_loss and val_loss, got others"
+            f" ({type(error).__name__}: {shown(str(error))}); remove what is not a row."
+        ) from None
+    if not rows:
+        raise ValueError(f"run: expected rows in {file}, got none; the first is written after the first epoch.")
+    return rows
 
 
 def loss_curve(runs: Mapping[str, Sequence[dict]], path: str | Path) -> None:
@@ -442,30 +565,35 @@ def loss_curve(runs: Mapping[str, Sequence[dict]], path: str | Path) -> None:
         runs: name of each run -> its rows of metrics.csv.
         path: of the PNG.
     """
+    import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(6, 3.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    for number, (name, metrics) in enumerate(runs.items()):
-        epochs = [row["epoch"] for row in metrics]
-        marker = "." if len(metrics) < 40 else None
-        for key, what, line in (("train_loss", "training", "--"), ("val_loss", "validation", "-")):
-            colour = f"C{number}" if len(runs) > 1 else None
-            label = f"{name}, {what}" if len(runs) > 1 else what
-            line = line if len(runs) > 1 else "-"
-            axes.plot(epochs, [row[key] for row in metrics], line, color=colour, label=label, marker=marker)
-        best = min(metrics, key=lambda row: row["val_loss"])
-        label = f"best epoch, {best['epoch']}" if len(runs) == 1 else None
-        axes.axvline(best["epoch"], color=f"C{number}" if len(runs) > 1 else "gray", linewidth=0.8, linestyle=":", label=label)
-    rows = [row for metrics in runs.values() for row in metrics]
-    if max(row["train_loss"] for row in rows) > 4 * min(row["val_loss"] for row in rows) > 0:
-        axes.set_yscale("log")  # the first epoch would flatten all others
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("loss")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small" if len(runs) > 1 else None)
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
+    settings, (names,), legend = _lettering(list(runs))
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(6, 3.5), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        for number, (name, metrics) in enumerate(zip(names, runs.values())):
+            epochs = [row["epoch"] for row in metrics]
+            marker = "." if len(metrics) < 40 else None
+            for key, what, line in (("train_loss", "training", "--"), ("val_loss", "validation", "-")):
+                colour = f"C{number}" if len(runs) > 1 else None
+                label = _kept(f"{name}, {what}") if len(runs) > 1 else what
+                line = line if len(runs) > 1 else "-"
+                axes.plot(epochs, [row[key] for row in metrics], line, color=colour, label=label, marker=marker)
+            best = min(metrics, key=lambda row: row["val_loss"])
+            label = f"best epoch, {best['epoch']}" if len(runs) == 1 else None
+            axes.axvline(
+                best["epoch"], color=f"C{number}" if len(runs) > 1 else "gray", linewidth=0.8, linestyle=":", label=label
+            )
+        rows = [row for metrics in runs.values() for row in metrics]
+        if max(row["train_loss"] for row in rows) > 4 * min(row["val_loss"] for row in rows) > 0:
+            axes.set_yscale("log")  # the first epoch would flatten all others
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("loss")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        _plain(axes.legend(fontsize="small" if len(runs) > 1 else None))
+        _save(figure, path, legend)

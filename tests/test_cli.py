@@ -103,3 +103,14 @@ def test_a_file_after_flags_would_override_them_and_is_refused(tmp_path, capsys)
         with pytest.raises(SystemExit) as exit:
             main(["train", *arguments])
         assert exit.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.hostile(20)
+def test_an_error_does_not_command_the_terminal(capsys):
+    from cond_ddpm.cli import guarded
+
+    def fails():
+        raise ValueError("class_labels: expected \x1b[2J, got x\nsecond line")
+
+    assert guarded(fails) == 1
+    assert capsys.readouterr().err == "error: class_labels: expected \\x1b[2J, got x\nsecond line\n"

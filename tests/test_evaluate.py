@@ -450,3 +450,208 @@ def test_evaluated_into_its_own_folder_its_card_tells(pipeline, dataset, tmp_pat
     assert found["training"] == "not known" and "not recorded" in card.text
     assert "results-confusion.png" in card.text and (model / "results-confusion.png").is_file()
     assert hub.check(model) == []  # the data set's path is not told
+
+
+def _without_test(dataset, folder):
+    (folder / "data").mkdir()
+    (folder / "data/train.parquet").write_bytes((dataset / "train.parquet").read_bytes())
+    return folder / "data"
+
+
+@pytest.mark.hostile(6)
+def test_held_out_images_are_not_compared_with_themselves(dataset, tmp_path):
+    """Where a tenth of the split is held out; and a copy of any image of the whole split is found among the samples."""
+    data = _without_test(dataset, tmp_path)
+    train = load_images(str(data), "train", SIZE)
+    np.savez(tmp_path / "x.npz", images=train.images.transpose(0, 2, 3, 1), class_labels=train.labels)
+    protocol = Protocol(str(data), resolution=SIZE)
+    results = evaluate(protocol, tmp_path / "r.json", samples=tmp_path / "x.npz", progress=False)
+    assert results["held_out_real"]["nearest_training_distance"] > 5  # of other images
+    assert results["samples"]["nearest_training_distance"] == 0  # all are copies, also of those held out
+    assert "among 600" in results["protocol"]["nearest_training_distance"]
+    assert "among 540" in results["protocol"]["nearest_training_distance"]
+
+
+@pytest.mark.hostile(6)
+def test_what_is_held_out_from_nothing_is_said(pipeline, dataset, tmp_path):
+    results = _evaluated(pipeline, dataset, tmp_path, test_split="train")
+    assert any("their figures are no limit" in warning for warning in results["warnings"])
+
+
+@pytest.mark.hostile(7)
+def test_unequal_numbers_are_said(pipeline, dataset, tmp_path):
+    """450 real images beside 700 samples, and other numbers in the classes; where they are equal nothing is said."""
+    images, labels = shapes(700, SIZE, 5)
+    np.savez(tmp_path / "x.npz", images=images, class_labels=labels)
+    protocol = Protocol(str(dataset), resolution=SIZE)
+    results = evaluate(protocol, tmp_path / "r.json", samples=tmp_path / "x.npz", progress=False)
+    assert any("450 held-out real images beside 700 samples" in warning for warning in results["warnings"])
+    assert any("differ in 3 of 3 classes" in warning for warning in results["warnings"])
+    table = [line.split() for line in summary(results).splitlines()]
+    assert next(line for line in table if line[:1] == ["circle"])[-2:] == ["234", "150"]
+    equal = evaluate(protocol, tmp_path / "r.json", samples=_kept(dataset, tmp_path), progress=False)
+    assert not any("held-out real images beside" in warning or "differ in" in warning for warning in equal["warnings"])
+
+
+def _kept(dataset, folder):
+    test = load_images(str(dataset), "test", SIZE)
+    np.savez(folder / "test.npz", images=test.images.transpose(0, 2, 3, 1), class_labels=test.labels)
+    return folder / "test.npz"
+
+
+@pytest.mark.hostile(16)
+@pytest.mark.parametrize("name", ["kept", "kept.npz"])
+def test_an_interrupted_evaluation_goes_on_with_the_samples_it_keeps(pipeline, dataset, tmp_path, name, monkeypatch):
+    """Interrupted while it samples, and again while it measures: no batch is made twice, and all is bitwise the same."""
+    from cond_ddpm import sampling
+
+    protocol = Protocol(str(dataset), num_samples=30)
+    arguments = {"num_inference_steps": 2, "batch_size": 4, "progress": False}
+    whole = evaluate(protocol, tmp_path / "a/r.json", "m", pipeline, keep=tmp_path / "a" / name, **arguments)
+    made, original, update = [], sampling.sample_batches, module.Tally.update
+
+    def interrupted(*given, **named):
+        for batch in original(*given, **named):
+            if len(made) == 3 and batch[0] != made[-1]:
+                made.append(None)
+                raise KeyboardInterrupt
+            made.append(batch[0])
+            yield batch
+
+    def stopped(self, rows, images, labels):
+        if len(images) == 30 and len(made) == 9:
+            made.append(None)
+            raise KeyboardInterrupt
+        update(self, rows, images, labels)
+
+    monkeypatch.setattr(sampling, "sample_batches", interrupted)
+    monkeypatch.setattr(module.Tally, "update", stopped)
+    again = lambda: evaluate(protocol, tmp_path / "b/r.json", "m", pipeline, keep=tmp_path / "b" / name, **arguments)  # noqa: E731
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            again()
+    results = again()
+    assert [rows[0] for rows in made if rows] == list(range(0, 30, 4))
+    assert results | {"seconds": 0} == whole | {"seconds": 0}
+    files = [{path.relative_to(tmp_path / x): path for path in (tmp_path / x).rglob("*") if path.is_file()} for x in "ab"]
+    assert files[0].keys() == files[1].keys() and not [path for path in files[0] if path.name.startswith(".")]
+    for path in files[0]:
+        assert path.name == "r.json" or files[0][path].read_bytes() == files[1][path].read_bytes(), path
+
+
+@pytest.mark.hostile(16)
+@pytest.mark.parametrize("name", ["kept", "kept.npz"])
+def test_two_processes_killed_go_on_with_the_samples_they_keep(pipeline, dataset, tmp_path, name):
+    """One of the two is killed after some batches; then all is as if it had not been."""
+    import datasets
+
+    pipeline.save_pretrained(tmp_path / "model")
+    script = """
+import os, sys
+from cond_ddpm import sampling
+from cond_ddpm.cli import main
+if sys.argv.pop(1) == "kill":
+    original, seen = sampling.sample_batches, []
+    def killed(*given, **named):
+        for batch in original(*given, **named):
+            seen.append(batch)
+            if len(seen) == 3 and os.environ["RANK"] == "1":
+                os._exit(9)
+            yield batch
+    sampling.sample_batches = killed
+sys.exit(main(sys.argv[1:]))
+"""
+    (tmp_path / "run.py").write_text(script)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
+    env["PYTHONPATH"] = str(ROOT)
+
+    def run(folder, how):
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", tmp_path / "run.py", how, "evaluate"]
+        flags = ["--model", tmp_path / "model", "--dataset", dataset, "--num_samples", "60", "--batch_size", "5"]
+        flags += ["--num_inference_steps", "2", "--output", folder / "r.json", "--save_samples", folder / name]
+        command = [sys.executable, *map(str, launch), *map(str, flags)]
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, preexec_fn=one_thread_each(2))
+
+    assert run(tmp_path / "killed", "kill").returncode != 0
+    there = set((tmp_path / "killed").rglob("*.png"))
+    stamps = {path: path.stat().st_mtime_ns for path in there}
+    for folder in ("killed", "whole"):
+        done = run(tmp_path / folder, "go")
+        assert done.returncode == 0, done.stderr
+    killed, whole = (json.loads((tmp_path / folder / "r.json").read_text()) for folder in ("killed", "whole"))
+    assert killed["samples"] == whole["samples"]
+    kept = [path for path in stamps if path.stat().st_mtime_ns == stamps[path]]
+    if name == "kept":
+        assert len(kept) >= 20  # two batches of each process or more
+    for path in (tmp_path / "whole").rglob("*"):
+        if path.suffix in (".npz", ".png") or path.name == "classes.json":
+            assert path.read_bytes() == (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes()
+
+
+@pytest.mark.hostile(19)
+def test_samples_kept_of_any_class_names_are_measured(tmp_path, monkeypatch):
+    """Kept in a folder, and evaluated again from there."""
+    names = ["cat/dog", "b: c", "a/b", "a_b", "0_a_b"]
+    images, _labels = shapes(60, SIZE)
+    write_parquet(tmp_path, images, np.arange(60) % 5, names)
+    pipeline = CondDDPMPipeline(make_unet("simple", sample_size=SIZE, num_classes=5), _scheduler(), dict(enumerate(names)))
+    protocol = Protocol(str(tmp_path / "train.parquet"), num_samples=20)
+    kept = evaluate(
+        protocol, tmp_path / "r.json", "m", pipeline, keep=tmp_path / "kept", num_inference_steps=2, progress=False
+    )
+    again = Protocol(str(tmp_path / "train.parquet"), resolution=SIZE)
+    given = evaluate(again, tmp_path / "r.json", samples=tmp_path / "kept", progress=False)
+    assert list(given["samples"]["classes"]) == names
+    assert given["samples"]["label_accuracy"] == kept["samples"]["label_accuracy"]
+    assert [row["num_images"] for row in given["samples"]["classes"].values()] == [4] * 5
+
+
+def _scheduler():
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(timestep_spacing="trailing")
+
+
+@pytest.mark.hostile(20)
+def test_the_summary_obeys_no_name(measured, real):
+    results = measured(*real)
+    for what in ("samples", "held_out_real"):
+        classes = results[what]["classes"]
+        results[what]["classes"] = {"\x1b[31mred\n": classes["circle"], **classes}
+    text = summary({**results, "warnings": ["at most 3 of \x1b[2J"]})
+    assert "\x1b" not in text and "\\x1b[31mred\\n" in text and "warning: at most 3 of \\x1b[2J" in text
+
+
+@pytest.mark.hostile(22)
+@pytest.mark.parametrize("content", [b"null", b"[]", b"\xff", b"{"])
+def test_a_models_results_of_something_else_are_said_in_one_line(pipeline, dataset, tmp_path, content, capsys):
+    pipeline.save_pretrained(tmp_path / "model")
+    (tmp_path / "model/results.json").write_bytes(content)
+    flags = ["--num_samples", "6", "--num_inference_steps", "2", "--output", str(tmp_path / "r.json")]
+    assert main(["evaluate", "--model", str(tmp_path / "model"), "--dataset", str(dataset), *flags]) == 1
+    assert "error: results.json: expected a JSON object" in capsys.readouterr().err
+
+
+@pytest.mark.hostile(24)
+def test_the_seconds_of_all_parts_are_counted(pipeline, dataset, tmp_path, monkeypatch):
+    """By a clock that goes on by a second whenever it is asked: in two parts it is asked more often than in one."""
+    import itertools
+    from types import SimpleNamespace
+
+    ticks = itertools.count()
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    monkeypatch.setattr(module, "_SAVE_SECONDS", 0)
+    whole = _evaluated(pipeline, dataset, tmp_path)["seconds"]
+    original = module.sample_batches
+
+    def interrupted(*arguments, **named):
+        for number, batch in enumerate(original(*arguments, **named)):
+            if number == 6:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(module, "sample_batches", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _evaluated(pipeline, dataset, tmp_path)
+    monkeypatch.setattr(module, "sample_batches", original)
+    assert _evaluated(pipeline, dataset, tmp_path)["seconds"] >= whole

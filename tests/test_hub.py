@@ -513,3 +513,215 @@ def test_training_pushes_when_it_is_over(server, quick_check, shapes_parquet, tm
     assert str(tmp_path) not in json.dumps(record) and record["dataset"] == shapes_parquet.name
     assert not record["dataset_on_hub"]
     assert json.loads(repo.files["model_index.json"])["guidance_scale"] == 2
+
+
+# What others have named
+
+
+NAMES_OF_OTHERS = ["<!-- c", "a|b", "![x](http://evil)"]
+
+
+@pytest.mark.hostile(20)
+def test_names_of_others_are_text_in_the_card(tmp_path):
+    """Of classes, the data set and the folder; metadata and code are still whole."""
+    import ast
+
+    from diffusers import DDPMScheduler
+    from huggingface_hub import ModelCard
+
+    hostile = [
+        *NAMES_OF_OTHERS,
+        "[x](javascript:a)",
+        "{{ jinja }}",
+        "`b`",
+        "two\nlines",
+        "<script>",
+        'q"',
+        "\x1b[31m",
+        "---\nx: 1\n---",
+    ]
+    for first in range(len(hostile)):
+        names = [hostile[(first + place) % len(hostile)] for place in range(3)]
+        pipeline = CondDDPMPipeline(make_unet("simple"), DDPMScheduler(20), dict(enumerate(names)))
+        results = results_of(pipeline)
+        for what in ("samples", "held_out_real"):
+            results[what]["classes"] = dict(zip(names, results[what]["classes"].values()))
+        results["protocol"]["dataset"] = results["training"]["dataset"] = results["protocol"]["split"] = names[0]
+        results["warnings"] = [f"at most 3 of {', '.join(names)}"]
+        card = hub.model_card(pipeline, results, set(), names[1])
+        text = card.partition("\n---\n")[2].replace(hub.MARKER, "")
+        code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        prose = re.sub(r"```python\n.*?```", "", text, flags=re.DOTALL).replace("![samples](samples.png)", "")
+        assert not re.search(r"<|\]\(|\{\{|\x1b|://|javascript:", prose)
+        assert len(re.findall(r"^\| \d \| [^|\n]* \|$", prose, re.MULTILINE)) == 3
+        assert len(re.findall(r"^\| [^|\n]* \| 0\.75 \| 0\.75 \| 1\.5 \| 1\.5 \|$", prose, re.MULTILINE)) == 3
+        assert len(code) == 2 and names[1] in [n.value for n in ast.walk(ast.parse(code[0])) if isinstance(n, ast.Constant)]
+        (tmp_path / "README.md").write_text(card)
+        read = ModelCard.load(tmp_path / "README.md")
+        assert read.data.library_name == "diffusers" and len(read.data.eval_results) > 3
+
+
+@pytest.mark.hostile(7)
+def test_the_card_says_how_many_images_of_each(folder):
+    pipeline = CondDDPMPipeline.from_pretrained(folder)
+    results = results_of(pipeline)
+    assert "as many of each class" in hub.model_card(pipeline, results, set(), NAME)
+    results["samples"] = {**results["samples"], "num_images": 61}
+    results["samples"]["classes"] = {
+        name: {**row, "num_images": number} for (name, row), number in zip(results["samples"]["classes"].items(), (21, 20, 20))
+    }
+    text = hub.model_card(pipeline, results, set(), NAME)
+    assert "as many" not in text and "61 samples, 20 to 21 of each class" in text
+    assert "30 of them, stand beside as the limit; of fewer images a Fréchet distance is biased" in text
+    assert "| Fréchet distance | 12.5 (of 61) | 0.5 (of 30) |" in text
+    assert "| square | 0.75 | 0.75 | 1.5 (of 20) | 1.5 (of 10) |" in text
+
+
+@pytest.mark.hostile(6)
+@pytest.mark.parametrize(
+    "mine, its, words",
+    [
+        (4.0, 0.0, "that of unseen real images has not been measured"),  # as was written of images compared with themselves
+        (4.0, None, "that of unseen real images has not been measured"),
+        (4.0, 5.0, "copies would be much nearer"),
+        (0.5, 5.0, "so near that many may be copies"),
+    ],
+)
+def test_the_card_says_of_copies_only_what_is_known(folder, mine, its, words):
+    pipeline = CondDDPMPipeline.from_pretrained(folder)
+    results = results_of(pipeline)
+    results["samples"] = {**results["samples"], "nearest_training_distance": mine}
+    results["held_out_real"] = {**results["held_out_real"], "nearest_training_distance": its}
+    text = hub.model_card(pipeline, results, set(), NAME)
+    assert words in text and ("much nearer" in text) == (its == 5.0 and mine == 4.0)
+
+
+def _broken(results):
+    """JSON of other things, and results of other types in each place."""
+    yield from (b"null", b"[]", b"3", b"{", b"\xff\xfe", b'{"samples": []}', b'{"warnings": "few"}', b'{"protocol": null}')
+    for path in (
+        ("samples", "classes"),
+        ("samples", "nearest_training_distance"),
+        ("protocol", "seeds"),
+        ("protocol", "feature_extractor"),
+        ("held_out_real", "classes"),
+        ("training", "config"),
+        ("training", "minutes"),
+    ):
+        for value in (None, [], "x"):
+            changed = json.loads(json.dumps(results))
+            changed[path[0]][path[1]] = value
+            if (path[1], value) != ("nearest_training_distance", None):
+                yield json.dumps(changed).encode()
+
+
+@pytest.mark.hostile(22)
+def test_results_of_something_else_are_said_in_one_line(folder, server, quick_check, capsys):
+    pipeline = CondDDPMPipeline.from_pretrained(folder)
+    for content in _broken(results_of(pipeline)):
+        (folder / "results.json").write_bytes(content)
+        code = main(["publish", "--model", str(folder), "--repo_id", NAME, "--dry_run"])
+        printed = capsys.readouterr().err
+        if code == 0:  # what is not used as it is
+            assert b"config" in content
+            continue
+        assert code == 1 and printed.startswith("error: results.json: expected") and printed.count("\n") == 1, content
+    assert server.requests == []
+
+
+@pytest.mark.hostile(22)
+@pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize(
+    "content", [b"null", b"[]", b"3", b"\xff", b"{", b'{"_class_name": 3, "num_classes": "x", "num_train_timesteps": []}']
+)
+def test_settings_of_something_else_are_said_in_one_line(folder, server, quick_check, name, content, capsys):
+    (folder / name).write_bytes(content)
+    assert main(["publish", "--model", str(folder), "--repo_id", NAME, "--dry_run"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.hostile(23)
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "/mnt/corp/alice/data",
+            "see /srv/models.",
+            "(/data/x/y.npz)",
+            "D:\\data\\corp",
+            "d:/corp/x",
+            "\\\\server\\share\\x",
+            "~/data/x",
+        ),
+        *(
+            "~alice/runs",
+            "file:///etc/x",
+            "weights=/opt/w.pt/x",
+            "path:/scratch/u/alice",
+            "//server/share/x",
+            "`/workspace/me/run`",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["README.md", "results.json"])
+def test_paths_of_a_machine_are_found(folder, name, text):
+    content = (folder / name).read_text()
+    if name == "results.json":
+        content = json.dumps({**json.loads(content), "note": f"from {text} on"})
+        content = content.replace("/", "\\/")  # which is the same in JSON
+    (folder / name).write_text(content if name == "results.json" else f"{content}\nfrom {text} on\n")
+    assert [line for line in hub.check(folder) if f"{name} names a path of this machine" in line]
+
+
+@pytest.mark.hostile(23)
+def test_what_is_no_path_of_a_machine_passes(folder, quick_check):
+    """URLs, relative paths, links of a site, ratios, HTML; and the code that is published with a model."""
+    texts = [
+        "https://huggingface.co/user/model/blob/main/x.py",
+        "http://127.0.0.1:9/a/b?c=/d/e",
+        "s3://bucket/a/b",
+        "./runs/x/y",
+    ]
+    texts += [
+        "../a/b/c",
+        "runs/quickstart/pipeline",
+        "and/or/else",
+        "1/2/3",
+        "[x](/user/model)",
+        "</b></i>",
+        "<br/>",
+        "a / b / c",
+    ]
+    texts += [
+        "2024/01/02",
+        "images/s",
+        "~5 images/s",
+        "~~old/new~~",
+        "uoft-cs/cifar10",
+        "note a:\nb",
+        "I/O",
+        "https://x.org/~me/y",
+    ]
+    texts += ["9:30", "a: b", "hf_hub_download", "sk-learn", "ghp_", "hf_transfer"]
+    with (folder / "README.md").open("a") as file:
+        file.write("\n".join(texts))
+    (folder / "results.json").write_text(json.dumps({**json.loads((folder / "results.json").read_text()), "notes": texts}))
+    assert hub.check(folder) == []
+
+
+@pytest.mark.hostile(23)
+@pytest.mark.parametrize(
+    "token",
+    [
+        *("hf_" + "a1B2" * 9, "hf_oauth_eyJhbGci" + "a1B2" * 9 + ".b-c_d", "api_org_" + "a1B2" * 9, "ghp_" + "a1B2" * 9),
+        *("github_pat_" + "a1B2_" * 9, "AKIA" + "A1B2" * 4, "-----BEGIN RSA PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----"),
+        *("gho_" + "a1B2" * 9, "glpat-" + "a1B2" * 5, "xoxb-" + "1234-" * 5, "-----BEGIN OPENSSH PRIVATE KEY-----"),
+    ],
+)
+def test_tokens_are_found(folder, token):
+    for name in ("README.md", "results.json"):
+        before = (folder / name).read_bytes()
+        note = f"x={token} " if name == "README.md" else json.dumps({**json.loads(before), token: "x"})
+        (folder / name).write_text(before.decode() + note if name == "README.md" else note)
+        assert f"{name} holds a token" in "\n".join(hub.check(folder))
+        (folder / name).write_bytes(before)

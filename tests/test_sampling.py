@@ -126,7 +126,7 @@ def test_names_of_classes_stay_within_the_folder(tiny_pipeline, tmp_path):
     pipeline = CondDDPMPipeline(tiny_pipeline.unet, tiny_pipeline.scheduler, {0: "a/b", 1: "a_b", 2: ".."})
     save_samples(pipeline, [0, 1, 2], [5, 5, 5], tmp_path / "out", num_inference_steps=1)
     found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
-    assert found == ["out/0_a_b/000005.png", "out/1_a_b/000005.png", "out/2_/000005.png"]
+    assert found == ["out/%2E%2E/000005.png", "out/a%2Fb/000005.png", "out/a_b/000005.png"]
 
 
 def test_sample_by_the_command_line_is_what_generate_gives(tiny_pipeline, tmp_path, monkeypatch):
@@ -237,3 +237,141 @@ def test_any_seed_of_a_generator_is_kept_in_the_archive(tiny_pipeline, first, ki
     save_samples(tiny_pipeline, [0, 1], seeds, tmp_path / "out.npz", num_inference_steps=1)
     with np.load(tmp_path / "out.npz") as archive:
         assert archive["seeds"].dtype == kind and archive["seeds"].tolist() == seeds
+
+
+HARD_NAMES = [
+    "cat/dog",
+    "b: c",
+    "a/b",
+    "a_b",
+    "0_a_b",
+    "con",
+    "NUL.txt",
+    "dot.",
+    " space ",
+    "Cat",
+    "cat",
+    "",
+    "..",
+    "__init__",
+]
+HARD_NAMES += [
+    "x" * 5000,
+    "x" * 4999 + "y",
+    "猫",
+    "é",
+    "e\u0301",
+    "straße",
+    "STRASSE",
+    "classes.json",
+    "a%2Fb",
+    "new\nline",
+    "train",
+]
+
+
+@pytest.mark.hostile(19)
+def test_any_names_of_classes_come_back_from_a_folder_of_samples(tmp_path):
+    """Each class has a folder of its own, on any disk, and the folder is a data set of these classes."""
+    unet = make_unet("simple", num_classes=len(HARD_NAMES))
+    pipeline = CondDDPMPipeline(unet, DDPMScheduler(timestep_spacing="trailing"), dict(enumerate(HARD_NAMES)))
+    save_samples(pipeline, HARD_NAMES, range(len(HARD_NAMES)), tmp_path / "made", num_inference_steps=1)
+    folders = [path.name for path in (tmp_path / "made").iterdir() if path.is_dir()]
+    assert len({name.casefold() for name in folders}) == len(folders) == len(HARD_NAMES)
+    for name in folders:
+        assert len(name.encode()) <= 120 and name[0] not in " ." and name[-1] not in " ." and not set(name) & set('/\\:*?"<>|')
+        assert name.partition(".")[0].lower() not in ("con", "nul")
+    assert {"a_b", "0_a_b", "猫", "a%2Fb"} <= set(folders)  # what can be a folder's name, and what can be read back
+    data = load_images(str(tmp_path / "made"), resolution=8)
+    assert sorted(data.class_names) == sorted(HARD_NAMES)
+    images = generate(pipeline, HARD_NAMES, range(len(HARD_NAMES)), num_inference_steps=1)
+    for image, label in zip(data.images, data.labels):
+        assert abs(image.astype(int) - images[HARD_NAMES.index(data.class_names[label])]).max() <= 1
+
+
+@pytest.mark.hostile(19)
+def test_a_file_of_classes_that_is_not_ours_is_left_alone(tmp_path):
+    from cond_ddpm.data import _written_names
+
+    (tmp_path / "cat").mkdir()
+    for text in ("[1]", "null", "{", '{"cat": 1}', '{"dog": "x"}', '{"cat": ["a"]}'):
+        (tmp_path / "classes.json").write_text(text)
+        assert not _written_names(tmp_path)
+    (tmp_path / "classes.json").write_text('{"cat": "a cat"}')
+    assert _written_names(tmp_path) == {"cat": "a cat"}
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def simple_pipeline():
+    return CondDDPMPipeline(make_unet("simple"), DDPMScheduler(timestep_spacing="trailing"), dict(enumerate(NAMES)))
+
+
+@pytest.mark.hostile(16)
+@pytest.mark.parametrize("name", ["made", "made.npz"])
+def test_samples_go_on_after_a_kill_at_any_moment(simple_pipeline, tmp_path, name, monkeypatch):
+    """Killed before or after each thing that is done on the disk: what is made is as undisturbed, and no batch is made twice
+    that had been written."""
+    import cond_ddpm.sampling as module
+
+    arguments = {"batch_size": 2, "num_inference_steps": 2, "resume_key": "k"}
+    contents = lambda folder: {  # noqa: E731
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    (tmp_path / "whole").mkdir()
+    for file in save_samples(simple_pipeline, LABELS, SEEDS, tmp_path / "whole" / name, **arguments)[0]:
+        file.unlink()
+    original, replace, left, made = module.sample_batches, module.os.replace, [], []
+
+    def counted(*given, **named):
+        for batch in original(*given, **named):
+            made.append(batch[0])
+            yield batch
+
+    def killed(*paths):
+        for after in (False, True):
+            if after:
+                replace(*paths)
+            left.append(None)
+            if len(left) == when:
+                raise _Killed
+
+    monkeypatch.setattr(module, "sample_batches", counted)
+    monkeypatch.setattr(module.os, "replace", killed)
+    for when in range(1, 100):
+        folder, before = tmp_path / str(when), len(left)
+        folder.mkdir()
+        left.clear()
+        made.clear()
+        try:
+            save_samples(simple_pipeline, LABELS, SEEDS, folder / name, **arguments)
+        except _Killed:
+            assert len(made) <= 4
+        else:
+            break
+        files, seconds = save_samples(simple_pipeline, LABELS, SEEDS, folder / name, **arguments)
+        assert len(made) <= 5 and seconds >= 0  # at most that batch again, of which it was not yet noted
+        again = len(made)
+        assert save_samples(simple_pipeline, LABELS, SEEDS, folder / name, **arguments)[0] == files
+        assert len(made) == again  # all is made
+        for file in files:
+            file.unlink()
+        assert contents(folder) == contents(tmp_path / "whole"), when
+    assert when > 8, before
+
+
+@pytest.mark.hostile(16)
+@pytest.mark.parametrize("name", ["made", "made.npz"])
+def test_samples_of_something_else_are_not_gone_on_from(simple_pipeline, tmp_path, name):
+    arguments = {"batch_size": 2, "num_inference_steps": 1}
+    save_samples(simple_pipeline, LABELS, SEEDS, tmp_path / name, resume_key="one", **arguments)
+    if name == "made":
+        with pytest.raises(ValueError, match="output: expected a new or empty folder"):
+            save_samples(simple_pipeline, LABELS, SEEDS, tmp_path / name, resume_key="other", **arguments)
+        return
+    save_samples(simple_pipeline, LABELS, range(8, 16), tmp_path / name, **arguments)  # by a call that goes on from nothing
+    save_samples(simple_pipeline, LABELS, SEEDS, tmp_path / name, resume_key="one", **arguments)
+    assert np.load(tmp_path / name)["seeds"].tolist() == SEEDS

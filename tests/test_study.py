@@ -105,6 +105,19 @@ def test_study_by_the_command_line(base, tmp_path, capsys):
         ({"models": {"one": {"batch_size": 0}}}, "batch_size: expected 1 or more"),
         ({"evaluate": {"dataset": "x"}}, "evaluate: expected"),
         ({"evaluate": {"num_samples": 1}}, "num_samples: expected 2 or more"),
+        pytest.param(
+            {"evaluate": {"num_samples": "x"}}, "num_samples: expected a whole number, got 'x'", marks=pytest.mark.hostile(22)
+        ),
+        pytest.param({"evaluate": {"features": 3}}, "features: expected a text, got 3", marks=pytest.mark.hostile(22)),
+        pytest.param({"evaluate": {3: 3}}, "evaluate: expected .*, got 3", marks=pytest.mark.hostile(22)),
+        pytest.param({"models": {"one": "x"}}, "models.one: expected settings", marks=pytest.mark.hostile(22)),
+        pytest.param({"models": {"one": {1: 2}}}, "models.one: expected settings", marks=pytest.mark.hostile(22)),
+        pytest.param(
+            {"models": {1: {}}}, "models: expected names that folders can have, got 1", marks=pytest.mark.hostile(20)
+        ),
+        pytest.param({"models": {"../x": {}}}, "models: expected names that folders can have", marks=pytest.mark.hostile(20)),
+        pytest.param({"sampling": {"num_inference_steps": "x"}}, "expected a number", marks=pytest.mark.hostile(22)),
+        pytest.param({"sampling": {"guidance_interval": 3}}, "expected numbers", marks=pytest.mark.hostile(22)),
         ({"sampling": {"num_inference_step": 3}}, "sampling: expected"),
         ({"evaluations": "3"}, "evaluations: expected a int"),
         ({"evaluations": 0}, "evaluations: expected 1 or more"),
@@ -220,3 +233,23 @@ def test_a_search_in_which_nothing_fits_ends(base, tmp_path):
     with pytest.raises(ValueError, match="all 3 trials failed, the last by: no such layer"):
         tune(_tune(tmp_path, base, trials=10), fails)
     assert len(calls) == 3
+
+
+@pytest.mark.hostile(20)
+def test_names_of_models_are_text_in_the_table():
+    from cond_ddpm.evaluate.study import _markdown
+
+    figures = {"num_images": 9, "frechet_distance": 1.0}
+    quoted = {
+        "num_samples": 12,
+        "split_images": 9,
+        "split": "<a>",
+        "features": "x",
+        "scheduler": "y",
+        "num_inference_steps": 2,
+    }
+    quoted |= {"guidance_scale": 1, "seed": 0}
+    last = {"samples": {**figures, "num_images": 12}, "held_out_real": figures, "protocol": quoted, "warnings": ["of [x](y)"]}
+    table = _markdown([{"model": "a|b <!-- c"}], last)
+    assert not set(table) & set("<[") and len({line.count("|") for line in table.splitlines()[:4]}) == 1
+    assert "real images, held out (9 of them)" in table  # beside 12 samples

@@ -124,6 +124,28 @@ def test_each_picture_by_the_command_line(kind, flags, run, shapes_parquet, tmp_
         (["classes", "--model", "MODEL", "--output", "x.jpg"], 2, "--output: expected a name ending in .png"),
         (["guidance", "--model", "MODEL", "--output", "x.png", "--guidance_scale", "2"], 2, "unrecognized arguments"),
         (["classes", "--model", "MODEL", "--output", "x.png", "--columns", "0"], 2, "--columns: expected 1 or more"),
+        pytest.param(
+            *(
+                ["denoising", "--model", "MODEL", "--output", "x.png", "--columns", "1"],
+                2,
+                "--columns: expected 2 or more, got 1",
+            ),
+            marks=pytest.mark.hostile(24),
+        ),
+        pytest.param(
+            ["neighbours", "--model", "MODEL", "--dataset", "DATA", "--output", "x.png", "--columns", "1000"],
+            1,
+            "error: columns: expected at most the 96 training images, got 1000",
+            marks=pytest.mark.hostile(24),
+        ),
+        pytest.param(
+            *(
+                ["classes", "--model", "MODEL", "--output", "x.png", "--class_labels", "²"],
+                1,
+                "class_labels: expected one of circle",
+            ),
+            marks=pytest.mark.hostile(24),
+        ),
         (["classes", "--model", "RUN", "--output", "x.png"], 1, "expected a pipeline folder"),
         (["classes", "--model", "MODEL", "--output", "x.png", "--class_labels", "crss"], 1, "Did you mean 'cross'?"),
         (["loss", "--run", "MODEL", "--output", "x.png"], 1, "run: expected a run's folder, with a metrics.csv"),
@@ -230,3 +252,84 @@ def test_runs_of_the_same_name_are_both_drawn(run, tmp_path, monkeypatch):
     runs = [str(tmp_path / parent / "run") for parent in ("a", "b")]
     assert main(["visualize", "loss", "--run", *runs, "--output", str(tmp_path / "x.png")]) == 0
     assert list(found) == runs
+
+
+@pytest.mark.hostile(20)
+def test_names_without_letters_in_any_font_are_numbered_with_one_warning(tmp_path, monkeypatch):
+    """And nothing is drawn as a box: matplotlib, which would warn of each, does not."""
+    import warnings
+
+    drawn = []
+    monkeypatch.setattr(
+        visualize,
+        "_save",
+        lambda figure, path, legend="", save=visualize._save: drawn.append(legend) or save(figure, path, legend),
+    )
+    monkeypatch.setattr(visualize, "_fonts_for", lambda letters: ([], set("猫狗") & set(letters)))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        class_grid(np.zeros((3, 1, 8, 8), np.uint8), ["cat", "猫", "狗"], tmp_path / "x.png", "猫, seed 3")
+    assert len(said) == 1 and "1 = 猫, 2 = 狗, *2 = 猫, seed 3" in str(said[0].message)
+    assert drawn == ["1 = \\u732b\n2 = \\u72d7\n*2 = \\u732b, seed 3"]
+
+
+@pytest.mark.hostile(20)
+def test_letters_come_from_an_installed_font_that_has_them():
+    """A letter that DejaVu Sans has not, but another that matplotlib brings has; none has one that does not exist."""
+    from matplotlib import font_manager
+
+    font = lambda family: font_manager.get_font(font_manager.findfont(family))  # noqa: E731
+    theirs = set(font("STIXGeneral").get_charmap()) - set(font("DejaVu Sans").get_charmap())
+    letter = next(chr(code) for code in sorted(theirs) if not chr(code).isspace())
+    chosen, missing = visualize._fonts_for(f"a{letter}")
+    assert chosen and not missing
+    assert visualize._fonts_for("abc é") == ([], set()) and visualize._fonts_for("\U0003fffe")[1] == {"\U0003fffe"}
+
+
+@pytest.mark.hostile(20)
+def test_any_names_in_every_picture(tmp_path):
+    """Line breaks, mathematics, control characters, 5000 letters: pictures of a usual size."""
+    names = ["two\nlines", "$x^$", "\x1b[31m", "x" * 5000, "_hidden", "<b>"]
+    class_grid(np.zeros((6, 3, 8, 8), np.uint8), names, tmp_path / "grid.png", names[0], names[:1])
+    visualize.confusion_picture(np.eye(6, dtype=int), names, tmp_path / "confusion.png")
+    rows = [{"epoch": 1, "train_loss": 1.0, "val_loss": 1.0}]
+    loss_curve(dict.fromkeys(names, rows), tmp_path / "loss.png")
+    row = {"epochs": 1, "minutes": 1, "training_flop": 1, "frechet_distance": 1.0}
+    visualize.quality_curves([{**row, "model": name} for name in names], {"frechet_distance": 0.5}, tmp_path / "quality.png")
+    for name in ("grid", "confusion", "loss", "quality"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert max(picture.size) < 3000
+
+
+@pytest.mark.hostile(24)
+def test_a_picture_of_many_images_is_drawn_smaller(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda figure, *_, **named: sizes.append(figure.get_size_inches() * figure.dpi)
+    )
+    class_grid(np.zeros((2000, 1, 8, 8), np.uint8), ["a"] * 2000, tmp_path / "x.png")
+    visualize.confusion_picture(np.eye(2000, dtype=int), ["a"] * 2000, tmp_path / "x.png")
+    assert all(max(size) < 2**16 and size[0] * size[1] < 2.1e8 for size in sizes) and len(sizes) == 2
+
+
+@pytest.mark.hostile(22)
+@pytest.mark.parametrize(
+    "content",
+    [
+        "null\n",
+        "",
+        "epoch,train_loss,val_loss\n",
+        "epoch,train_loss,val_loss\nnull,null,null\n",
+        "epoch,train_loss,val_loss\n1,2\n",
+        "epoch,x\n1,2\n",
+        "epoch,train_loss,val_loss\n1,2,3,4\n",
+        "epoch,train_loss,val_loss\nnan,2,3\n",
+    ],
+)
+def test_metrics_of_something_else_are_said_in_one_line(tmp_path, content, capsys):
+    (tmp_path / "metrics.csv").write_text(content)
+    assert main(["visualize", "loss", "--run", str(tmp_path), "--output", str(tmp_path / "x.png")]) == 1
+    assert capsys.readouterr().err.startswith("error: run: expected rows")
+    (tmp_path / "metrics.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="run: expected rows"):
+        read_metrics(tmp_path)

@@ -1,7 +1,7 @@
 """`cond-ddpm evaluate`: samples against real images, every figure with how it was obtained.
 
-May import: `data, sampling, visualize, processes`, the pipeline, the rest of `evaluate/`. Images, from a pipeline or given
-(`given.py`), become features (`features.py`), which are folded into statistics (`tally.py`, `metrics.py`); next are
+May import: `data, sampling, text, visualize, processes`, the pipeline, the rest of `evaluate/`. Images, from a pipeline or
+given (`given.py`), become features (`features.py`), which are folded into statistics (`tally.py`, `metrics.py`); next are
 results.json and two pictures.
 """
 
@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from cond_ddpm.models import weights_checksum
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
 from cond_ddpm.sampling import sample_batches, save_samples
+from cond_ddpm.text import read_json, shown
 from cond_ddpm.visualize import confusion_picture, nearest, nearest_neighbours
 
 _SAVE_SECONDS = 60  # an interrupted evaluation loses at most this
@@ -76,6 +78,10 @@ class Protocol:
     channels: int | None = None
 
     def __post_init__(self):
+        for name, kind in get_type_hints(Protocol).items():
+            value, kinds = getattr(self, name), get_args(kind) or (kind,)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise ValueError(f"{name}: expected {'a whole number' if int in kinds else 'a text'}, got {value!r}.")
         for name, least in (("num_samples", 2), ("repeats", 1), ("subset", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}.")
@@ -89,6 +95,11 @@ class _Real:
     test: LabelledImages
     whole: LabelledImages
     test_name: str
+
+    @property
+    def equal(self) -> bool:
+        """Whether what is held out is what samples are compared with, which is no limit then."""
+        return data_fingerprint(self.test) == data_fingerprint(self.train)
 
 
 def figures(tally: Tally, reference: Tally, class_names: list[str], training_images: np.ndarray) -> dict:
@@ -195,38 +206,44 @@ def evaluate(
     if pipeline is not None and arguments.get("guidance_scale") is None:
         arguments["guidance_scale"] = pipeline.guidance_scale  # for the record
     if training is None and pipeline is not None:
-        training = json.loads(pipeline.companions.get("results.json", b"{}")).get("training")
+        advice = "remove it, or put it right"
+        training = read_json(pipeline.companions.get("results.json", b"{}"), "results.json", advice).get("training")
     quoted = _quoted(protocol, extractor, real, model, pipeline, samples, arguments)
     results = {"training": training or "not known", "protocol": quoted}
-    measured, files, started = [], [], time.perf_counter()
+    measured, files, started, earlier = [], [], time.perf_counter(), 0.0
     for repeat in range(protocol.repeats):
         seeds = range(protocol.seed + repeat * protocol.num_samples, protocol.seed + (repeat + 1) * protocol.num_samples)
         labels = [index % len(names) for index in range(protocol.num_samples)]
         made = given
+        if pipeline is not None:
+            guide = arguments.get("guide")
+            called = {**arguments, "guide": None if guide is None else weights_checksum(guide.unet)}
+            settings = [weights_checksum(pipeline.unet), pipeline.scheduler.config, sorted(called.items()), seeds.start]
         if keep is not None:
             where = keep if protocol.repeats == 1 else keep.with_name(f"{keep.stem}-{repeat}{keep.suffix}")
-            save_samples(pipeline, labels, seeds, where, progress=progress, **arguments)
+            record, before = save_samples(
+                pipeline, labels, seeds, where, progress=progress, resume_key=_hash([settings, names]), **arguments
+            )
+            files, earlier = files + record, earlier + before
             made = matched(given_samples(where, size), real.train)
         if made is not None:
             settings = [data_fingerprint(made)]
             stream = lambda done: _share(made, done, state)  # noqa: B023, E731
         else:
-            guide = arguments.get("guide")
-            called = {**arguments, "guide": None if guide is None else weights_checksum(guide.unet)}
-            settings = [weights_checksum(pipeline.unet), pipeline.scheduler.config, sorted(called.items()), seeds.start]
             stream = lambda done: _sampled(pipeline, labels, seeds, done, progress, arguments)  # noqa: B023, E731
         key = [settings, extractor.quoted, protocol.num_samples, protocol.subset, state.num_processes]
-        tally, of_repeat = _tally_of(stream, extractor, reference, output, key, state)
-        files += of_repeat
+        tally, of_repeat, before = _tally_of(stream, extractor, reference, output, key, state)
+        files, earlier = files + of_repeat, earlier + before
         if state.is_main_process:
             measured.append(figures(tally, reference, names, real.whole.images))
     if state.is_main_process:
         results["samples"], results["samples_std"] = _mean_and_deviation(measured)
-        results["held_out_real"] = figures(held_out, reference, names, real.whole.images)
+        # Samples may be copies of any image that was trained on; held-out images are no copies of themselves.
+        results["held_out_real"] = figures(held_out, reference, names, real.train.images)
         halves = [sum(part[1:], part[0]) for part in (held_out.groups[: GROUPS // 2], held_out.groups[GROUPS // 2 :])]
         if min(int(half.count) for half in halves) > 1:
             results["held_out_real"]["frechet_distance_between_halves"] = frechet_distance(*halves)
-        results["seconds"] = time.perf_counter() - started
+        results["seconds"] = time.perf_counter() - started + earlier
         results["warnings"] = _warnings(results, extractor.dim, real)
         _write(output, results, tally, names, real.whole.images)
         for file in files:
@@ -244,9 +261,10 @@ def _write(output: Path, results: dict, tally: Tally, names: list[str], training
     rows = [row for _, row in shown[:10]] or list(range(min(10, len(labels))))
     captions = [names[label] for label, _ in shown[:10]] or [f"sample {row}" for row in rows]
     picture = output.with_name(f"{output.stem}-neighbours.png")
-    nearest_neighbours(tally.images[rows].numpy(), captions, training_images, picture)
+    columns = min(5, len(training_images))
+    nearest_neighbours(tally.images[rows].numpy(), captions, training_images, picture, columns)
     partial = output.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=2) + "\n")
+    partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, output)
 
 
@@ -254,19 +272,21 @@ def summary(results: dict) -> str:
     """A table of samples beside held-out real images, a row a class, and the warnings."""
     samples, real, deviations = results["samples"], results["held_out_real"], results["samples_std"] or {}
     text = lambda value: "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)  # noqa: E731
-    lines = [f"{'':32} {'samples':>20} {'real, held out':>15}"]
+    lines = [f"{'':33} {'samples':>20} {'real, held out':>15}"]
     for name, value in (real | samples).items():
         if name not in ("classes", "subset"):
             value = samples.get(name)
             spread = f" +- {text(deviations[name])}" if name in deviations else ""
-            lines.append(f"{name.replace('_', ' '):32} {text(value) + spread:>20} {text(real.get(name)):>15}")
+            lines.append(f"{name.replace('_', ' '):33} {text(value) + spread:>20} {text(real.get(name)):>15}")
     if samples["classes"]:
-        lines += ["", f"{'class':20} {'accuracy':>9} {'real':>7} {'distance':>9} {'real':>7}"]
+        layout = "{:20} {:>9} {:>7} {:>9} {:>7} {:>9} {:>7}"
+        lines += ["", layout.format("class", "accuracy", "real", "distance", "real", "images", "real")]
         for name, row in samples["classes"].items():
             both = (row, real["classes"][name])
-            cells = [text(found.get(figure)) for figure in ("accuracy", "frechet_distance") for found in both]
-            lines.append("{:20} {:>9} {:>7} {:>9} {:>7}".format(name, *cells))
-    return "\n".join([*lines, *(f"warning: {warning}" for warning in results["warnings"])])
+            kinds = ("accuracy", "frechet_distance", "num_images")
+            cells = [text(found.get(figure)) for figure in kinds for found in both]
+            lines.append(layout.format(shown(name), *cells))
+    return "\n".join([*lines, *(f"warning: {shown(warning)}" for warning in results["warnings"])])
 
 
 # The real images
@@ -336,27 +356,29 @@ def _sampled(pipeline, labels, seeds, done: int, progress: bool, arguments: dict
         yield rows, images, [labels[row] for row in rows]
 
 
-def _tally_of(stream, extractor: Extractor, like: Tally, output: Path, key: list, state) -> tuple[Tally, list[Path]]:
+def _tally_of(stream, extractor: Extractor, like: Tally, output: Path, key: list, state) -> tuple[Tally, list[Path], float]:
     """Fold a stream, saved now and then so that an interrupted evaluation goes on; merged on the main process.
 
     Returns:
-        The tally, and the files to remove when its figures have been written.
+        The tally, the files to remove when its figures have been written, and the seconds that an interrupted evaluation
+        took before.
     """
     new = lambda: Tally(extractor, like.num_classes, like.subset, tuple(like.images.shape[1:]))  # noqa: E731
     output.parent.mkdir(parents=True, exist_ok=True)
     files = [output.with_name(f".{output.stem}-{_hash(key)}-{rank}.safetensors") for rank in range(state.num_processes)]
-    mine, tally, done = files[state.process_index], new(), 0
+    mine, tally, done, earlier = files[state.process_index], new(), 0, 0.0
     if mine.is_file():
         tensors = load_file(mine)
         tally.load(tensors)
-        done = int(tensors["done"])
+        done, earlier = int(tensors["done"]), float(tensors.get("seconds", 0.0))
 
     def save():
-        tensors = {**tally.tensors(), "done": torch.tensor(done)}
+        seconds = earlier + time.perf_counter() - started
+        tensors = {**tally.tensors(), "done": torch.tensor(done), "seconds": torch.tensor(seconds, dtype=torch.float64)}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, mine.with_suffix(".partial"))
         os.replace(mine.with_suffix(".partial"), mine)
 
-    saved = time.perf_counter()
+    started = saved = time.perf_counter()
     for rows, images, labels in stream(done):
         tally.update(rows, images, labels)
         done += 1
@@ -369,7 +391,7 @@ def _tally_of(stream, extractor: Extractor, like: Tally, output: Path, key: list
         tally = new()
         for file in files:
             tally.merge(new().load(load_file(file)))
-    return tally, files
+    return tally, files, earlier
 
 
 # The record
@@ -387,7 +409,12 @@ def _quoted(protocol, extractor, real: _Real, model, pipeline, samples, argument
         "split_fingerprint": data_fingerprint(real.train),
         "feature_extractor": extractor.quoted,
         "frechet_distance_infinite": f"a line in 1/N through {GROUPS} parts of the samples and their unions",
-        "nearest_training_distance": f"median over {NEIGHBOURS} images, root mean square over pixels, mirrored too",
+        "nearest_training_distance": (
+            f"median over {NEIGHBOURS} images, root mean square over pixels, mirrored too; samples among"
+            f" {len(real.whole)} real images, held-out ones among {len(real.train)}"
+        ),
+        "frechet_distance_between_halves": "each of half as many images, so biased upward more",
+        "seconds": "of all parts, where an evaluation was interrupted",
         "inception_score": "of one split" if extractor.name == "inception" else None,
         "versions": {"cond_ddpm": version("cond_ddpm"), "torch": torch.__version__},
         "commit": _commit(),
@@ -430,6 +457,21 @@ def _warnings(results: dict, dim: int, real: _Real) -> list[str]:
             f"{found['num_images']} samples: a Frechet distance of so few is biased upward; compare it with others of as many"
             f" only, or quote {unbiased}."
         )
+    limit = results["held_out_real"]
+    if limit["num_images"] != found["num_images"]:
+        warnings.append(
+            f"{limit['num_images']} held-out real images beside {found['num_images']} samples: of fewer images a Frechet"
+            " distance is biased upward more, so that the limit looks further away than it is; recall is of other numbers,"
+            " too. kernel_distance, precision and accuracy can be compared."
+        )
+    others = [name for name, row in found["classes"].items() if row["num_images"] != limit["classes"][name]["num_images"]]
+    if others:
+        warnings.append(
+            f"the numbers of samples and of held-out real images differ in {len(others)} of {len(found['classes'])} classes"
+            " (num_images): of fewer images a class's Frechet distance is biased upward more."
+        )
+    if real.equal:
+        warnings.append("the held-out real images are those that samples are compared with: their figures are no limit.")
     for what, figures_ in (("samples", found), ("held-out real images", results["held_out_real"])):
         if figures_["num_images"] <= dim:
             warnings.append(f"{figures_['num_images']} {what}: their covariance is singular in {dim} dimensions; take more.")

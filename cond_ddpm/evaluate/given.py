@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cond_ddpm.data import LabelledImages, load_images, local_files
+from cond_ddpm.data import CLASSES_FILE, LabelledImages, load_images, local_files
 
 UNKNOWN = -1  # label of a sample of which no class is told
 
@@ -56,7 +56,7 @@ def _check_pictures(folder: Path, resolution: int) -> None:
     """Nothing is to be scaled, cropped or converted: these are the samples."""
     from PIL import Image
 
-    for path in (folder / name for name in local_files(folder)[0]):
+    for path in (folder / name for name in local_files(folder)[0] if name != CLASSES_FILE):
         try:
             with Image.open(path) as picture:
                 size, mode = picture.size, picture.mode

@@ -1,7 +1,8 @@
 """`cond-ddpm study`: several models on the same data, with the same judge; one table, and quality against what it cost.
 
-May import: `config`, `evaluate.evaluate`, the models and the pipeline, `ema, processes, sampling, visualize`; how to train is
-handed in by the command line. Each run is a folder that `cond-ddpm train` would write; next are study.csv, .md and .png.
+May import: `config`, `evaluate.evaluate`, the models and the pipeline, `ema, processes, sampling, text, visualize`; how to
+train is handed in by the command line. Each run is a folder that `cond-ddpm train` would write; next are study.csv, study.md
+and study.png.
 """
 
 import csv
@@ -11,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import yaml
 
@@ -20,6 +22,7 @@ from cond_ddpm.evaluate.evaluate import Protocol, evaluate
 from cond_ddpm.models import forward_flop
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
+from cond_ddpm.text import markdown, read_json
 from cond_ddpm.visualize import class_grid, quality_curves
 
 _COLUMNS = (
@@ -55,9 +58,14 @@ class StudyConfig:
             raise ValueError(f"evaluations: expected 1 or more, got {self.evaluations}.")
         known = {field.name for field in dataclasses.fields(TrainConfig)} - {"output_dir", "resume_from_checkpoint"}
         for where, settings in {"base": self.base, **{f"models.{name}": one for name, one in self.models.items()}}.items():
+            if not isinstance(settings or {}, dict):
+                raise ValueError(f"{where}: expected settings of training, got {settings!r}.")
             unknown = set(settings or {}) - known
             if unknown:
-                raise ValueError(f"{where}: expected settings of training, got {', '.join(sorted(unknown))}.")
+                raise ValueError(f"{where}: expected settings of training, got {', '.join(sorted(map(str, unknown)))}.")
+        for name in self.models:
+            if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+                raise ValueError(f"models: expected names that folders can have, got {name!r}; take another name.")
         check_measuring(self.evaluate, self.sampling)
         for name, run in self.runs().items():
             if not run.use_ema or not run.num_ema_snapshots:
@@ -86,11 +94,19 @@ _NOT_OF_SAMPLING = {
 def check_measuring(evaluate: dict, sampling: dict) -> None:
     """Raise ValueError unless these are settings of `Protocol` and arguments of sampling: before hours of training."""
     if set(evaluate) - set(_OF_PROTOCOL):
-        raise ValueError(f"evaluate: expected {', '.join(_OF_PROTOCOL)}, got {', '.join(sorted(evaluate))}.")
+        raise ValueError(f"evaluate: expected {', '.join(_OF_PROTOCOL)}, got {', '.join(sorted(map(str, evaluate)))}.")
     Protocol("", **evaluate)
     known = {*inspect.signature(CondDDPMPipeline.__call__).parameters, "mixed_precision"} - _NOT_OF_SAMPLING
     if set(sampling) - known:
-        raise ValueError(f"sampling: expected {', '.join(sorted(known))}, got {', '.join(sorted(sampling))}.")
+        raise ValueError(f"sampling: expected {', '.join(sorted(known))}, got {', '.join(sorted(map(str, sampling)))}.")
+    kinds = get_type_hints(CondDDPMPipeline.__call__) | {"mixed_precision": str}
+    for name, value in sampling.items():
+        accepted = {getattr(kind, "__origin__", kind) for kind in get_args(kinds[name]) or (kinds[name],)}
+        accepted |= {int} if float in accepted else set()
+        accepted |= {list} if tuple in accepted else set()
+        if not isinstance(value, tuple(accepted)) or isinstance(value, bool):
+            wanted = "numbers" if tuple in accepted else "a text" if str in accepted else "a number"
+            raise ValueError(f"sampling.{name}: expected {wanted}, got {value!r}.")
 
 
 def protocol_of(config: TrainConfig, evaluate: dict) -> Protocol:
@@ -153,11 +169,15 @@ def study(config: StudyConfig, train: Callable[[TrainConfig], Path]) -> Path:
         writer = csv.DictWriter(file, _COLUMNS, restval="")
         writer.writeheader()
         writer.writerows(rows)
-    last = json.loads((folder / rows[-1]["model"] / "evaluations" / f"step-{rows[-1]['step']}.json").read_text())
-    (folder / "study.md").write_text(_markdown(rows, last))
+    last = _read(folder / rows[-1]["model"] / "evaluations" / f"step-{rows[-1]['step']}.json")
+    (folder / "study.md").write_text(_markdown(rows, last), encoding="utf-8")
     quality_curves(rows, last["held_out_real"], folder / "study.png")
     _grid(samples, config.sampling, folder / "samples.png")
     return folder
+
+
+def _read(file: Path) -> dict:
+    return read_json(file.read_bytes(), str(file), "remove it, to have it made anew")
 
 
 def _train(settings: TrainConfig, name: str, run: Path, train: Callable[[TrainConfig], Path]) -> None:
@@ -168,7 +188,7 @@ def _train(settings: TrainConfig, name: str, run: Path, train: Callable[[TrainCo
     """
     done, asked = run / "done.json", json.loads(json.dumps(dataclasses.asdict(settings)))
     if done.is_file():
-        before = json.loads(done.read_text())
+        before = _read(done)
         changed = [key for key in asked if asked[key] != before.get(key)]
         if changed:
             others = ", ".join(changed)
@@ -194,13 +214,13 @@ def _measure(config: StudyConfig, settings: TrainConfig, name: str, run: Path) -
         output = run / "evaluations" / f"step-{step}.json"
         training = {"step": step, "ema_std": settings.ema_std, "batch_size": settings.batch_size}
         training["study"] = {"evaluate": config.evaluate, "sampling": config.sampling}
-        measured = json.loads(output.read_text()).get("training") if output.is_file() else None
+        measured = _read(output).get("training") if output.is_file() else None
         if measured != json.loads(json.dumps(training)):  # not yet, or in another way
             print(f"{name}: measuring step {step}", file=sys.stderr)
             pipeline.unet.load_state_dict(combine_snapshots(run / "ema", settings.ema_std, step)[0])
             protocol = protocol_of(settings, config.evaluate)
             evaluate(protocol, output, name, pipeline, training=training, **config.sampling)
-        found = json.loads(output.read_text())["samples"]
+        found = _read(output)["samples"]
         row = {
             "model": name,
             "parameters_million": round(parameters / 1e6, 2),
@@ -217,10 +237,10 @@ def _measure(config: StudyConfig, settings: TrainConfig, name: str, run: Path) -
 def _course(run: Path) -> tuple[dict[int, float], dict[int, float]]:
     """Minutes of training, and epochs, at each step, from metrics.jsonl."""
     minutes, epochs, last = {}, {}, 0.0
-    settings = json.loads((run / "config.json").read_text())
+    settings = _read(run / "config.json")
     images = settings["resolved"]["num_images"] - settings["config"]["num_validation_images"]
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for line in (run / "metrics.jsonl").read_bytes().splitlines():
+        row = read_json(line, f"{run / 'metrics.jsonl'}", "remove that line")
         last = row.get("elapsed_seconds", last)
         minutes[row["step"]] = last / 60
         epochs[row["step"]] = row["step"] * settings["config"]["batch_size"] / images
@@ -232,14 +252,18 @@ def _markdown(rows: list[dict], last: dict) -> str:
     text = lambda value: "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)  # noqa: E731
     cells = lambda row: [f"{row[c]:.3g}" if c == "training_flop" and c in row else text(row.get(c)) for c in _COLUMNS]  # noqa: E731
     lines = [[column.replace("_", " ") for column in _COLUMNS], ["---" for _ in _COLUMNS]]
-    lines += map(cells, [*rows, {"model": "real images, held out", **last["held_out_real"]}])
+    count, of_real = last["samples"]["num_images"], last["held_out_real"]["num_images"]
+    real = "real images, held out" + (f" ({of_real} of them)" if of_real != count else "")
+    lines += map(cells, [*rows, {"model": real, **last["held_out_real"]}])
     quoted = last["protocol"]
     note = (
         f"{quoted['num_samples']} samples against {quoted['split_images']} real images of {quoted['split']}, by"
         f" {quoted['features']}; {quoted['scheduler']}, {quoted['num_inference_steps']} steps, guidance"
         f" {quoted['guidance_scale']}, seeds from {quoted['seed']}. FLOP: three times the forward's, counted."
     )
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n" + " ".join([note, *last["warnings"]]) + "\n"
+    table = "".join(f"| {' | '.join(map(markdown, line))} |\n" for line in [lines[0], *lines[2:]])
+    head, _, body = table.partition("\n")
+    return f"{head}\n| {' | '.join(lines[1])} |\n{body}\n{markdown(' '.join([note, *last['warnings']]))}\n"
 
 
 def _grid(pipelines: dict[str, CondDDPMPipeline], sampling: dict, path: Path) -> None:
