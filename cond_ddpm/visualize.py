@@ -67,24 +67,25 @@ def _fonts_for(letters: str) -> tuple[list[str], set[str]]:
     """Installed fonts for the letters that matplotlib's default has not, and the letters that none has."""
     from matplotlib import font_manager
 
-    def of(family: str, wanted: set[str]) -> set[str]:
+    def of(file: str, wanted: set[str]) -> set[str]:
         try:
-            file = font_manager.findfont(font_manager.FontProperties(family=family), fallback_to_default=False)
             font = font_manager.get_font(file)
-        except (ValueError, OSError, RuntimeError):  # a font that is not there any more, or broken
+        except (OSError, RuntimeError):  # it is not there any more, or broken
             return set()
         return {c for c in wanted if font.get_char_index(ord(c))}
 
     missing = {c for c in letters if not c.isspace()}
-    missing -= of("sans-serif", missing)
+    missing -= of(font_manager.findfont(font_manager.FontProperties()), missing)
     if not missing:
         return [], missing
-    # Not the one whose glyphs are boxes for every character there is.
-    families = sorted({font.name for font in font_manager.fontManager.ttflist} - {"Last Resort High-Efficiency"})
-    families.sort(key=lambda name: ("Sans" not in name, "CJK" not in name))
+    # Upright ones of usual weight; not the one whose glyphs are boxes for every character there is.
+    fonts = {
+        font.name: font.fname for font in font_manager.fontManager.ttflist if (font.style, font.weight) == ("normal", 400)
+    }
+    fonts.pop("Last Resort High-Efficiency", None)
     chosen = []
-    for family in families:
-        found = of(family, missing)
+    for family in sorted(fonts, key=lambda name: ("Sans" not in name, "CJK" not in name, name)):
+        found = of(fonts[family], missing)
         if found:
             chosen.append(family)
             missing -= found
