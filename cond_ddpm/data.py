@@ -3,7 +3,9 @@
 May import: `config` at most. Next on the data's way: `diffusion.py` noises the batch.
 """
 
+import hashlib
 import io
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +90,18 @@ def public_name(name: str | None) -> str | None:
     """A Hub id or a name of ours as it is; of a path on this machine only its last part, for what may be published."""
     path = Path(name or "").expanduser()
     return path.resolve().name if name and path.exists() else name
+
+
+def data_fingerprint(data: LabelledImages) -> str:
+    """16 hex digits of the pixels, the labels and the class names: what the data are, whatever their name or place.
+
+    Caches and checkpoints recognise data by it. It reads each image once, in blocks, so that memory-mapped ones stay on disk.
+    """
+    digest = hashlib.sha256(json.dumps([data.images.shape, data.class_names]).encode())
+    digest.update(np.ascontiguousarray(data.labels))
+    for start in range(0, len(data), 5000):
+        digest.update(np.ascontiguousarray(data.images[start : start + 5000]))
+    return digest.hexdigest()[:16]
 
 
 def hold_out(data: LabelledImages, num_validation_images: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,5 @@
 import io
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image as PILImage
 
-from cond_ddpm.data import LabelledImages, epoch_order, hold_out, load_images, make_batch
+from cond_ddpm.data import LabelledImages, data_fingerprint, epoch_order, hold_out, load_images, make_batch
 
 
 def _png(array, mode=None, **save):
@@ -205,6 +206,19 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert sorted(order) == indices.tolist() and order.tolist() != indices.tolist()
     assert np.array_equal(order, epoch_order(indices, 1, 2))
     assert not np.array_equal(order, epoch_order(indices, 1, 3)) and not np.array_equal(order, epoch_order(indices, 2, 2))
+
+
+def test_the_fingerprint_tells_pixels_labels_and_names_apart_but_not_places(tmp_path, shapes_parquet):
+    data = load_images(str(shapes_parquet), resolution=8)
+    shutil.copytree(shapes_parquet, tmp_path / "elsewhere")
+    assert data_fingerprint(load_images(str(tmp_path / "elsewhere"), resolution=8)) == data_fingerprint(data)
+    pixels, labels = data.images.copy(), data.labels.copy()
+    pixels[-1, -1, -1, -1] ^= 1
+    labels[[0, 1]] = labels[[1, 0]]
+    changed = [(pixels, data.labels, NAMES), (data.images, labels, NAMES), (data.images, data.labels, ["a", "b", "c"])]
+    assert len({data_fingerprint(data), *(data_fingerprint(LabelledImages(*parts)) for parts in changed)}) == 4
+    fixed = LabelledImages(np.arange(48, dtype=np.uint8).reshape(1, 3, 4, 4), np.array([1]), ["a", "b"])
+    assert data_fingerprint(fixed) == "f2bf22b0cd1ea17c"  # caches and published results are keyed by it
 
 
 def test_held_out_images_are_apart_and_always_the_same():

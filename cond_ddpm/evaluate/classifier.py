@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
-from cond_ddpm.data import LabelledImages, epoch_order, make_batch
+from cond_ddpm.data import LabelledImages, data_fingerprint, epoch_order, make_batch
 from cond_ddpm.processes import process_state
 
 _RECIPE = {
@@ -72,15 +72,6 @@ class Classifier(nn.Module):
         return features, self.classify(F.relu(features))
 
 
-def fingerprint(data: LabelledImages) -> str:
-    """What the data set is, whatever its name or place."""
-    digest = hashlib.sha256(json.dumps([data.images.shape, data.class_names]).encode())
-    digest.update(np.ascontiguousarray(data.labels))
-    for start in range(0, len(data), 5000):
-        digest.update(np.ascontiguousarray(data.images[start : start + 5000]))
-    return digest.hexdigest()[:16]
-
-
 def get_classifier(data: LabelledImages, test: LabelledImages, cache: Path) -> tuple[Classifier, float]:
     """The classifier of a training split and its accuracy on the test split; trained the first time, then from the cache.
 
@@ -92,7 +83,7 @@ def get_classifier(data: LabelledImages, test: LabelledImages, cache: Path) -> t
         cache: folder of trained classifiers.
     """
     new = lambda: Classifier(len(data.class_names), data.images.shape[1])  # noqa: E731
-    key = hashlib.sha256(json.dumps([fingerprint(data), fingerprint(test), _RECIPE]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([data_fingerprint(data), data_fingerprint(test), _RECIPE]).encode()).hexdigest()[:16]
     file = cache / f"classifier-{key}.safetensors"
     state = process_state()
     if state.is_main_process and not file.is_file():

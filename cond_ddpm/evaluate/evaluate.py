@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from cond_ddpm.data import LabelledImages, NoSuchSplit, load_images, public_name
-from cond_ddpm.evaluate.classifier import fingerprint
+from cond_ddpm.data import LabelledImages, NoSuchSplit, data_fingerprint, load_images, public_name
 from cond_ddpm.evaluate.features import Extractor, make_extractor
 from cond_ddpm.evaluate.given import UNKNOWN, given_samples, matched
 from cond_ddpm.evaluate.metrics import (
@@ -209,7 +208,7 @@ def evaluate(
             save_samples(pipeline, labels, seeds, where, progress=progress, **arguments)
             made = matched(given_samples(where, size), real.train)
         if made is not None:
-            settings = [fingerprint(made)]
+            settings = [data_fingerprint(made)]
             stream = lambda done: _share(made, done, state)  # noqa: B023, E731
         else:
             guide = arguments.get("guide")
@@ -298,7 +297,7 @@ def _real_tally(data: LabelledImages, count: int, extractor: Extractor, subset: 
     tally = Tally(extractor, len(data.class_names), subset, data.images.shape[1:])
     quoted = {name: value for name, value in extractor.quoted.items() if name != "held_out_accuracy"}
     count = min(count, len(data))
-    file = cache / f"real-{_hash([2, fingerprint(data), count, quoted, subset, GROUPS, NEIGHBOURS])}.safetensors"
+    file = cache / f"real-{_hash([2, data_fingerprint(data), count, quoted, subset, GROUPS, NEIGHBOURS])}.safetensors"
     if file.is_file():
         return tally.load(load_file(file))
     order = np.random.default_rng(0).permutation(len(data))[:count]  # data sets may be sorted by class
@@ -385,7 +384,7 @@ def _quoted(protocol, extractor, real: _Real, model, pipeline, samples, argument
         "test_split": real.test_name,
         "split_images": len(real.train),
         "test_split_images": len(real.test),
-        "split_fingerprint": fingerprint(real.train),
+        "split_fingerprint": data_fingerprint(real.train),
         "feature_extractor": extractor.quoted,
         "frechet_distance_infinite": f"a line in 1/N through {GROUPS} parts of the samples and their unions",
         "nearest_training_distance": f"median over {NEIGHBOURS} images, root mean square over pixels, mirrored too",
