@@ -90,7 +90,7 @@ def test_early_stopping_keeps_the_best_epoch(config, monkeypatch):
     """Validation losses 3, 2, 2, 2.5: epoch 2 is the best, and two epochs without better end the run."""
     losses, saved = iter([9, 3.0, 9, 2.0, 9, 2.0, 9, 2.5, 9, 1.0]), []  # of the raw weights, of the averaged ones, ...
     monkeypatch.setattr("cond_ddpm.train._validation_loss", lambda *_: next(losses))
-    monkeypatch.setattr("cond_ddpm.train._save_pipeline", lambda pipeline, folder: saved.append(folder))
+    monkeypatch.setattr("cond_ddpm.train.save_pipeline", lambda pipeline, folder: saved.append(folder))
     run = train(dataclasses.replace(config, num_epochs=9, patience=2))
     assert [row["val_loss"] for row in _metrics(run)] == [3, 2, 2, 2.5]
     assert len(saved) == 2
