@@ -1,7 +1,8 @@
 """Training: one linear function that reads top to bottom.
 
 May import: `config, data, diffusion, sampling, checkpoint, visualize, ema, files, muon, processes, hub`, models, pipelines;
-only the script, the command line and tests import this file. Next on the data's way: the folder `pipeline/`, which all else reads.
+only the script, the command line and tests import this file. Next on the data's way: the folder `pipeline/`, which all else
+reads.
 """
 
 import contextlib
@@ -177,9 +178,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch: C
 
     progress.best_loss = on_main(accelerator, prepare)
     if over and is_main:
-        print(
-            f"the run has done {progress.step} steps, and was to end after {_end(config, total_steps)}: nothing is to be done"
-        )
+        print(f"{progress.step} steps are done, and the end is after {_end(config, total_steps)}: nothing is to be done")
     if config.report_to != "none":
         project = "logs" if config.report_to == "tensorboard" else "cond_ddpm"
         settings = {name: str(value) for name, value in dataclasses.asdict(config).items()}
@@ -611,9 +610,10 @@ def _data_difference(before: dict, now: dict) -> str:
 
 
 def _end(config: TrainConfig, total_steps: int) -> str:
-    ends = [f"{total_steps} steps"] * (total_steps < sys.maxsize)
-    ends += [f"{config.max_train_minutes:g} minutes"] * (config.max_train_minutes is not None)
-    ends += [f"{config.patience} epochs without a better one"] * (config.patience is not None)
+    minutes, epochs = config.max_train_minutes, config.patience
+    ends = [f"{total_steps} steps"] if total_steps < sys.maxsize else []
+    ends += [f"{minutes:g} minutes"] if minutes is not None else []
+    ends += [f"{epochs} epochs without a better one"] if epochs is not None else []
     return " or ".join(ends)
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from cond_ddpm.cli import main
+from cond_ddpm.cli import guarded, main
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,12 @@ def test_a_file_after_flags_would_override_them_and_is_refused(tmp_path, capsys)
         with pytest.raises(SystemExit) as exit:
             main(["train", *arguments])
         assert exit.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.hostile(22)
+def test_ctrl_c_before_training_has_begun_is_one_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert guarded(interrupted) == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
