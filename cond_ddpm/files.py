@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-LOCKS = (".lock", ".lock.json")  # stay when a command has ended: to remove a lock would let two others hold one each
+LOCK = ".lock"  # files of this beginning stay when a command has ended: to remove a lock would let two others hold one each
 
 
 class NotWritten(OSError):
@@ -33,7 +33,7 @@ def held(folder: Path, what: str) -> Iterator[None]:
     Raises:
         ValueError: another process holds it; says which one, and since when.
     """
-    lock, owner = (folder / name for name in LOCKS)
+    lock, owner = folder / LOCK, folder / f"{LOCK}.json"
     try:
         lock = FileLock(lock, timeout=0).acquire()
     except Timeout:

@@ -46,7 +46,7 @@ from cond_ddpm.config import TrainConfig, checked_arguments
 from cond_ddpm.data import LabelledImages, data_fingerprint, epoch_order, hold_out, load_images, make_batch, public_name
 from cond_ddpm.diffusion import diffusion_losses, draw_training, draw_validation, make_noise_scheduler
 from cond_ddpm.ema import PowerEMA, save_snapshot
-from cond_ddpm.files import LOCKS, NotWritten, append, beside, held, is_full, remove, step_of, write
+from cond_ddpm.files import LOCK, NotWritten, append, beside, held, is_full, remove, step_of, write
 from cond_ddpm.models import MODELS, forward_flop
 from cond_ddpm.muon import Muon
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS, DEFAULT_SAMPLER, CondDDPMPipeline
@@ -86,7 +86,10 @@ def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -
         except OSError as error:
             if not isinstance(error, NotWritten) and not is_full(error):
                 raise
-            raise OSError(f"{error}; {what_is_good(run)}") from error
+            said = (
+                error if isinstance(error, NotWritten) else f"{error.filename or run}: could not be written: {error.strerror}"
+            )
+            raise OSError(f"{said}; {what_is_good(run)}") from error
 
 
 def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch: Callable[[dict], None] | None) -> Path:
@@ -154,21 +157,21 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch: C
 
     def prepare() -> float:
         """The folder as it was at the checkpoint, or empty; the best loss of what is in pipeline/."""
-        if goes_on:
-            _set_aside(run, progress, best)
-        else:
-            _empty_run_folder(run)
-        if best is not None and not _holds(run / "pipeline", best):
-            averaged_unet.load_state_dict(best["weights"])
-            pipeline.companions = {"results.json": best["results"].encode()}
-            save_pipeline(pipeline, run / "pipeline")
-        published = (run / "pipeline").is_dir()
+        published = best is not None or (goes_on and 0 < _published_step(run) <= progress.step)
         if over and not published:
             raise ValueError(
                 f"max_train_steps: expected more than the {progress.step} steps that are done, for no weights have been"
                 f" validated yet, got an end after {_end(config, total_steps)}; train longer."
             )
+        if goes_on:
+            _set_aside(run, progress, best)
+        else:
+            _empty_run_folder(run)
         _write_config(run, config, accelerator, raw_unet, random_flip, data)
+        if best is not None and not _holds(run / "pipeline", best):
+            averaged_unet.load_state_dict(best["weights"])
+            pipeline.companions = {"results.json": best["results"].encode()}
+            save_pipeline(pipeline, run / "pipeline")
         (run / "samples").mkdir(exist_ok=True)
         rows = [row for row in _read_lines(run / "metrics.jsonl") if row["step"] <= progress.step]
         write(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -621,9 +624,16 @@ _OF_A_RUN = ("config.yaml", "metrics.csv", "metrics.jsonl", "loss.png", "samples
 
 
 def _hold(run: Path, stack: contextlib.ExitStack) -> None:
-    """Make the folder, and hold it until the stack is left; a folder that cannot be written raises OSError."""
+    """Make the folder, and hold it until the stack is left.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: it is of something else, and gets no lock; or another run is in it.
+    """
     try:
         run.mkdir(parents=True, exist_ok=True)
+        if not _is_empty(run):
+            _settings_of(run)
         stack.enter_context(held(run, "output_dir"))
     except OSError as error:
         raise OSError(
@@ -632,17 +642,25 @@ def _hold(run: Path, stack: contextlib.ExitStack) -> None:
         ) from None
 
 
-def _check_run_folder(run: Path, config: TrainConfig) -> None:
-    """Raise unless the folder is empty, a run's that may be replaced, or one to be started again."""
-    if all(path.name in LOCKS for path in run.iterdir()):
-        return
+def _is_empty(run: Path) -> bool:
+    return all(path.name.startswith(LOCK) for path in run.iterdir())
+
+
+def _settings_of(run: Path) -> dict:
     try:
-        before = json.loads((run / "config.json").read_text())["config"]
+        return dict(json.loads((run / "config.json").read_text())["config"])
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
             f"output_dir: expected an empty folder or one of a run, got {run}, which has other files; give another"
             " --output_dir."
         ) from None
+
+
+def _check_run_folder(run: Path, config: TrainConfig) -> None:
+    """Raise unless the folder is empty, a run's that may be replaced, or one to be started again."""
+    if _is_empty(run):
+        return
+    before = _settings_of(run)
     # A run killed before its first checkpoint starts again; one whose checkpoints are broken or not wanted is not touched.
     unstarted = config.resume_from_checkpoint == "latest" and before.get("checkpointing_steps") and not checkpoints(run)
     if not config.overwrite_output_dir and not unstarted:

@@ -403,6 +403,7 @@ def test_a_run_that_is_past_its_end_says_so(short, monkeypatch, capsys):
     run = train(dataclasses.replace(less, max_train_steps=6))
     assert "7 steps are done, and the end is after 6 steps" in capsys.readouterr().out
     assert (run / "pipeline" / "loss.png").is_file() and len(read_metrics(run)) == 1
+    assert not list(run.glob("abandoned-*"))
 
 
 @pytest.mark.hostile(22)

@@ -343,8 +343,8 @@ def test_ema_command_overwrites_no_other_weights(config, tmp_path, capsys):
 def test_a_folder_that_another_run_is_in_is_refused_at_once(config):
     """... and left as it is; once the other is gone, however it ended, its lock is in nobody's way."""
     run = Path(config.output_dir)
-    run.mkdir()
-    (run / "pipeline").mkdir()
+    (run / "pipeline").mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"config": dataclasses.asdict(config)}))
     script = f"import pathlib, time, cond_ddpm.files as f\nwith f.held(pathlib.Path({str(run)!r}), 'it'):\n"
     script += " print(1, flush=True)\n time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT) as other:
@@ -357,10 +357,50 @@ def test_a_folder_that_another_run_is_in_is_refused_at_once(config):
             assert (run / "pipeline").is_dir()
         finally:
             other.kill()
-    (run / "pipeline").rmdir()  # what a lock leaves behind are no other files
+    (run / "pipeline").rmdir()
+    (run / "config.json").unlink()  # what a lock leaves behind are no other files
     assert train(dataclasses.replace(config, max_train_steps=1, save_images_epochs=0, report_to="none")) == run
     with held(run, "output_dir"):
         pass
+
+
+@pytest.mark.hostile(13)
+def test_a_second_run_started_while_the_first_decodes_its_data_is_refused(config, monkeypatch):
+    """... and does not end with a result that the first one then removes."""
+    import cond_ddpm.train as module
+
+    config = dataclasses.replace(config, max_train_steps=1, save_images_epochs=0, report_to="none")
+    original = module.load_training_images
+
+    def decode(config):
+        monkeypatch.setattr(module, "load_training_images", original)
+        with pytest.raises(ValueError, match="output_dir: expected a folder that nobody else writes to"):
+            train(config)
+        return original(config)
+
+    monkeypatch.setattr(module, "load_training_images", decode)
+    assert (train(config) / "pipeline").is_dir()
+
+
+@pytest.mark.hostile(13)
+def test_a_folder_of_something_else_gets_no_lock(config):
+    (Path(config.output_dir) / "mine").mkdir(parents=True)
+    with pytest.raises(ValueError, match="expected an empty folder or one of a run"):
+        train(config)
+    assert [path.name for path in Path(config.output_dir).iterdir()] == ["mine"]
+
+
+@pytest.mark.hostile(5)
+def test_tensorboard_shows_no_step_that_was_gone_back_from(config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = dataclasses.replace(config, save_images_epochs=0, checkpointing_steps=5, report_to="tensorboard")
+    train(dataclasses.replace(config, max_train_steps=10))
+    run = train(dataclasses.replace(config, max_train_steps=7, resume_from_checkpoint="checkpoint-5"))
+    events = EventAccumulator(str(run / "logs"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val_loss")] == [5, 7]
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 8))
 
 
 @pytest.mark.hostile(13)
