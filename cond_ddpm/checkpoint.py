@@ -1,8 +1,8 @@
 """Resumable state: written whole or not at all, verified by checksums, the newest good one found, old ones pruned.
 
-May import: `config` at most. A checkpoint is for resuming only; everything else reads the run's `pipeline/` folder.
+May import: `files`. A checkpoint is for resuming only; everything else reads the run's `pipeline/` folder.
 
-    checkpoint-N/  unet.safetensors, ema.safetensors, optimizer.pt, scaler.pt (fp16), progress.json, manifest.json
+    checkpoint-N/  unet.safetensors, ema.safetensors, optimizer.pt, scaler.pt (fp16), best.pt, progress.json, manifest.json
 
 It holds no random states and no data position, because there are none: the order is a function of (seed, epoch) and all
 chance of a step one of (seed, step), so the step says it all (`data.epoch_order`, `diffusion.draw_training`).
@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from cond_ddpm.files import NotWritten, remove, replacing, step_of
+
 _MANIFEST = "manifest.json"
+_NEEDED = {"unet.safetensors", "optimizer.pt", "progress.json"}
 
 
 @dataclasses.dataclass
@@ -44,52 +46,57 @@ def save_checkpoint(
         tensors: file stem -> named tensors, saved as safetensors.
         states: file stem -> nested dicts of tensors and numbers, saved by torch.save.
         progress: where the run is; N is its step.
-        settings: the run's config, compared at resuming.
+        settings: what the run was made with, its config and its data; compared at resuming.
 
     Raises:
         OSError: the disk is full or cannot be written; earlier checkpoints are as they were.
     """
     folder = run / f"checkpoint-{progress.step}"
-    partial = run / f"{folder.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
-        for stem, named in tensors.items():
-            save_file({name: tensor.contiguous() for name, tensor in named.items()}, partial / f"{stem}.safetensors")
-        for stem, state in states.items():
-            torch.save(state, partial / f"{stem}.pt")
-        record = {"progress": dataclasses.asdict(progress), "settings": settings}
-        (partial / "progress.json").write_text(json.dumps(record))
-        manifest = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
-        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2))
-        for path in (*partial.iterdir(), partial):
-            _flush(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with replacing(folder) as partial:
+            partial.mkdir()
+            for stem, named in tensors.items():
+                save_file({name: tensor.contiguous() for name, tensor in named.items()}, partial / f"{stem}.safetensors")
+            for stem, state in states.items():
+                torch.save(state, partial / f"{stem}.pt")
+            record = {"progress": dataclasses.asdict(progress), "settings": settings}
+            (partial / "progress.json").write_text(json.dumps(record))
+            manifest = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
+            (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2))
+            for path in (*partial.iterdir(), partial):
+                _flush(path)
         _flush(run)
-    except Exception as error:  # safetensors and torch.save raise their own types when the disk is full
-        shutil.rmtree(partial, ignore_errors=True)
-        last = next(iter(checkpoints(run)), None)
-        good = f"the last good one is {last}" if last else "there is no earlier one"
-        raise OSError(f"{folder}: the checkpoint could not be written ({error}); {good}; free space and resume.") from error
+    except NotWritten as error:
+        raise OSError(f"{error}; {what_is_good(run)}") from error
     return folder
+
+
+def what_is_good(run: Path) -> str:
+    """The end of an error's line, when something could not be written: what is left, and what to do."""
+    last = next((folder for folder in checkpoints(run) if fault(folder) is None), None)
+    if last is None:
+        return "there is no earlier checkpoint; free space and start again."
+    return f"the last good one is {last}; free space and resume, by --resume_from_checkpoint latest."
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The run's checkpoint folders, newest first, whether good or not."""
-    found = [path for path in run.glob("checkpoint-*") if path.name.partition("-")[2].isdecimal()]
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+    found = [path for path in run.glob("checkpoint-*") if step_of(path, "") is not None]
+    return sorted(found, key=lambda path: step_of(path, ""), reverse=True)
 
 
 def fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None if each file is what its manifest says."""
+    """What is wrong with a checkpoint folder; None if all that is needed is there, as its manifest says, and readable."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
+        for name in sorted(_NEEDED - set(manifest)):
+            return f"{name} is not in the manifest"
         for name, checksum in manifest.items():
             if _checksum(folder / name) != checksum:
                 return f"{name} is not what the manifest says"
-    except (OSError, ValueError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
+        load_checkpoint(folder)
+    except Exception as error:  # whatever a reader makes of a file that something else wrote
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return None
 
 
@@ -122,18 +129,19 @@ def find_checkpoint(run: Path, which: str) -> Path | None:
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any], Progress, dict]:
-    """What `save_checkpoint` was given, read back on the CPU; no pickled code is executed."""
-    tensors = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
-    states = {path.stem: torch.load(path, map_location="cpu", weights_only=True) for path in folder.glob("*.pt")}
+    """What `save_checkpoint` was given, read back on the CPU: the manifest's files; no pickled code is executed."""
+    files = [folder / name for name in json.loads((folder / _MANIFEST).read_text())]
+    tensors = {path.stem: load_file(path) for path in files if path.suffix == ".safetensors"}
+    states = {path.stem: torch.load(path, map_location="cpu", weights_only=True) for path in files if path.suffix == ".pt"}
     record = json.loads((folder / "progress.json").read_text())
     return tensors, states, Progress(**record["progress"]), record["settings"]
 
 
 def prune_checkpoints(run: Path, keep: int | None, step: int) -> None:
     """Keep `keep`, that of `step`, just written and safe, and the newest before it; later ones (broken) do not count."""
-    earlier = [folder for folder in checkpoints(run) if int(folder.name.partition("-")[2]) <= step]
+    earlier = [folder for folder in checkpoints(run) if step_of(folder, "") <= step]
     for folder in earlier[keep:] if keep else ():
-        shutil.rmtree(folder)
+        remove(folder)
 
 
 def _checksum(path: Path) -> str:

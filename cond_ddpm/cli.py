@@ -7,6 +7,7 @@ import argparse
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable
 
@@ -70,18 +71,25 @@ def _ema(arguments: list[str]) -> None:
     parser.add_argument("--run", type=pathlib.Path, required=True, help="folder of a run, with its ema/ and pipeline/")
     parser.add_argument("--std", type=float, required=True, help="relative width, a share of the run: 0.02 to 0.25")
     parser.add_argument("--step", type=int, help="where the average ends, one of the snapshots (default: the last)")
-    parser.add_argument("--output", type=pathlib.Path, help="pipeline folder to write (default: RUN/pipeline-ema-STD)")
+    parser.add_argument(
+        "--output", type=pathlib.Path, help="new folder (default: RUN/pipeline-ema-STD, or -STD-step-N; written anew)"
+    )
     given = parser.parse_args(arguments)
 
-    from cond_ddpm import CondDDPMPipeline
     from cond_ddpm.ema import combine_snapshots
+    from cond_ddpm.train import save_pipeline
 
+    default = given.run / (f"pipeline-ema-{given.std}" + ("" if given.step is None else f"-step-{given.step}"))
+    output = given.output or default
+    taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    if taken and output.resolve() != default.resolve():
+        what = "is the run's own pipeline" if output.resolve() == (given.run / "pipeline").resolve() else "has other files"
+        raise ValueError(f"output: expected a new or empty folder, got {output}, which {what}; give another.")
     weights, rest = combine_snapshots(given.run / "ema", given.std, given.step)
-    pipeline = CondDDPMPipeline.from_pretrained(given.run / "pipeline")
+    pipeline = _from_pretrained(str(given.run / "pipeline"))
     pipeline.unet.load_state_dict(weights)
     pipeline.companions = {}  # those are of other weights
-    output = given.output or given.run / f"pipeline-ema-{given.std:g}"
-    pipeline.save_pretrained(output)
+    save_pipeline(pipeline, output)
     print(f"{output}: averaged with relative width {given.std:g}; the snapshots miss {rest:.1%} of that profile")
 
 
@@ -456,6 +464,11 @@ def guarded(function: Callable, *arguments) -> int:
         # Line by line: what others have named may hold what a terminal obeys.
         print("error: " + "\n".join(map(shown, str(error).split("\n"))), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before training has begun, which would finish its step; or a second one
+        if os.environ.get("COND_DDPM_TRACEBACK") == "1":
+            raise
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -53,8 +53,8 @@ class TrainConfig:
         mixed_precision: autocast type; if not given, what `accelerate launch` says.
         compile: torch.compile the UNet; slow to start, then faster.
         channels_last: memory format of the convolutions: faster with compile, slower without it on CPUs (GroupNorm).
-        num_cpu_threads: threads of each process on the CPU; if not given, the usable cores divided by the processes here
-            (`accelerate launch` alone would leave all cores but one idle).
+        num_cpu_threads: threads of each process on the CPU; if not given, OMP_NUM_THREADS; if nobody set that, the usable
+            cores divided by the processes here (`accelerate launch` and torchrun set 1, which is not taken for a wish).
         use_ema: keep a moving average of the weights, which is validated, sampled and saved.
         ema_std: relative width of that average's power-function profile, a share of the run so far (EDM2).
         num_ema_snapshots: how many times to keep two averages, for `cond-ddpm ema` to make others of; 0 for never.
@@ -189,7 +189,7 @@ _RANGES = {
     "adam_beta2": (0, 1),
     "weight_decay": (0, _INF),
     "max_grad_norm": (0, _INF),
-    "num_cpu_threads": (1, _INF),
+    "num_cpu_threads": (1, 1024),
     "gradient_accumulation_steps": (1, _INF),
     "lr_decay_share": (0, 1),
     "max_train_minutes": (0, _INF),

@@ -1,6 +1,6 @@
 """Moving averages of the weights whose horizon grows with the run, and any other horizon afterwards (Karras 2023, EDM2).
 
-May import: nothing of ours. `train.py` updates the averages and keeps snapshots; `cond-ddpm ema` combines them into the
+May import: `files`. `train.py` updates the averages and keeps snapshots; `cond-ddpm ema` combines them into the
 average of another horizon without training.
 
 An average with power-function profile of exponent gamma weighs the weights of step tau in [0, t] by
@@ -9,12 +9,13 @@ whose relative width is a fixed share `std` of t: it forgets the start by itself
 """
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from cond_ddpm.files import replacing, step_of
 
 
 def std_to_gamma(std: float) -> float:
@@ -46,7 +47,11 @@ class PowerEMA:
 
 
 def save_snapshot(ema: PowerEMA, names: Iterable[str], folder: Path, step: int) -> None:
-    """Keep the averages of this step in half precision, as `step-N.safetensors`."""
+    """Keep the averages of this step in half precision, as `step-N.safetensors`.
+
+    Raises:
+        OSError: it could not be written; no part of it is left.
+    """
     from safetensors.torch import save_file
 
     names = list(names)
@@ -56,9 +61,8 @@ def save_snapshot(ema: PowerEMA, names: Iterable[str], folder: Path, step: int) 
         for name, tensor in zip(names, average, strict=True)
     }
     folder.mkdir(exist_ok=True)
-    partial = folder / f"step-{step:08d}.partial"
-    save_file(tensors, partial, metadata={"step": str(step), "stds": json.dumps(list(ema.gammas))})
-    os.replace(partial, partial.with_suffix(".safetensors"))
+    with replacing(folder / f"step-{step:08d}.safetensors") as partial:
+        save_file(tensors, partial, metadata={"step": str(step), "stds": json.dumps(list(ema.gammas))})
 
 
 def snapshot_steps(folder: Path) -> list[int]:
@@ -67,7 +71,8 @@ def snapshot_steps(folder: Path) -> list[int]:
     Raises:
         ValueError: there are none.
     """
-    steps = sorted(int(path.stem.partition("-")[2]) for path in folder.glob("step-*.safetensors"))
+    found = (step_of(path, ".safetensors") for path in folder.glob("step-*.safetensors"))
+    steps = sorted(step for step in found if step is not None)
     if not steps:
         raise ValueError(f"{folder}: expected step-N.safetensors, found none; train with --num_ema_snapshots 20 or so.")
     return steps
@@ -85,16 +90,14 @@ def combine_snapshots(folder: Path, std: float, step: int | None = None) -> tupl
         The weights, float32, and the share of the wanted profile that the snapshots cannot express (0 is exact).
 
     Raises:
-        ValueError: no snapshots, a step that has none, a std out of range.
+        ValueError: no snapshots, a step that has none, a std out of range, a snapshot that cannot be read.
     """
-    from safetensors import safe_open
-
     files = {step: folder / f"step-{step:08d}.safetensors" for step in snapshot_steps(folder)}
-    last = step or max(files)
+    last = max(files) if step is None else step
     if last not in files:
         raise ValueError(f"step: expected one of the snapshots {', '.join(map(str, files))}, got {last}.")
-    opened = {t: safe_open(path, "pt") for t, path in files.items() if t <= last}
-    basis = [(t, s, std_to_gamma(s)) for t, file in opened.items() for s in json.loads(file.metadata()["stds"])]
+    opened = {t: _open(path) for t, path in files.items() if t <= last}
+    basis = [(t, s, std_to_gamma(s)) for t, (_, stds) in opened.items() for s in stds]
     gamma = std_to_gamma(std)
 
     products = np.array([[_inner_product(ta, ga, tb, gb) for tb, _, gb in basis] for ta, _, ga in basis])
@@ -106,12 +109,27 @@ def combine_snapshots(folder: Path, std: float, step: int | None = None) -> tupl
 
     weights = {}
     for (t, s, _), share in zip(basis, shares):
-        for name in opened[t].keys():  # noqa: SIM118  (safe_open is no dict)
+        file, _ = opened[t]
+        for name in file.keys():  # noqa: SIM118  (safe_open is no dict)
             if name.startswith(f"{s}/"):
-                part = opened[t].get_tensor(name).float() * float(share)
+                part = file.get_tensor(name).float() * float(share)
                 key = name.partition("/")[2]
                 weights[key] = part if key not in weights else weights[key] + part
     return weights, float(np.sqrt(max(rest, 0) / wanted))
+
+
+def _open(path: Path) -> tuple["safetensors.safe_open", list[float]]:  # noqa: F821
+    """A snapshot, and the relative widths of the averages in it."""
+    import safetensors
+
+    try:
+        file = safetensors.safe_open(path, "pt")
+        return file, [float(std) for std in json.loads(file.metadata()["stds"])]
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise ValueError(
+            f"{path}: expected a snapshot of the run's averages, got a file that cannot be read ({error}); move it away, and"
+            " the others are enough."
+        ) from None
 
 
 def _inner_product(ta: int, ga: float, tb: int, gb: float) -> float:

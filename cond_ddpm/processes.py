@@ -7,11 +7,14 @@ import datetime
 import os
 import signal
 import time
+from collections.abc import Callable
+from typing import Any
 
 import psutil
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 
 from cond_ddpm.config import TrainConfig
 
@@ -79,13 +82,41 @@ def _check_launch(processes: int) -> None:
 
 
 def _set_threads(device: torch.device, asked_for: int | None) -> None:
-    """accelerate launch and torchrun set OMP_NUM_THREADS=1 where nobody asked for a number."""
+    """As many as asked for, by the setting or by OMP_NUM_THREADS; else the usable cores, shared by the processes here."""
     if device.type != "cpu":
         return
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = min(usable, psutil.cpu_count(logical=False) or usable)
+    physical = psutil.cpu_count(logical=False) or usable
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    torch.set_num_threads(asked_for or max(1, cores // here))
+    # Where nobody asked for a number, torchrun sets 1, and accelerate 1 or the machine's cores over its processes: under
+    # them these numbers may be nobody's wish, and a user who does wish for one of them gives --num_cpu_threads.
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    launched = "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+    if not given.isdecimal() or int(given) == 0 or (launched and int(given) in (1, physical // here)):
+        given = max(1, min(usable, physical) // here)
+    torch.set_num_threads(asked_for or int(given))
+
+
+def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
+    """What `function` returns, called on the main process alone. Where it fails, no process goes on, or waits for others.
+
+    Raises:
+        Exception: on the main process, what `function` raised.
+        SystemExit: 1, on the others; the main process says why.
+    """
+    result = error = None
+    if accelerator.is_main_process:
+        try:
+            result = function()
+        except Exception as raised:
+            error = raised
+    if accelerator.num_processes > 1:
+        result, failed = broadcast_object_list([result, error is not None])
+        if failed and error is None:
+            raise SystemExit(1)
+    if error is not None:
+        raise error
+    return result
 
 
 class Stopping:

@@ -1,6 +1,6 @@
 """Training: one linear function that reads top to bottom.
 
-May import: `config, data, diffusion, sampling, checkpoint, visualize, ema, muon, processes, hub`, the models and the pipeline;
+May import: `config, data, diffusion, sampling, checkpoint, visualize, ema, files, muon, processes, hub`, models, pipelines;
 only the script, the command line and tests import this file. Next on the data's way: the folder `pipeline/`, which all else
 reads.
 """
@@ -9,6 +9,7 @@ import contextlib
 import copy
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import platform
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -25,19 +27,30 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 import cond_ddpm
 from cond_ddpm import hub
-from cond_ddpm.checkpoint import Progress, checkpoints, find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from cond_ddpm.checkpoint import (
+    Progress,
+    checkpoints,
+    find_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    what_is_good,
+)
 from cond_ddpm.config import TrainConfig, checked_arguments
-from cond_ddpm.data import LabelledImages, epoch_order, hold_out, load_images, make_batch, public_name
+from cond_ddpm.data import LabelledImages, data_fingerprint, epoch_order, hold_out, load_images, make_batch, public_name
 from cond_ddpm.diffusion import diffusion_losses, draw_training, draw_validation, make_noise_scheduler
 from cond_ddpm.ema import PowerEMA, save_snapshot
+from cond_ddpm.files import LOCK, NotWritten, append, beside, held, is_full, remove, step_of, write
 from cond_ddpm.models import MODELS, forward_flop
 from cond_ddpm.muon import Muon
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS, DEFAULT_SAMPLER, CondDDPMPipeline
-from cond_ddpm.processes import Stopping, make_accelerator
+from cond_ddpm.processes import Stopping, make_accelerator, on_main
 from cond_ddpm.sampling import generate
 from cond_ddpm.visualize import class_grid, loss_curve
 
@@ -55,25 +68,48 @@ def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -
         The run's folder: `config.json`, `metrics.csv` (a row an epoch), `metrics.jsonl` (a row a step), `loss.png`,
         `samples/epoch_NNNN.png`, `checkpoint-N/` for resuming, `ema/`, `logs/`, and `pipeline/`, the weights of the epoch
         with the least validation loss (their moving average, unless `use_ema` is off), with a card, ready to be published.
+        Where a run went back to an earlier checkpoint, `abandoned-STEP-N/` has what it had written after it.
 
     Raises:
-        ValueError: settings that do not fit the data, the network, the checkpoint or the number of processes.
+        ValueError: settings that do not fit the data, the network, the checkpoint or the number of processes; data other
+            than the checkpoint's; a folder that another run is in.
         OSError: a data set that is not there, an output folder that cannot be written, a full disk; with `push_to_hub`, a
             Hub that cannot be reached or refuses.
         FloatingPointError: a loss that is not finite.
         SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with a checkpoint of the last step.
     """
-    # 1. The processes and the run's folder
-    accelerator = make_accelerator(config)
+    accelerator, run = make_accelerator(config), Path(config.output_dir)
+    with contextlib.ExitStack() as lock:
+        on_main(accelerator, lambda: _hold(run, lock))
+        try:
+            return _train(config, accelerator, run, on_epoch)
+        except OSError as error:
+            if not isinstance(error, NotWritten) and not is_full(error):
+                raise
+            said = (
+                error if isinstance(error, NotWritten) else f"{error.filename or run}: could not be written: {error.strerror}"
+            )
+            raise OSError(f"{said}; {what_is_good(run)}") from error
+
+
+def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch: Callable[[dict], None] | None) -> Path:
+    # 1. The run's folder
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
-    run, is_main = Path(config.output_dir), accelerator.is_main_process
-    checkpoint = find_checkpoint(run, config.resume_from_checkpoint) if config.resume_from_checkpoint else None
-    goes_on = checkpoint is not None and checkpoint.resolve().parent == run.resolve()
-    if is_main and not goes_on:
-        _check_run_folder(run, config)  # now, before the work; it is emptied when all else is known to fit
-    if is_main and config.push_to_hub:
-        hub.check_name(config.hub_model_id)
-        hub.check_access()  # now, and not after hours of work
+    is_main = accelerator.is_main_process
+
+    def look() -> tuple[Path | None, bool]:
+        """The checkpoint, and whether it is this run's; now, before the work. What is there stays until all else fits."""
+        which = config.resume_from_checkpoint
+        checkpoint = find_checkpoint(run, which) if which else None
+        goes_on = checkpoint is not None and checkpoint.resolve().parent == run.resolve()
+        if not goes_on:
+            _check_run_folder(run, config)
+        if config.push_to_hub:
+            hub.check_name(config.hub_model_id)
+            hub.check_access()
+        return checkpoint, goes_on
+
+    checkpoint, goes_on = on_main(accelerator, look)
 
     # 2. Data: decoded once, by the main process
     with accelerator.main_process_first():
@@ -81,6 +117,11 @@ def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -
     train_indices, val_indices = hold_out(data, config.num_validation_images)
     if len(train_indices) < config.batch_size:
         raise ValueError(f"batch_size: expected at most the {len(train_indices)} training images, got {config.batch_size}.")
+    made_with = {
+        **dataclasses.asdict(config),
+        "mixed_precision": accelerator.mixed_precision,  # also what `accelerate launch` chose
+        "data": {"class_names": data.class_names, "num_images": len(data), "fingerprint": data_fingerprint(data)},
+    }
     random_flip = data.flippable if config.random_flip is None else config.random_flip
     image_shape, num_classes = data.images.shape[1:], len(data.class_names)
 
@@ -105,21 +146,48 @@ def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -
 
     # 4. How long, and how far it is already
     steps_per_epoch = len(train_indices) // config.batch_size  # the last images of an epoch's order wait for another
-    total_steps = config.max_train_steps or (sys.maxsize if config.max_train_minutes else config.num_epochs * steps_per_epoch)
-    budget_seconds = (config.max_train_minutes or math.inf) * 60
-    progress = Progress()
+    budget_seconds = math.inf if config.max_train_minutes is None else config.max_train_minutes * 60
+    total_steps = config.max_train_steps
+    if total_steps is None:
+        total_steps = config.num_epochs * steps_per_epoch if budget_seconds == math.inf else sys.maxsize
+    progress, best = Progress(), None  # best: the weights in pipeline/, and its results.json
     if checkpoint is not None:
-        progress = _resume(checkpoint, config, raw_unet, ema, optimizer, accelerator)
-    if is_main:
-        if not goes_on:
+        progress, best = _resume(checkpoint, config, made_with, raw_unet, ema, optimizer, accelerator)
+    over = _finished(config, progress, total_steps, budget_seconds)
+
+    def prepare() -> float:
+        """The folder as it was at the checkpoint, or empty; the best loss of what is in pipeline/."""
+        published = best is not None or (goes_on and 0 < _published_step(run) <= progress.step)
+        if over and not published:
+            raise ValueError(
+                f"max_train_steps: expected more than the {progress.step} steps that are done, for no weights have been"
+                f" validated yet, got an end after {_end(config, total_steps)}; train longer."
+            )
+        if goes_on:
+            _set_aside(run, progress, best)
+        else:
             _empty_run_folder(run)
         _write_config(run, config, accelerator, raw_unet, random_flip, data)
+        if best is not None and not _holds(run / "pipeline", best):
+            averaged_unet.load_state_dict(best["weights"])
+            pipeline.companions = {"results.json": best["results"].encode()}
+            save_pipeline(pipeline, run / "pipeline")
         (run / "samples").mkdir(exist_ok=True)
-        _keep_lines_until(run / "metrics.jsonl", progress.step)
-    accelerator.wait_for_everyone()
+        rows = [row for row in _read_lines(run / "metrics.jsonl") if row["step"] <= progress.step]
+        write(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        if progress.metrics:
+            _write_metrics(run, progress.metrics)
+        return progress.best_loss if published else math.inf  # a loss without its weights, of old checkpoints, is no measure
+
+    progress.best_loss = on_main(accelerator, prepare)
+    if over and is_main:
+        print(f"{progress.step} steps are done, and the end is after {_end(config, total_steps)}: nothing is to be done")
     if config.report_to != "none":
         project = "logs" if config.report_to == "tensorboard" else "cond_ddpm"
-        accelerator.init_trackers(project, {name: str(value) for name, value in dataclasses.asdict(config).items()})
+        settings = {name: str(value) for name, value in dataclasses.asdict(config).items()}
+        # TensorBoard shows no events of steps that will be done again.
+        purge = {"tensorboard": {"purge_step": progress.step + 1}} if checkpoint is not None else {}
+        accelerator.init_trackers(project, settings, init_kwargs=purge)
     val_draw = draw_validation(len(val_indices), config.num_train_timesteps, image_shape)
     logging_steps = config.logging_steps or (1 if device.type == "cpu" else 10)
 
@@ -216,28 +284,34 @@ def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -
                 if ema is not None:
                     _copy(ema.averages[config.ema_std], averaged_unet.parameters())
                     row["val_loss"] = validate()
-                progress.epoch_losses = []
-                progress.metrics.append(row)
+                if progress.step % steps_per_epoch == 0:
+                    progress.epoch_losses = []
+                # A run that ended within this epoch, and goes on, has a row of it already.
+                known = bool(progress.metrics) and progress.metrics[-1]["epoch"] == epoch
+                progress.metrics[len(progress.metrics) - known :] = [row]
                 better = row["val_loss"] < progress.best_loss
                 progress.best_loss = min(progress.best_loss, row["val_loss"])
-                progress.epochs_since_best = 0 if better else progress.epochs_since_best + 1
+                progress.epochs_since_best = 0 if better else progress.epochs_since_best + (not known)
                 last = _finished(config, progress, total_steps, budget_seconds)
                 if is_main and better:
                     with accelerator.autocast():
                         record = _training_record(config, accelerator, averaged_unet, random_flip, data, progress, row)
-                    pipeline.companions = {"results.json": (json.dumps({"training": record}, indent=2) + "\n").encode()}
-                    _save_pipeline(pipeline, run / "pipeline")
+                    results = json.dumps({"training": record}, indent=2) + "\n"
+                    pipeline.companions = {"results.json": results.encode()}
+                    save_pipeline(pipeline, run / "pipeline")
+                    weights = {name: tensor.cpu().clone() for name, tensor in averaged_unet.state_dict().items()}
+                    best = {"weights": weights, "results": results}
                 images = None
                 if config.save_images_epochs and (last or epoch % config.save_images_epochs == 0):
                     images = _preview_images(accelerator, pipeline, config, num_classes)
                 accelerator.log({name: row[name] for name in ("train_loss", "val_loss", "val_loss_raw")}, progress.step)
                 if is_main:
                     if images is not None:
-                        class_grid(images, data.class_names, run / "samples" / f"epoch_{epoch:04d}.png", f"epoch {epoch}")
+                        picture = io.BytesIO()
+                        class_grid(images, data.class_names, picture, f"epoch {epoch}")
+                        write(run / "samples" / f"epoch_{epoch:04d}.png", picture.getvalue())
                         _log_images(accelerator, images, progress.step)
-                    if images is not None or last:
-                        loss_curve({"run": progress.metrics}, run / "loss.png")
-                    _write_csv(run / "metrics.csv", progress.metrics)
+                    _write_metrics(run, progress.metrics, picture=images is not None or last)
                     _append_lines(run / "metrics.jsonl", [row])
                     bar.write(
                         f"epoch {epoch}  step {progress.step}  train loss {row['train_loss']:.5f}"
@@ -254,7 +328,7 @@ def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -
 
             # 9. Checkpoint; and stop, if asked to
             if (save or (last and config.checkpointing_steps)) and is_main:
-                _save_checkpoint(run, config, raw_unet, names, ema, optimizer, accelerator, progress)
+                _save_checkpoint(run, made_with, raw_unet, names, ema, optimizer, accelerator, progress, best)
                 prune_checkpoints(run, config.checkpoints_total_limit, progress.step)
             if signal and not last:
                 accelerator.wait_for_everyone()
@@ -473,7 +547,7 @@ def _copy(source, target) -> None:
         to.copy_(from_)
 
 
-def _save_checkpoint(run, config, unet, names, ema, optimizer, accelerator, progress) -> None:
+def _save_checkpoint(run, made_with, unet, names, ema, optimizer, accelerator, progress, best) -> None:
     tensors = {"unet": unet.state_dict()}
     if ema is not None:
         tensors["ema"] = {
@@ -482,22 +556,40 @@ def _save_checkpoint(run, config, unet, names, ema, optimizer, accelerator, prog
     states = {"optimizer": optimizer.state_dict()}
     if accelerator.scaler is not None:
         states["scaler"] = accelerator.scaler.state_dict()
-    save_checkpoint(run, tensors, states, progress, dataclasses.asdict(config))
+    if best is not None:
+        states["best"] = best
+    save_checkpoint(run, tensors, states, progress, made_with)
 
 
-def _resume(checkpoint: Path, config, unet, ema, optimizer, accelerator) -> Progress:
+def _resume(checkpoint: Path, config, made_with, unet, ema, optimizer, accelerator) -> tuple[Progress, dict | None]:
     """Put a checkpoint's state into the network, its averages and the optimizer.
 
+    Returns:
+        Where the run is, and the best epoch's weights and results.json, if there are any yet.
+
     Raises:
-        ValueError: the checkpoint was made with other settings, which would make the run neither this nor that.
+        ValueError: the checkpoint was made with other data or settings, which would make the run neither this nor that.
     """
     tensors, states, progress, settings = load_checkpoint(checkpoint)
-    now = json.loads(json.dumps(dataclasses.asdict(config)))
+    now = json.loads(json.dumps(made_with))
+    if settings["mixed_precision"] is None:  # of a checkpoint that did not know what `accelerate launch` chose
+        now["mixed_precision"] = config.mixed_precision
+    data, data_now = settings.pop("data", None), now.pop("data")
     changed = {name for name in now.keys() | settings.keys() if now.get(name) != settings.get(name)}
     changed = sorted(changed - config.MAY_CHANGE_AT_RESUME)
     if changed:
         differences = ", ".join(f"{name} {settings.get(name)} -> {now.get(name)}" for name in changed)
         raise ValueError(f"{checkpoint}: expected the settings it was made with, got {differences}; change them back.")
+    if data is None and accelerator.is_main_process:
+        warnings.warn(
+            f"{checkpoint} is of an older version and does not tell its data: that they are the same is not checked.",
+            stacklevel=2,
+        )
+    if data is not None and data != data_now:
+        raise ValueError(
+            f"{checkpoint}: expected the data it was made with, got {_data_difference(data, data_now)}; bring them back, or"
+            " start again in another --output_dir."
+        )
     unet.load_state_dict(tensors["unet"])
     if ema is not None:
         for std, average in ema.averages.items():
@@ -505,31 +597,70 @@ def _resume(checkpoint: Path, config, unet, ema, optimizer, accelerator) -> Prog
     optimizer.load_state_dict(states["optimizer"])
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(states["scaler"])
-    return progress
+    return progress, states.get("best")
+
+
+def _data_difference(before: dict, now: dict) -> str:
+    names, names_now = before["class_names"], now["class_names"]
+    if len(names) != len(names_now):
+        return f"other class names ({len(names)} -> {len(names_now)} classes)"
+    for label, (name, name_now) in enumerate(zip(names, names_now)):
+        if name != name_now:
+            return f"other class names (label {label}: {name!r} -> {name_now!r})"
+    if before["num_images"] != now["num_images"]:
+        return f"another number of images ({before['num_images']} -> {now['num_images']})"
+    return "other contents (as many images of the same classes, but other pixels, labels or another order)"
+
+
+def _end(config: TrainConfig, total_steps: int) -> str:
+    minutes, epochs = config.max_train_minutes, config.patience
+    ends = [f"{total_steps} steps"] if total_steps < sys.maxsize else []
+    ends += [f"{minutes:g} minutes"] if minutes is not None else []
+    ends += [f"{epochs} epochs without a better one"] if epochs is not None else []
+    return " or ".join(ends)
 
 
 _OF_A_RUN = ("config.yaml", "metrics.csv", "metrics.jsonl", "loss.png", "samples", "pipeline", "ema", "logs")
 
 
-def _check_run_folder(run: Path, config: TrainConfig) -> None:
-    """Raise unless the folder can be written and is empty, a run's that may be replaced, or one to be started again."""
+def _hold(run: Path, stack: contextlib.ExitStack) -> None:
+    """Make the folder, and hold it until the stack is left.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: it is of something else, and gets no lock; or another run is in it.
+    """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        (run / ".writable").touch()
-        (run / ".writable").unlink()
+        if not _is_empty(run):
+            _settings_of(run)
+        stack.enter_context(held(run, "output_dir"))
     except OSError as error:
         raise OSError(
-            f"output_dir: expected a folder that can be written, got {run} ({error.strerror}); give another --output_dir."
+            f"output_dir: expected a folder that can be written, got {run} ({error.strerror or error}); give another"
+            " --output_dir."
         ) from None
-    if not any(run.iterdir()):
-        return
+
+
+def _is_empty(run: Path) -> bool:
+    return all(path.name.startswith(LOCK) for path in run.iterdir())
+
+
+def _settings_of(run: Path) -> dict:
     try:
-        before = json.loads((run / "config.json").read_text())["config"]
+        return dict(json.loads((run / "config.json").read_text())["config"])
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
             f"output_dir: expected an empty folder or one of a run, got {run}, which has other files; give another"
             " --output_dir."
         ) from None
+
+
+def _check_run_folder(run: Path, config: TrainConfig) -> None:
+    """Raise unless the folder is empty, a run's that may be replaced, or one to be started again."""
+    if _is_empty(run):
+        return
+    before = _settings_of(run)
     # A run killed before its first checkpoint starts again; one whose checkpoints are broken or not wanted is not touched.
     unstarted = config.resume_from_checkpoint == "latest" and before.get("checkpointing_steps") and not checkpoints(run)
     if not config.overwrite_output_dir and not unstarted:
@@ -542,13 +673,68 @@ def _check_run_folder(run: Path, config: TrainConfig) -> None:
 
 def _empty_run_folder(run: Path) -> None:
     """Remove what runs write, and nothing else."""
-    partial = run.glob("pipeline*.partial")
     # config.json is the last to go and the first to come: a kill in between leaves what is still known as a run's.
-    for path in (*(run / name for name in _OF_A_RUN), *run.glob("checkpoint-*"), *partial, run / "config.json"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    names = [*(run / name for name in _OF_A_RUN), *run.glob("checkpoint-*"), *run.glob("abandoned-*"), run / "config.json"]
+    for path in (*_partial(run), *names):
+        remove(path)
+
+
+def _partial(run: Path) -> list[Path]:
+    """What a killed run had begun to write."""
+    names = ("config.json", *_OF_A_RUN)
+    found = [run / f"{name}.partial" for name in names]
+    return [*found, *(path for folder in ("checkpoint-*", "ema/*", "samples/*") for path in run.glob(f"{folder}.partial"))]
+
+
+def _set_aside(run: Path, progress: Progress, best: dict | None) -> None:
+    """Move what the run wrote after the checkpoint that it goes back to into abandoned-STEP-N, as if it had never been.
+
+    Lines of metrics.jsonl alone, which each kill leaves, are not kept: those steps will be done again.
+    """
+    for path in _partial(run):
+        remove(path)
+    # The newest checkpoint is the first to go: a kill in between leaves a run that "latest" finds further back, and the rest
+    # is moved then.
+    later = [path for path in checkpoints(run) if step_of(path, "") > progress.step]
+    later += [path for path in run.glob("ema/step-*") if (step_of(path, ".safetensors") or 0) > progress.step]
+    epoch = max((row["epoch"] for row in progress.metrics), default=0)
+    later += [path for path in run.glob("samples/epoch_*.png") if path.stem[6:].isdecimal() and int(path.stem[6:]) > epoch]
+    if any("val_loss" in row and row["step"] > progress.step for row in _read_lines(run / "metrics.jsonl")):
+        later += [path for path in (run / "metrics.csv", run / "loss.png") if path.exists()]
+    is_later = _published_step(run) > progress.step if best is None else not _holds(run / "pipeline", best)
+    if is_later and (run / "pipeline").exists():
+        later.append(run / "pipeline")
+    if not later:
+        return
+    number = 1
+    while (folder := run / f"abandoned-{progress.step}-{number}").exists():
+        number += 1
+    folder.mkdir()
+    if (run / "metrics.jsonl").exists():
+        shutil.copyfile(run / "metrics.jsonl", folder / "metrics.jsonl")
+    for path in later:
+        target = folder / path.relative_to(run)
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
+    print(f"the run goes back to step {progress.step}; what it had written after it is now in {folder}", file=sys.stderr)
+
+
+def _holds(folder: Path, best: dict) -> bool:
+    """Whether a pipeline folder has these weights."""
+    try:
+        weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    except (OSError, SafetensorError):
+        return False
+    wanted = best["weights"]
+    return weights.keys() == wanted.keys() and all(torch.equal(weights[name], wanted[name]) for name in wanted)
+
+
+def _published_step(run: Path) -> int:
+    """The step of the weights in pipeline/, by its results.json; 0 if that does not tell."""
+    try:
+        return int(json.loads((run / "pipeline" / "results.json").read_text())["training"]["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _versions() -> dict[str, str]:
@@ -599,48 +785,53 @@ def _write_config(run, config, accelerator, unet, random_flip, data) -> None:
         "command": sys.argv,
         "versions": _versions(),
     }
-    (run / "config.json").write_text(json.dumps(record, indent=2) + "\n")
-    (run / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(record["config"])), sort_keys=False))
+    write(run / "config.json", json.dumps(record, indent=2) + "\n")
+    write(run / "config.yaml", yaml.safe_dump(json.loads(json.dumps(record["config"])), sort_keys=False))
 
 
-def _save_pipeline(pipeline: CondDDPMPipeline, folder: Path) -> None:
+def save_pipeline(pipeline: CondDDPMPipeline, folder: Path) -> None:
     """Write beside, then replace file by file: of one run's epochs only the weights differ, so a kill leaves a whole one.
 
-    Results and pictures of an earlier epoch's weights go first.
+    Results and pictures of an earlier epoch's weights go first, and those of the new ones come last.
+
+    Raises:
+        OSError: it could not be written; no part of it is left.
     """
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    pipeline.save_pretrained(partial)
-    for name in COMPANIONS:
-        (folder / name).unlink(missing_ok=True)
-    for file in sorted(path for path in partial.rglob("*") if path.is_file()):
-        target = folder / file.relative_to(partial)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, target)
-    shutil.rmtree(partial)
+    with beside(folder) as partial:
+        pipeline.save_pretrained(partial)
+        for name in COMPANIONS:
+            (folder / name).unlink(missing_ok=True)
+        files = [path for path in partial.rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda path: (path.name in COMPANIONS, path)):
+            target = folder / file.relative_to(partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+        remove(partial)
 
 
-def _write_csv(path: Path, rows: list[dict]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+def _write_metrics(run: Path, rows: list[dict], picture: bool = True) -> None:
+    """metrics.csv, and the picture of its losses."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    write(run / "metrics.csv", file.getvalue())
+    if picture:
+        image = io.BytesIO()
+        loss_curve({"run": rows}, image)
+        write(run / "loss.png", image.getvalue())
 
 
 def _append_lines(path: Path, rows: list[dict]) -> None:
-    with path.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    append(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _keep_lines_until(path: Path, step: int) -> None:
-    """Drop the rows of steps that will be done again; the last line of a killed run may be half written."""
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
+def _read_lines(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl; a line that is none is left out, for a killed run may have half written its last."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             row = json.loads(line)
-            if row["step"] <= step:
-                kept.append(row)
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    _append_lines(partial, kept)
-    os.replace(partial, path)
+            if row["step"] >= 0:
+                rows.append(row)
+    return rows

@@ -559,7 +559,7 @@ def read_metrics(run: Path) -> list[dict]:
     return rows
 
 
-def loss_curve(runs: Mapping[str, Sequence[dict]], path: str | Path) -> None:
+def loss_curve(runs: Mapping[str, Sequence[dict]], path: str | Path | io.BytesIO) -> None:
     """Write a PNG of training and validation loss by epoch, of one run or several.
 
     Args:

@@ -5,6 +5,8 @@ import errno
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +14,15 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import NAMES, ROOT, TINY, shapes, write_parquet
 
 import cond_ddpm.checkpoint as checkpoint
 from cond_ddpm import CondDDPMPipeline
 from cond_ddpm.checkpoint import Progress, checkpoints, fault, find_checkpoint, load_checkpoint, save_checkpoint
 from cond_ddpm.config import TrainConfig
+from cond_ddpm.ema import snapshot_steps
 from cond_ddpm.train import train
+from cond_ddpm.visualize import read_metrics
 
 
 @pytest.fixture
@@ -232,6 +236,197 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     torch.save(Progress(), folder / "optimizer.pt")
     with pytest.raises(Exception, match=r"[Ww]eights.only"):
         load_checkpoint(folder)
+
+
+def _signed(folder):
+    """Write the manifest anew, so that what a test put into the checkpoint counts as its own."""
+    names = [path.name for path in folder.iterdir() if path.name != "manifest.json"]
+    (folder / "manifest.json").write_text(json.dumps({name: checkpoint._checksum(folder / name) for name in names}))
+
+
+@pytest.mark.hostile(22)
+@pytest.mark.parametrize("damage", ["{}", "null", "[]", "junk", "without unet", "progress"])
+def test_a_checkpoint_that_lacks_or_cannot_read_what_is_needed_is_skipped(tmp_path, damage):
+    good, broken = _some(tmp_path, 5), _some(tmp_path, 10)
+    if damage == "junk":
+        (broken / "optimizer.pt").write_bytes(b"junk")
+    elif damage == "without unet":
+        (broken / "unet.safetensors").unlink()
+    elif damage == "progress":
+        (broken / "progress.json").write_text("null")
+    _signed(broken)
+    if damage in ("{}", "null", "[]"):
+        (broken / "manifest.json").write_text(damage)
+    with pytest.warns(UserWarning, match="checkpoint-10 is broken and skipped"):
+        assert find_checkpoint(tmp_path, "latest") == good
+
+
+@pytest.mark.hostile(22)
+def test_a_file_that_is_not_the_checkpoints_is_not_read(tmp_path):
+    folder = _some(tmp_path)
+    (folder / "notes.pt").write_bytes(b"junk")
+    assert find_checkpoint(tmp_path, "latest") == folder
+    assert set(load_checkpoint(folder)[1]) == {"optimizer"}
+
+
+@pytest.fixture
+def short(config):
+    """A run of a few steps, for what is done before and after them."""
+    small = {"model": "simple", "unet": {**TINY, "block_out_channels": [8, 16]}}
+    return dataclasses.replace(config, **small, gradient_accumulation_steps=1, mixed_precision="no")
+
+
+@pytest.mark.hostile(3)
+def test_resuming_with_other_data_is_refused(short, tmp_path):
+    images, labels = shapes(96)
+    data = tmp_path / "data"
+    data.mkdir()
+    write_parquet(data, images, labels)
+    short = dataclasses.replace(short, dataset=str(data), max_train_steps=2, checkpointing_steps=1, lr_scheduler="constant")
+    train(short)
+    more = dataclasses.replace(short, max_train_steps=3, resume_from_checkpoint="latest")
+    for other, words in (
+        ((images, labels, ["circle", "cross", "square"]), "other class names (label 1: 'square' -> 'cross')"),
+        ((images, labels, [*NAMES, "star"]), "other class names (3 -> 4 classes)"),
+        ((*shapes(99), NAMES), "another number of images (96 -> 99)"),
+        ((255 - images, labels, NAMES), "other contents"),
+        ((images, labels[::-1], NAMES), "other contents"),
+    ):
+        write_parquet(data, *other)
+        with pytest.raises(ValueError, match="expected the data it was made with, got " + re.escape(words)):
+            train(more)
+    # A checkpoint of before, which did not tell.
+    folder = tmp_path / "run" / "checkpoint-2"
+    record = json.loads((folder / "progress.json").read_text())
+    del record["settings"]["data"]
+    (folder / "progress.json").write_text(json.dumps(record))
+    _signed(folder)
+    with pytest.warns(UserWarning, match="does not tell its data"):
+        train(more)
+
+
+@pytest.mark.hostile(3)
+def test_resuming_with_another_precision_by_the_launcher_is_refused(short, monkeypatch):
+    short = dataclasses.replace(short, max_train_steps=1, checkpointing_steps=1, mixed_precision=None)
+    train(short)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="expected the settings it was made with, got mixed_precision no -> bf16"):
+        train(dataclasses.replace(short, max_train_steps=2, resume_from_checkpoint="latest"))
+
+
+@pytest.mark.hostile(5)
+def test_going_back_leaves_the_run_as_if_the_later_steps_had_never_been(short, tmp_path, monkeypatch, capsys):
+    """... also where the first attempt was killed while it moved them."""
+    short = dataclasses.replace(
+        short,
+        lr_scheduler="constant",
+        save_images_epochs=1,
+        num_inference_steps=1,
+        num_images_per_class=1,
+        checkpointing_steps=5,
+        checkpoints_total_limit=None,
+        num_ema_snapshots=2,
+    )
+    whole = _state(train(dataclasses.replace(short, max_train_steps=10, output_dir=str(tmp_path / "whole"))))
+    run = train(dataclasses.replace(short, max_train_steps=15))
+    shutil.copytree(run / "checkpoint-15", run / "checkpoint-20")
+    (run / "checkpoint-20" / "manifest.json").unlink()  # a broken one is of the abandoned course too
+    original, moved = checkpoint.Path.rename, []
+
+    def killed(self, target):
+        moved.append(self)
+        if len(moved) == 3:
+            raise KeyboardInterrupt
+        return original(self, target)
+
+    back = dataclasses.replace(short, max_train_steps=10, resume_from_checkpoint="checkpoint-5")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.Path, "rename", killed)
+        train(back)
+    assert find_checkpoint(run, "latest").name == "checkpoint-10"
+    capsys.readouterr()
+    train(back)
+    assert "the run goes back to step 5; what it had written after it is now in" in capsys.readouterr().err
+    _assert_same(whole, _state(run))
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-10", "checkpoint-5"]
+    assert max(snapshot_steps(run / "ema")) == 10
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["epoch_0001.png", "epoch_0002.png"]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 11))
+    assert [row["step"] for row in read_metrics(run)] == [5, 10]
+    # Nothing is lost: the abandoned course lies aside, and can be gone on with in another folder.
+    aside = {path.relative_to(folder).as_posix() for folder in run.glob("abandoned-5-*") for path in folder.rglob("*")}
+    assert {"checkpoint-20", "checkpoint-15", "checkpoint-10", "ema/step-00000015.safetensors"} <= aside
+    assert {"samples/epoch_0003.png", "metrics.csv", "metrics.jsonl", "loss.png", "pipeline/model_index.json"} <= aside
+
+
+@pytest.mark.hostile(15)
+def test_resuming_elsewhere_brings_the_best_weights_along(short, tmp_path, monkeypatch):
+    losses = iter([9, 1.0, 9, 2.0])  # raw and averaged of epochs 1 and 2: the first remains the best
+    monkeypatch.setattr("cond_ddpm.train._validation_loss", lambda *_: next(losses))
+    first = train(dataclasses.replace(short, lr_scheduler="constant", max_train_steps=5, checkpointing_steps=5))
+    more = dataclasses.replace(short, lr_scheduler="constant", resume_from_checkpoint=str(first / "checkpoint-5"))
+    run = train(dataclasses.replace(more, max_train_steps=10, output_dir=str(tmp_path / "other")))
+    # ... also where nothing is left to do.
+    ended = train(dataclasses.replace(more, max_train_steps=5, output_dir=str(tmp_path / "ended")))
+    expected = CondDDPMPipeline.from_pretrained(first / "pipeline").unet.state_dict()
+    for folder in (run, ended):
+        found = CondDDPMPipeline.from_pretrained(folder / "pipeline").unet.state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert json.loads((folder / "pipeline" / "results.json").read_text())["training"]["step"] == 5
+        assert (folder / "pipeline" / "README.md").is_file() and (folder / "loss.png").is_file()
+
+
+@pytest.mark.hostile(15)
+def test_an_older_checkpoint_elsewhere_takes_the_next_epoch_for_the_best(short, tmp_path, monkeypatch):
+    losses = iter([9, 1.0, 9, 2.0])
+    monkeypatch.setattr("cond_ddpm.train._validation_loss", lambda *_: next(losses))
+    first = train(dataclasses.replace(short, lr_scheduler="constant", max_train_steps=5, checkpointing_steps=5))
+    (first / "checkpoint-5" / "best.pt").unlink(missing_ok=True)  # as it was before it was kept
+    _signed(first / "checkpoint-5")
+    other = dataclasses.replace(short, lr_scheduler="constant", max_train_steps=10, output_dir=str(tmp_path / "other"))
+    run = train(dataclasses.replace(other, resume_from_checkpoint=str(first / "checkpoint-5")))
+    assert json.loads((run / "pipeline" / "results.json").read_text())["training"]["step"] == 10
+
+
+@pytest.mark.hostile(17)
+def test_a_run_that_is_past_its_end_says_so(short, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        _stop_after(patch, 3)
+        train(short)
+    less = dataclasses.replace(short, resume_from_checkpoint="latest")
+    with pytest.raises(ValueError, match=r"max_train_steps: expected more than the 3 steps .* got an end after 2 steps"):
+        train(dataclasses.replace(less, max_train_steps=2))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        _stop_after(patch, 7)
+        train(less)
+    run = train(dataclasses.replace(less, max_train_steps=6))
+    assert "7 steps are done, and the end is after 6 steps" in capsys.readouterr().out
+    assert (run / "pipeline" / "loss.png").is_file() and len(read_metrics(run)) == 1
+    assert not list(run.glob("abandoned-*"))
+
+
+@pytest.mark.hostile(22)
+def test_lines_of_metrics_that_are_none_are_dropped_and_the_good_ones_kept(short):
+    short = dataclasses.replace(short, lr_scheduler="constant", max_train_steps=2, checkpointing_steps=1)
+    run = train(short)
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'null\n[1]\n3\n\xff\xfe\n{"step": null}\n{"loss": 1}\n{"step"')
+    train(dataclasses.replace(short, max_train_steps=3, resume_from_checkpoint="latest"))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]
+
+
+@pytest.mark.hostile(24)
+def test_an_epoch_has_one_row_though_the_run_ended_within_it_and_went_on(short, tmp_path):
+    short = dataclasses.replace(short, lr_scheduler="constant", checkpointing_steps=100)
+    train(dataclasses.replace(short, max_train_steps=7))
+    run = train(dataclasses.replace(short, max_train_steps=10, resume_from_checkpoint="latest"))
+    whole = train(dataclasses.replace(short, max_train_steps=10, output_dir=str(tmp_path / "whole")))
+    found, expected = read_metrics(run), read_metrics(whole)
+    for row in (*found, *expected):
+        del row["images_per_second"]
+    assert found == expected and [row["epoch"] for row in found] == [1, 2]
 
 
 def _launched(config):

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from cond_ddpm.cli import main
+from cond_ddpm.cli import guarded, main
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,17 @@ def test_a_file_after_flags_would_override_them_and_is_refused(tmp_path, capsys)
 
 @pytest.mark.hostile(20)
 def test_an_error_does_not_command_the_terminal(capsys):
-    from cond_ddpm.cli import guarded
-
     def fails():
         raise ValueError("class_labels: expected \x1b[2J, got x\nsecond line")
 
     assert guarded(fails) == 1
     assert capsys.readouterr().err == "error: class_labels: expected \\x1b[2J, got x\nsecond line\n"
+
+
+@pytest.mark.hostile(22)
+def test_ctrl_c_before_training_has_begun_is_one_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert guarded(interrupted) == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"

@@ -87,3 +87,22 @@ def test_snapshots_that_are_not_there(tmp_path):
     _run(tmp_path, [0.1], steps=40)
     with pytest.raises(ValueError, match="expected one of the snapshots 20, 40, got 30"):
         combine_snapshots(tmp_path, 0.1, step=30)
+
+
+@pytest.mark.hostile(22)
+@pytest.mark.parametrize("damage", [b"junk", b"", None])
+def test_a_snapshot_that_cannot_be_read_is_named(tmp_path, damage):
+    _run(tmp_path, [0.1], steps=40)
+    broken = tmp_path / "step-00000040.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-1] if damage is None else damage)
+    with pytest.raises(ValueError, match=r"step-00000040.safetensors: expected a snapshot .* move it away"):
+        combine_snapshots(tmp_path, 0.1)
+    broken.rename(tmp_path / "step-broken.safetensors")
+    combine_snapshots(tmp_path, 0.1)
+
+
+@pytest.mark.hostile(9)
+def test_step_0_is_not_the_last(tmp_path):
+    _run(tmp_path, [0.1], steps=40)
+    with pytest.raises(ValueError, match="expected one of the snapshots 20, 40, got 0"):
+        combine_snapshots(tmp_path, 0.1, step=0)

@@ -1,6 +1,11 @@
 import csv
 import dataclasses
+import errno
+import io
 import json
+import platform
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,10 +16,11 @@ from conftest import CIFAR10, NAMES, ROOT, TINY, needs_cifar10
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from cond_ddpm import CondDDPMPipeline
+from cond_ddpm import CondDDPMPipeline, files
 from cond_ddpm.cli import main, parse_train
 from cond_ddpm.config import TrainConfig
-from cond_ddpm.train import dry_run, lr_factor, train
+from cond_ddpm.files import held
+from cond_ddpm.train import dry_run, lr_factor, save_pipeline, train
 
 # DDPM's own objective and AdamW: in the few steps of a test, its loss falls more than it scatters.
 PLAIN = {"prediction_type": "epsilon", "min_snr_gamma": None, "optimizer": "adamw", "adam_beta2": 0.999, "weight_decay": 0.0}
@@ -90,7 +96,7 @@ def test_early_stopping_keeps_the_best_epoch(config, monkeypatch):
     """Validation losses 3, 2, 2, 2.5: epoch 2 is the best, and two epochs without better end the run."""
     losses, saved = iter([9, 3.0, 9, 2.0, 9, 2.0, 9, 2.5, 9, 1.0]), []  # of the raw weights, of the averaged ones, ...
     monkeypatch.setattr("cond_ddpm.train._validation_loss", lambda *_: next(losses))
-    monkeypatch.setattr("cond_ddpm.train._save_pipeline", lambda pipeline, folder: saved.append(folder))
+    monkeypatch.setattr("cond_ddpm.train.save_pipeline", lambda pipeline, folder: saved.append(folder))
     run = train(dataclasses.replace(config, num_epochs=9, patience=2))
     assert [row["val_loss"] for row in _metrics(run)] == [3, 2, 2, 2.5]
     assert len(saved) == 2
@@ -308,3 +314,187 @@ def test_speed_switches_follow_the_same_course(config, tmp_path, switch):
     run = train(dataclasses.replace(config, output_dir=str(tmp_path / switch), **{switch: True}))
     assert _metrics(run)[-1]["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-4)
     assert "conv_in.weight" in _weights(run) and list((run / "ema").iterdir()) and list(run.glob("checkpoint-*"))
+
+
+@pytest.mark.hostile(9)
+def test_ema_command_overwrites_no_other_weights(config, tmp_path, capsys):
+    config = dataclasses.replace(config, save_images_epochs=0, max_train_steps=5, num_ema_snapshots=5, report_to="none")
+    run = train(config)
+    ema = ["ema", "--run", str(run), "--std", "0.1"]
+    assert main(ema) == 0 and main([*ema, "--step", "3"]) == 0
+    last, third = _unet(run / "pipeline-ema-0.1"), _unet(run / "pipeline-ema-0.1-step-3")
+    assert not torch.equal(last["conv_in.weight"], third["conv_in.weight"])
+    assert main([*ema, "--step", "0"]) == 1
+    before = (run / "pipeline" / "README.md").read_bytes(), _weights(run)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    capsys.readouterr()
+    for output, words in ((run / "pipeline", "is the run's own pipeline"), (tmp_path / "mine", "has other files")):
+        assert main([*ema, "--output", str(output)]) == 1
+        assert f"expected a new or empty folder, got {output}, which {words}" in capsys.readouterr().err
+    assert (run / "pipeline" / "README.md").read_bytes() == before[0]
+    assert all(torch.equal(tensor, before[1][name]) for name, tensor in _weights(run).items())
+    # Results that were measured of the folder's earlier weights go with them.
+    (run / "pipeline-ema-0.1" / "results.json").write_text("{}")
+    assert main(ema) == 0 and not (run / "pipeline-ema-0.1" / "results.json").exists()
+
+
+@pytest.mark.hostile(13)
+def test_a_folder_that_another_run_is_in_is_refused_at_once(config):
+    """... and left as it is; once the other is gone, however it ended, its lock is in nobody's way."""
+    run = Path(config.output_dir)
+    (run / "pipeline").mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"config": dataclasses.asdict(config)}))
+    script = f"import pathlib, time, cond_ddpm.files as f\nwith f.held(pathlib.Path({str(run)!r}), 'it'):\n"
+    script += " print(1, flush=True)\n time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT) as other:
+        try:
+            assert other.stdout.readline() == b"1\n"
+            for flags in ({}, {"overwrite_output_dir": True}, {"resume_from_checkpoint": "latest"}):
+                words = rf"which process {other.pid} on {platform.node()} has held since 20\d\d-"
+                with pytest.raises(ValueError, match=f"output_dir: expected a folder that nobody else .*{words}"):
+                    train(dataclasses.replace(config, **flags))
+            assert (run / "pipeline").is_dir()
+        finally:
+            other.kill()
+    (run / "pipeline").rmdir()
+    (run / "config.json").unlink()  # what a lock leaves behind are no other files
+    assert train(dataclasses.replace(config, max_train_steps=1, save_images_epochs=0, report_to="none")) == run
+    with held(run, "output_dir"):
+        pass
+
+
+@pytest.mark.hostile(13)
+def test_a_second_run_started_while_the_first_decodes_its_data_is_refused(config, monkeypatch):
+    """... and does not end with a result that the first one then removes."""
+    import cond_ddpm.train as module
+
+    config = dataclasses.replace(config, max_train_steps=1, save_images_epochs=0, report_to="none")
+    original = module.load_training_images
+
+    def decode(config):
+        monkeypatch.setattr(module, "load_training_images", original)
+        with pytest.raises(ValueError, match="output_dir: expected a folder that nobody else writes to"):
+            train(config)
+        return original(config)
+
+    monkeypatch.setattr(module, "load_training_images", decode)
+    assert (train(config) / "pipeline").is_dir()
+
+
+@pytest.mark.hostile(13)
+def test_a_folder_of_something_else_gets_no_lock(config):
+    (Path(config.output_dir) / "mine").mkdir(parents=True)
+    with pytest.raises(ValueError, match="expected an empty folder or one of a run"):
+        train(config)
+    assert [path.name for path in Path(config.output_dir).iterdir()] == ["mine"]
+
+
+@pytest.mark.hostile(5)
+def test_tensorboard_shows_no_step_that_was_gone_back_from(config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = dataclasses.replace(config, save_images_epochs=0, checkpointing_steps=5, report_to="tensorboard")
+    train(dataclasses.replace(config, max_train_steps=10))
+    run = train(dataclasses.replace(config, max_train_steps=7, resume_from_checkpoint="checkpoint-5"))
+    events = EventAccumulator(str(run / "logs"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val_loss")] == [5, 7]
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 8))
+
+
+@pytest.mark.hostile(13)
+def test_all_processes_stop_where_the_main_one_is_refused(config, shapes_parquet):
+    run = Path(config.output_dir)
+    run.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(ROOT / "train_cond_ddpm.py"), "--output_dir", str(run), "--dataset", str(shapes_parquet)]
+    with held(run, "output_dir"):
+        done = subprocess.run([*command, "--report_to", "none"], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if "error: output_dir: expected a folder that nobody" in line]
+    assert sorted(path.name for path in run.iterdir()) == [".lock", ".lock.json"]
+
+
+@pytest.mark.hostile(14)
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit to the size of files")
+@pytest.mark.parametrize("limit", [0, 300, 2_000, 8_000, 15_000, 30_000, 50_000])
+def test_files_that_cannot_be_written_are_named_in_one_line(config, monkeypatch, limit):
+    """As on a full disk: no write goes beyond `limit` bytes once the run is under way."""
+    import resource
+
+    import cond_ddpm.train as module
+
+    original, (soft, hard) = module.draw_validation, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(*arguments):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        return original(*arguments)
+
+    monkeypatch.setattr(module, "draw_validation", limited)
+    for name in ("stdout", "stderr"):  # pytest's are files too, to which the limit applies
+        monkeypatch.setattr(sys, name, io.StringIO())
+    config = dataclasses.replace(config, max_train_steps=2, num_ema_snapshots=2, report_to="none")
+    try:
+        with pytest.raises(OSError, match=r"could not be written: .*; there is no earlier checkpoint; free space") as raised:
+            train(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(raised.value) and str(raised.value).startswith(config.output_dir)
+    assert not list(Path(config.output_dir).rglob("*.partial"))
+
+
+@pytest.mark.hostile(14)
+def test_what_was_there_stays_where_new_content_cannot_be_written(config, tmp_path, monkeypatch):
+    run = train(dataclasses.replace(config, max_train_steps=1, save_images_epochs=0, report_to="none"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    pipeline = CondDDPMPipeline.from_pretrained(run / "pipeline")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diffusers.models.modeling_utils.ModelMixin.save_pretrained", full)
+        with pytest.raises(OSError, match="pipeline: could not be written: No space left on device"):
+            save_pipeline(pipeline, run / "pipeline")
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match=r"config\.json: could not be written: No space left on device"):
+            files.write(run / "config.json", "{}")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.hostile(22)
+def test_a_number_of_threads_that_no_system_gives(capsys):
+    with pytest.raises(SystemExit):
+        parse_train(["--num_cpu_threads", "100000"])
+    assert "num_cpu_threads: expected from 1 to 1024, got 100000" in capsys.readouterr().err
+
+
+@pytest.mark.hostile(24)
+@pytest.mark.parametrize(
+    "given, launcher, asked_for, expected",
+    [
+        ("3", {}, None, 3),
+        ("1", {}, None, 1),
+        ("3", {"WORLD_SIZE": "1"}, None, 3),
+        ("1", {"WORLD_SIZE": "1"}, None, 2),  # torchrun's, where nobody asked
+        ("1", {"ACCELERATE_MIXED_PRECISION": "no"}, None, 2),
+        ("1", {"WORLD_SIZE": "1"}, 1, 1),
+        ("3", {}, 2, 2),
+        ("", {}, None, 2),
+        ("many", {}, None, 2),
+    ],
+)
+def test_a_users_number_of_threads_is_taken(monkeypatch, given, launcher, asked_for, expected):
+    from cond_ddpm import processes
+
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"OMP_NUM_THREADS": given, **launcher}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(processes.psutil, "cpu_count", lambda logical: 2)
+    taken = []
+    monkeypatch.setattr(processes.torch, "set_num_threads", taken.append)
+    processes._set_threads(torch.device("cpu"), asked_for)
+    assert taken == [expected]
