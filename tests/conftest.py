@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+# Tiny networks gain nothing by threads; and threads of programs that share the cores wait for each other at every operation.
+# Before torch is imported, and for the programs that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 

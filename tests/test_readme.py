@@ -53,3 +53,11 @@ def test_every_command_and_kind_of_picture_is_in_the_readme():
         assert f"cond-ddpm {name}" in README, name
     for kind in _KINDS:
         assert f"`{kind}`" in README or f"visualize {kind}" in README, kind
+
+
+def test_the_tests_that_the_page_on_reliability_names_exist():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text()))
+    there = {
+        name for file in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
+    assert len(named) > 40 and named - there == set()
