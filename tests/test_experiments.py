@@ -75,7 +75,7 @@ def test_a_row_after_a_half_written_one_is_read(tmp_path):
 def test_a_killed_queue_goes_on_from_the_checkpoint(tmp_path, shapes_parquet):
     lab, trial = tmp_path / "lab", tmp_path / "lab" / "runs" / "tiny-seed0"
     fill(tmp_path / "queue", tiny={"order": 1, "seeds": [0], "train": TRAIN, "evaluate": {"few": MEASURE}})
-    command = [sys.executable, SCRIPT, "--queue", tmp_path / "queue", "--lab", lab, "--commit", "."]
+    command = [sys.executable, SCRIPT, "--queue", tmp_path / "queue", "--lab", lab, "--commit", ".", "--priority", "normal"]
     command = [*map(str, command), "--dataset", str(shapes_parquet)]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

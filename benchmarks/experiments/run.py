@@ -109,34 +109,37 @@ def prepare(lab: Path, commit: str) -> tuple[Path, Path]:
     return code, venv / "bin" / "python"
 
 
-def last_in_line() -> None:
+def last_in_line(priority: str) -> None:
     """In the child, before the command: only what of the machine nobody else wants, and not without the runner.
 
     On Linux with autogroups a nice value counts among the processes of one session only: the child has one of its own.
     """
-    os.nice(19)
-    if sys.platform == "linux":
+    if priority == "last":
+        os.nice(19)
+    if priority == "last" and sys.platform == "linux":
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         with contextlib.suppress(OSError):  # a kernel without autogroups
             Path("/proc/self/autogroup").write_text("19")
-        # A child of a runner that was killed does not go on beside the next runner's.
+    if sys.platform == "linux":  # a child of a runner that was killed does not go on beside the next runner's
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def call(command: list, code: Path, log: Path, threads: int) -> None:
+def call(command: list, code: Path, log: Path, given: argparse.Namespace) -> None:
     # Threads that wait must not spin: the machine belongs to others first.
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(code)}
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(given.threads)}
+    environment["PYTHONPATH"] = str(code)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         command = [str(part) for part in command]
-        last = {"start_new_session": True, "preexec_fn": last_in_line}
+        last = {"start_new_session": True, "preexec_fn": lambda: last_in_line(given.priority)}
         done = subprocess.run(command, cwd=code, env=environment, stdout=file, stderr=file, **last)
     if done.returncode:
         raise Failed(f"{' '.join(command)}: exit {done.returncode}; {log}")
 
 
-def run(lab: Path, commit: str, dataset: str, threads: int, name: str, settings: dict, seed: int, missing: list[str]) -> None:
+def run(given: argparse.Namespace, commit: str, name: str, settings: dict, seed: int, missing: list[str]) -> None:
     """One trial, from wherever it was left, to its rows."""
+    lab, dataset = given.lab, given.dataset
     trial, began = f"{name}-seed{seed}", lab / "runs" / f"{name}-seed{seed}.json"
     asked = {key: settings.get(key) for key in ("config", "train", "dtype")}
     if not began.exists():
@@ -153,16 +156,16 @@ def run(lab: Path, commit: str, dataset: str, threads: int, name: str, settings:
     config = yaml.safe_load((code / "configs" / f"{preset}.yaml").read_text()) if preset else {}
     config |= settings.get("train") or {}
     config |= {"dataset": dataset, "seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "latest"}
-    config["num_cpu_threads"] = threads
+    config["num_cpu_threads"] = given.threads
     file = folder.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(config, sort_keys=False))
     if not (folder / "trained").exists():
-        call([python, "train_cond_ddpm.py", "--config", file], code, log, threads)
+        call([python, "train_cond_ddpm.py", "--config", file], code, log, given)
         (folder / "trained").touch()
     model, dtype = folder / "pipeline", settings.get("dtype")
     if dtype:
         model = folder / f"pipeline-{dtype}"
-        call([python, "-c", STORE_AS, folder / "pipeline", model, dtype], code, log, threads)
+        call([python, "-c", STORE_AS, folder / "pipeline", model, dtype], code, log, given)
     for key in missing:
         results = lab / "evaluations" / trial / f"{key}.json"
         results.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +173,7 @@ def run(lab: Path, commit: str, dataset: str, threads: int, name: str, settings:
         command += ["--save_samples", results.with_suffix(".npz")]
         for flag, value in settings["evaluate"][key].items():
             command += [f"--{flag}"] if value is True else [f"--{flag}", value]
-        call(command, code, log, threads)
+        call(command, code, log, given)
         append(lab / "results.jsonl", row(name, seed, key, commit, results))
 
 
@@ -192,9 +195,10 @@ def append(file: Path, row: dict) -> None:
         os.fsync(opened.fileno())
 
 
-def work(queue: Path, lab: Path, commit: str, dataset: str, threads: int, watch: bool) -> None:
+def work(given: argparse.Namespace) -> None:
     import filelock
 
+    queue, lab, commit = given.queue, given.lab, given.commit
     (lab / "runs").mkdir(parents=True, exist_ok=True)
     if commit != ".":
         commit = subprocess.check_output(["git", "rev-parse", commit], cwd=ROOT, text=True).strip()
@@ -210,7 +214,7 @@ def work(queue: Path, lab: Path, commit: str, dataset: str, threads: int, watch:
             try:
                 with filelock.FileLock(lab / "runs" / f"{name}-seed{seed}.lock", timeout=0):
                     print(f"{datetime.datetime.now():%H:%M} {name}, seed {seed}: {', '.join(missing)}", flush=True)
-                    run(lab, commit, dataset, threads, name, settings, seed, missing)
+                    run(given, commit, name, settings, seed, missing)
             except filelock.Timeout:
                 continue
             except (Failed, subprocess.CalledProcessError) as error:  # not again before the next start
@@ -219,7 +223,7 @@ def work(queue: Path, lab: Path, commit: str, dataset: str, threads: int, watch:
             return True
         return False
 
-    while (worked := one_trial()) or watch:
+    while (worked := one_trial()) or given.watch:
         if not worked:
             time.sleep(30)
     print("nothing is left to do" + (f", but {len(failed)} trials failed" if failed else ""))
@@ -255,6 +259,7 @@ if __name__ == "__main__":
         "--commit", default="HEAD", help="of trials that have not begun; . is this checkout and Python as they are"
     )
     parser.add_argument("--threads", type=int, default=1, help="of this runner (default: 1)")
+    parser.add_argument("--priority", choices=["last", "normal"], default="last", help="on this machine (default: last)")
     parser.add_argument("--watch", action="store_true", help="when nothing is left, wait for new files")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--table", nargs="*", metavar="NAME")
@@ -268,4 +273,4 @@ if __name__ == "__main__":
     elif given.dataset is None:
         parser.error("--dataset: expected CIFAR-10's Hub id or folder")
     else:
-        work(given.queue, given.lab, given.commit, given.dataset, given.threads, given.watch)
+        work(given)
