@@ -79,3 +79,9 @@ def test_pipelines_and_configs_are_found_in_a_checkout_that_is_not_installed(tmp
     script = "import cond_ddpm.pipelines.pipeline_cond_ddpm as p, cond_ddpm.configs as c; print(p.__file__, c.__file__)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split() == [str(ROOT / "pipelines/pipeline_cond_ddpm.py"), str(ROOT / "configs/__init__.py")]
+
+
+@pytest.mark.parametrize("name", ["tests", "benchmarks", "cond_ddpm", "setup"])
+def test_nothing_else_of_a_checkout_is_in_the_package(name):
+    done = subprocess.run([sys.executable, "-c", f"import cond_ddpm.{name}"], capture_output=True, text=True, cwd=ROOT)
+    assert f"No module named 'cond_ddpm.{name}'" in done.stderr
