@@ -17,7 +17,7 @@ BIN := .venv/bin
 
 quickstart: .venv/installed
 	$(BIN)/accelerate launch --quiet --config_file accelerate_config.yaml train_cond_ddpm.py --config configs/quickstart.yaml
-	$(BIN)/python -m cond_ddpm.evaluate.digits --model runs/quickstart/pipeline --output runs/quickstart/digits.png
+	$(BIN)/python -m cond_ddpm.quickstart --model runs/quickstart/pipeline --output runs/quickstart/digits.png
 	@echo
 	@echo "loss curve:      runs/quickstart/loss.png"
 	@echo "Next, for example:"

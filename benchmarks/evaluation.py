@@ -22,7 +22,7 @@ def main(images: int, repeats: int) -> None:
 
     from cond_ddpm.evaluate.classifier import NUM_FEATURES, Classifier
     from cond_ddpm.evaluate.evaluate import Tally
-    from cond_ddpm.evaluate.features import Extractor
+    from cond_ddpm.evaluate.extractors import Extractor
 
     network = Classifier(10).eval()
 

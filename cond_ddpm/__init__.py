@@ -3,8 +3,10 @@
 The public names resolve on first use, so that `import cond_ddpm` and the command line's help cost neither torch nor diffusers.
 """
 
-import importlib
+import importlib.util
+import sys
 from pathlib import Path
+from typing import ClassVar
 
 __version__ = "0.1.0"
 
@@ -22,11 +24,23 @@ _PUBLIC = {
 }
 __all__ = sorted(_PUBLIC)
 
-# `pipelines` and `configs` lie beside this package in a checkout and inside it once installed (setup.cfg maps them); this
-# lets a checkout that is not installed, or shadows an installation, find its own.
-_checkout = Path(__file__).resolve().parents[1]
-if (_checkout / "pipelines" / "pipeline_cond_ddpm.py").is_file():
-    __path__.append(str(_checkout))
+
+class _Checkout:
+    """Finds the packages that lie beside this one in a checkout and inside it once installed (setup.cfg maps them), so that a
+    checkout that is not installed, or shadows an installation, finds its own."""
+
+    folders: ClassVar = {f"{__name__}.{name}": Path(__file__).resolve().parents[1] / name for name in ("pipelines", "configs")}
+
+    @classmethod
+    def find_spec(cls, name: str, path=None, target=None):
+        folder = cls.folders.get(name)
+        if folder is None or not (folder / "__init__.py").is_file():
+            return None
+        return importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+
+
+if (_Checkout.folders[f"{__name__}.pipelines"] / "pipeline_cond_ddpm.py").is_file():
+    sys.meta_path.insert(0, _Checkout)
 
 
 def __getattr__(name: str):

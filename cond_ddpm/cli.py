@@ -389,10 +389,9 @@ def _study(arguments: list[str]) -> None:
     parser.add_argument("--config", type=pathlib.Path, required=True, help="such as configs/study.yaml")
     given = parser.parse_args(arguments)
 
-    from cond_ddpm.evaluate.study import read_study, study
-    from cond_ddpm.train import train
+    from cond_ddpm.experiments.study import read_study, study
 
-    folder = study(read_study(given.config), train)
+    folder = study(read_study(given.config))
     print((folder / "study.md").read_text(encoding="utf-8"), end="")
     print(folder)
 
@@ -402,10 +401,9 @@ def _tune(arguments: list[str]) -> None:
     parser.add_argument("--config", type=pathlib.Path, required=True, help="such as configs/tune.yaml")
     given = parser.parse_args(arguments)
 
-    from cond_ddpm.evaluate.tune import read_tune, tune
-    from cond_ddpm.train import train
+    from cond_ddpm.experiments.tune import read_tune, tune
 
-    folder = tune(read_tune(given.config), train)
+    folder = tune(read_tune(given.config))
     if (folder / "best.yaml").is_file():
         print((folder / "best.yaml").read_text(), end="")
     print(folder)

@@ -1,6 +1,6 @@
 """Words of others, such as class names, as they may be shown: on a terminal, in Markdown, in code; and JSON of others, read.
 
-May import: nothing of ours. `visualize.py`, `evaluate/`, `hub.py` and the command line write through it.
+May import: nothing of ours. `visualize.py`, `evaluate/`, `hub/` and the command line write through it.
 """
 
 import json

@@ -20,7 +20,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image as PILImage
 
 from cond_ddpm.data import LabelledImages, NoSuchSplit, data_fingerprint, epoch_order, hold_out, load_images, make_batch
-from cond_ddpm.evaluate.given import given_samples
+from cond_ddpm.evaluate.external_samples import given_samples
 
 
 def _png(array, mode=None, **save):

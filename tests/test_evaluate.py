@@ -226,8 +226,8 @@ def test_a_later_repeat_interrupted_does_not_lose_the_first(pipeline, dataset, t
 def test_the_extrapolated_distance_of_ten_classes(tmp_path_factory):
     """Labels that take turns must not sort classes into the parts that are extrapolated from."""
     from cond_ddpm.evaluate.evaluate import figures
-    from cond_ddpm.evaluate.features import Extractor
-    from cond_ddpm.evaluate.tally import Tally
+    from cond_ddpm.evaluate.extractors import Extractor
+    from cond_ddpm.evaluate.statistics import Tally
 
     def extract(images):  # eight numbers around a mean that is the class's
         noise = torch.from_numpy(images[:, 0, :2].reshape(len(images), 8).astype(np.float32)) / 64
@@ -274,8 +274,8 @@ def test_without_a_test_split_a_tenth_is_held_out_and_said_so(pipeline, dataset,
 
 
 def test_what_is_kept_does_not_grow_with_the_number_of_images(pipeline, dataset):
-    from cond_ddpm.evaluate.features import Extractor
-    from cond_ddpm.evaluate.tally import Tally
+    from cond_ddpm.evaluate.extractors import Extractor
+    from cond_ddpm.evaluate.statistics import Tally
 
     extractor = Extractor("x", lambda images: (torch.ones(len(images), 4), torch.zeros(len(images), 3)), 4, True, {})
     tally = Tally(extractor, 3, subset=50, image_shape=(1, 2, 2))

@@ -108,7 +108,7 @@ def server(monkeypatch):
     with HubServer() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(hub.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(hub.upload.time, "sleep", lambda seconds: None)
         yield server
 
 
@@ -484,7 +484,7 @@ def test_another_owner_and_no_token(folder, server, quick_check, monkeypatch, tm
 def test_no_connection(folder, quick_check, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(hub.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(hub.upload.time, "sleep", lambda seconds: None)
     with pytest.raises(ConnectionError, match=r"no connection to http://127.0.0.1:9"):
         hub.publish(folder, NAME)
 

@@ -11,8 +11,8 @@ from conftest import ROOT
 from PIL import Image
 
 from cond_ddpm.cli import main
-from cond_ddpm.evaluate.study import StudyConfig, read_study, study
-from cond_ddpm.evaluate.tune import TuneConfig, read_tune, tune
+from cond_ddpm.experiments.study import StudyConfig, read_study, study
+from cond_ddpm.experiments.tune import TuneConfig, read_tune, tune
 
 BASE = {
     "resolution": 8,
@@ -43,7 +43,7 @@ def _study(folder, base):
     )
 
 
-def test_study_measures_each_model_along_its_course(base, tmp_path):
+def test_study_measures_each_model_along_its_course(base, tmp_path, monkeypatch):
     from cond_ddpm.train import train
 
     trained = []
@@ -56,8 +56,10 @@ def test_study_measures_each_model_along_its_course(base, tmp_path):
 
     config = _study(tmp_path, base)
     with pytest.raises(KeyboardInterrupt):
-        study(config, counted)
-    study(config, train)  # goes on with the second
+        monkeypatch.setattr("cond_ddpm.experiments.study.train", counted)
+        study(config)
+    monkeypatch.setattr("cond_ddpm.experiments.study.train", train)
+    study(config)  # goes on with the second
     first = [json.loads((path / "config.json").read_text()) for path in (tmp_path / "plain", tmp_path / "with attention")]
     assert [run["config"]["model"] for run in first] == ["simple", "attention"]
 
@@ -79,7 +81,8 @@ def test_study_measures_each_model_along_its_course(base, tmp_path):
     for name in ("study.png", "samples.png"):
         assert np.asarray(Image.open(tmp_path / name).convert("L")).std() > 5
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/evaluations/*.json")}
-    study(config, None)  # all is done: nothing is trained or measured again
+    monkeypatch.setattr("cond_ddpm.experiments.study.train", None)
+    study(config)  # all is done: nothing is trained or measured again
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
     study(dataclasses.replace(config, sampling={**SAMPLING, "guidance_scale": 3.0}), None)  # measured again, in another way
     assert all(stamp != path.stat().st_mtime_ns for path, stamp in stamps.items())
@@ -148,7 +151,7 @@ def _tune(folder, base, **settings):
     return TuneConfig(**{"output_dir": str(folder), "base": fixed, "search": search, "trials": 3, **settings})
 
 
-def test_search_goes_on_where_it_was_killed(base, tmp_path):
+def test_search_goes_on_where_it_was_killed(base, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     from cond_ddpm.train import train
 
@@ -163,12 +166,15 @@ def test_search_goes_on_where_it_was_killed(base, tmp_path):
 
     config = _tune(tmp_path, base)
     with pytest.raises(SystemExit):
-        tune(config, killed_in_the_second)
+        monkeypatch.setattr("cond_ddpm.experiments.tune.train", killed_in_the_second)
+        tune(config)
     owner = tmp_path / "trial-1.owner"
     host, process, began = json.loads(owner.read_text())
     owner.write_text(json.dumps([host, process, began - 1]))  # as if of an earlier process of that number, which is gone
     went_on = []
-    folder = tune(config, lambda settings, on_epoch: went_on.append(settings.output_dir) or train(settings, on_epoch))
+    counted = lambda settings, on_epoch: went_on.append(settings.output_dir) or train(settings, on_epoch)  # noqa: E731
+    monkeypatch.setattr("cond_ddpm.experiments.tune.train", counted)
+    folder = tune(config)
     assert went_on[0] == str(tmp_path / "trial-1") and len(went_on) == 2  # the same trial, from its checkpoint
     with (folder / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -181,18 +187,18 @@ def test_search_goes_on_where_it_was_killed(base, tmp_path):
     for name in ("history", "slice"):
         assert np.asarray(Image.open(folder / f"{name}.png").convert("L")).std() > 5
     before = (folder / "trials.csv").read_text()
-    tune(config, None)  # all trials are done
+    monkeypatch.setattr("cond_ddpm.experiments.tune.train", None)
+    tune(config)  # all trials are done
     assert (folder / "trials.csv").read_text() == before
 
 
 def test_search_by_distance_and_a_setting_that_does_not_fit(base, tmp_path):
     """A batch of 500 is larger than the data set: that trial fails, the search does not."""
     pytest.importorskip("optuna")
-    from cond_ddpm.train import train
 
     settings = {"search": {"batch_size": [16, 500]}, "trials": 1, "objective": "frechet_distance", "seed": 2}
     settings |= {"evaluate": {"num_samples": 6, "subset": 6}, "sampling": SAMPLING, "storage": f"journal:{tmp_path}/journal"}
-    folder = tune(_tune(tmp_path / "out", base, **settings), train)
+    folder = tune(_tune(tmp_path / "out", base, **settings))
     with (folder / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     found = {row["state"] for row in rows}
@@ -237,7 +243,7 @@ def test_a_search_in_which_nothing_fits_ends(base, tmp_path):
 
 @pytest.mark.hostile(20)
 def test_names_of_models_are_text_in_the_table():
-    from cond_ddpm.evaluate.study import _markdown
+    from cond_ddpm.experiments.study import _markdown
 
     figures = {"num_images": 9, "frechet_distance": 1.0}
     quoted = {

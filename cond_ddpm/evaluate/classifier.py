@@ -1,6 +1,6 @@
 """The judge for any labelled data set, offline: a small classifier, trained once on the real training split.
 
-May import: `data`, `processes`. Next: `features.py` wraps it as a feature extractor. Its 128 features and its opinion of the
+May import: `data`, `processes`. Next: `extractors.py` wraps it as a feature extractor. Its 128 features and its opinion of the
 class give a Frechet distance, and the share of samples that are what was asked for.
 """
 

@@ -1,8 +1,8 @@
 """`cond-ddpm evaluate`: samples against real images, every figure with how it was obtained.
 
 May import: `data, sampling, text, visualize, processes`, the pipeline, the rest of `evaluate/`. Images, from a pipeline or
-given (`given.py`), become features (`features.py`), which are folded into statistics (`tally.py`, `metrics.py`); next are
-results.json and two pictures.
+from elsewhere (`external_samples.py`), become features (`extractors.py`), which are folded into statistics
+(`statistics.py`, `metrics.py`); next are results.json and two pictures.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cond_ddpm.data import LabelledImages, NoSuchSplit, data_fingerprint, load_images, public_name
-from cond_ddpm.evaluate.features import Extractor, make_extractor
-from cond_ddpm.evaluate.given import UNKNOWN, given_samples, matched
+from cond_ddpm.evaluate.external_samples import UNKNOWN, given_samples, matched
+from cond_ddpm.evaluate.extractors import Extractor, make_extractor
 from cond_ddpm.evaluate.metrics import (
     extrapolated_distance,
     frechet_distance,
@@ -32,7 +32,7 @@ from cond_ddpm.evaluate.metrics import (
     kernel_distance,
     precision_and_recall,
 )
-from cond_ddpm.evaluate.tally import GROUPS, NEIGHBOURS, Tally
+from cond_ddpm.evaluate.statistics import GROUPS, NEIGHBOURS, Tally
 from cond_ddpm.models import weights_checksum
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state

@@ -1,6 +1,6 @@
 """What is kept of a stream of images while they are measured: it does not grow with their number.
 
-May import: `evaluate.features`, `evaluate.metrics`. Next: `evaluate.py` turns tallies into figures.
+May import: `evaluate.extractors`, `evaluate.metrics`. Next: `evaluate.py` turns tallies into figures.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cond_ddpm.evaluate.features import Extractor
+from cond_ddpm.evaluate.extractors import Extractor
 from cond_ddpm.evaluate.metrics import Moments
 
 GROUPS = 6  # disjoint parts of the images, from which FD is extrapolated to infinitely many

@@ -1,7 +1,7 @@
 """`cond-ddpm tune`: Optuna over any of the settings of training.
 
-May import: `config`, `evaluate.evaluate`, the pipeline; how to train is handed in by the command line. Each trial is a run's
-folder; next are trials.csv, best.yaml (for `cond-ddpm train --config`) and Optuna's plots.
+May import: everything but the command line: it trains and measures. Each trial is a run's folder;
+next are trials.csv, best.yaml (for `cond-ddpm train --config`) and Optuna's plots.
 """
 
 import csv
@@ -10,16 +10,16 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.evaluate.evaluate import evaluate
-from cond_ddpm.evaluate.study import check_measuring, protocol_of, read_settings
+from cond_ddpm.experiments.study import check_measuring, protocol_of, read_settings
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
+from cond_ddpm.train import train
 from cond_ddpm.visualize import read_metrics
 
 _OBJECTIVES = ("val_loss", "frechet_distance")
@@ -91,12 +91,11 @@ def read_tune(path: Path) -> TuneConfig:
     return read_settings(path, TuneConfig)
 
 
-def tune(config: TuneConfig, train: Callable) -> Path:
+def tune(config: TuneConfig) -> Path:
     """Search; a search that was killed goes on, and so does the trial that it was in.
 
     Args:
         config: the settings.
-        train: `cond_ddpm.train.train`.
 
     Returns:
         The search's folder: `trial-N/` (a run's folder each), `trials.csv`, `best.yaml`, `history.png`, `slice.png` and,

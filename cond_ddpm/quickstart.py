@@ -1,6 +1,6 @@
 """The quickstart's last step: are the digits what was asked for? Writes a labelled grid and prints two figures.
 
-May import: `data`, `sampling`, `visualize`, the pipeline. scikit-learn judges, trained on the real digits here and now.
+May import: everything, since nothing imports it. scikit-learn judges, trained on the real digits here and now.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def judge_digits(model: str, images_per_class: int, num_inference_steps: int, ou
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m cond_ddpm.evaluate.digits", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m cond_ddpm.quickstart", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="pipeline folder trained on mnist5k")
     parser.add_argument("--images_per_class", type=int, default=50)
     parser.add_argument("--num_inference_steps", type=int, default=20)

@@ -1,8 +1,7 @@
 """`cond-ddpm study`: several models on the same data, with the same judge; one table, and quality against what it cost.
 
-May import: `config`, `evaluate.evaluate`, the models and the pipeline, `ema, processes, sampling, text, visualize`; how to
-train is handed in by the command line. Each run is a folder that `cond-ddpm train` would write; next are study.csv, study.md
-and study.png.
+May import: everything but the command line: it trains and measures. Each run is a folder that `cond-ddpm train` would write;
+next are study.csv, study.md and study.png.
 """
 
 import csv
@@ -10,7 +9,6 @@ import dataclasses
 import inspect
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -23,6 +21,7 @@ from cond_ddpm.models import forward_flop
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
 from cond_ddpm.text import markdown, read_json
+from cond_ddpm.train import train
 from cond_ddpm.visualize import class_grid, quality_curves
 
 _COLUMNS = (
@@ -145,12 +144,11 @@ def read_study(path: Path) -> StudyConfig:
     return read_settings(path, StudyConfig)
 
 
-def study(config: StudyConfig, train: Callable[[TrainConfig], Path]) -> Path:
+def study(config: StudyConfig) -> Path:
     """Train and measure each model; what is done already is not done again.
 
     Args:
         config: the settings.
-        train: `cond_ddpm.train.train`.
 
     Returns:
         The study's folder: a run's folder for each model, with `evaluations/step-N.json`; `study.csv`, `study.md`,
@@ -160,7 +158,7 @@ def study(config: StudyConfig, train: Callable[[TrainConfig], Path]) -> Path:
     runs = config.runs()
     for name, settings in runs.items():
         run = folder / name
-        _train(settings, name, run, train)
+        _train(settings, name, run)
         rows += _measure(config, settings, name, run)
         samples[name] = CondDDPMPipeline.from_pretrained(run / "pipeline").to(process_state().device)
     if not process_state().is_main_process:
@@ -180,7 +178,7 @@ def _read(file: Path) -> dict:
     return read_json(file.read_bytes(), str(file), "remove it, to have it made anew")
 
 
-def _train(settings: TrainConfig, name: str, run: Path, train: Callable[[TrainConfig], Path]) -> None:
+def _train(settings: TrainConfig, name: str, run: Path) -> None:
     """Unless it is done already.
 
     Raises:

@@ -1,0 +1,288 @@
+"""A pipeline folder, completed: the grid of samples, and the model card with the metadata that the Hub reads.
+
+May import: `hub.folder, models, processes, text, visualize`, the pipeline. It reads the folder with its results.json, never
+the trainer, which calls `complete` at the end of a run. Next on the data's way: `checks.py`.
+"""
+
+import io
+from pathlib import Path
+
+from cond_ddpm.hub.folder import OTHER_RESULTS, load_folder, one_line, read_results
+from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
+from cond_ddpm.text import literal, markdown, shown
+
+# While a card has this line, it is ours to write anew.
+MARKER = "<!-- Written by cond_ddpm, and written anew when it publishes, unless you delete this line. -->"
+LICENCE = "apache-2.0"
+TASK = "unconditional-image-generation"  # the nearest that the Hub lists; the tag says class-conditional
+FEATURES = {"classifier": "a classifier's features", "inception": "Inception-v3's features", "dinov2": "DINOv2's features"}
+FIGURES = {  # figure of results.json -> how the card names it, and the Hub's name of the metric
+    "frechet_distance": ("Fréchet distance", "frechet_distance"),
+    "frechet_distance_infinite": ("Fréchet distance, extrapolated to infinitely many samples", None),
+    "kernel_distance": ("kernel distance (KID)", "kid"),
+    "inception_score": ("inception score", "inception_score"),
+    "label_accuracy": ("share that is what was asked for, by the classifier", "accuracy"),
+    "precision": ("precision", "precision"),
+    "recall": ("recall", "recall"),
+    "nearest_training_distance": ("median distance to the nearest training image, of 255", None),
+}
+
+
+def complete(folder: Path, repo_id: str | None = None, pictures: dict[str, bytes] | None = None) -> None:
+    """Add what a pipeline folder lacks of a published one: the grid of samples, and the card, which is written anew.
+
+    Args:
+        folder: of a pipeline; written by `save_config` of the same pipeline.
+        repo_id: what the card tells people to load; if not known yet, the folder's name.
+        pictures: other companions to lie beside, such as `loss.png`.
+
+    Raises:
+        ValueError: a folder that does not load; a results.json of something else than an evaluation or a training.
+    """
+    pipeline = load_folder(folder)
+    files = {**pipeline.companions, **(pictures or {})}
+    results = read_results(files)
+    if "samples.png" not in files:
+        files["samples.png"] = _samples_picture(pipeline)
+    if MARKER.encode() in files.get("README.md", MARKER.encode()):
+        try:
+            card = model_card(pipeline, results, set(files), repo_id or folder.resolve().name)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:  # a value is not there, or is other
+            raise ValueError(
+                f"results.json: expected what training or `cond-ddpm evaluate` writes, got other values"
+                f" ({type(error).__name__}: {one_line(error)}); {OTHER_RESULTS}."
+            ) from error
+        files["README.md"] = card.encode()
+    pipeline.companions = files
+    pipeline.save_config(folder)
+
+
+def _samples_picture(pipeline: CondDDPMPipeline, columns: int = 8, rows: int = 20) -> bytes:
+    """A PNG with a row a class, of the first 20, as the pipeline samples by default."""
+    from cond_ddpm.processes import process_state
+    from cond_ddpm.visualize import class_grid
+
+    pipeline.to(process_state().device)
+    classes = range(min(rows, pipeline.unet.config.num_classes))
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        [label for label in classes for _ in range(columns)],
+        seeds=range(len(classes) * columns),
+        output_type="pt",
+    ).images
+    names = [(pipeline.id2label or {}).get(label, f"class {label}") for label in classes]
+    steps = pipeline.default_steps(pipeline.scheduler)
+    file = io.BytesIO()
+    title = f"{steps} steps, guidance {pipeline.guidance_scale:g}"
+    class_grid((images * 255).round().byte().cpu().numpy(), names, file, title)
+    return file.getvalue()
+
+
+def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_id: str) -> str:
+    """The text of README.md, with the metadata that the Hub reads.
+
+    Args:
+        pipeline: what is published.
+        results: what results.json holds: `training`, and of an evaluation the rest; {} if nothing is known.
+        files: names of the companions that will lie beside it.
+        repo_id: what to load.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    config, scheduler = pipeline.unet.config, pipeline.scheduler.config
+    training = results.get("training")
+    training = training if isinstance(training, dict) and "config" in training else {}  # else a study's, or not known
+    protocol, samples = results.get("protocol", {}), results.get("samples")
+    real = results.get("held_out_real", {})
+    dataset = shown(training.get("dataset") or protocol.get("dataset") or "")
+    colours = {1: "grey ", 3: "RGB "}.get(config.in_channels, "")
+    title = shown(repo_id.rpartition("/")[2])
+    guided = pipeline.class_dropout_prob != 0
+    data = ModelCardData(
+        library_name="diffusers",
+        license=LICENCE,
+        pipeline_tag=TASK,
+        tags=["diffusers", "class-conditional-image-generation", "ddpm", "cond_ddpm"],
+        datasets=[training["dataset"]] if training.get("dataset_on_hub") else None,
+        model_name=title,
+        eval_results=_eval_results(results, dataset) if samples else None,
+    )
+    measured = {
+        "Fréchet distance, kernel distance, precision, recall, accuracy of the classes": samples,
+        "FID by Inception-v3, as the literature has it": protocol.get("features") == "inception",
+        "Fréchet distance by DINOv2": protocol.get("features") == "dinov2",
+        "the spread over other seeds": results.get("samples_std"),
+        "the spread over other trainings": False,
+    }
+    copies, accuracy = "Whether samples are copies of training images has not been measured.", ""
+    if samples:
+        copies = _copies_text(samples.get("nearest_training_distance"), real.get("nearest_training_distance"))
+        if samples.get("label_accuracy") is not None:
+            accuracy = f", as {1 - samples['label_accuracy']:.0%} of them are by the judge"
+    card = ModelCard.from_template(
+        data,
+        template_path=str(Path(__file__).with_name("model_card.md")),
+        title=markdown(title),
+        colours=colours,
+        size=f"{config.sample_size}x{config.sample_size}",
+        num_classes=config.num_classes,
+        network=type(pipeline.unet).__name__,
+        parameters=f"{sum(parameter.numel() for parameter in pipeline.unet.parameters()) / 1e6:.2f}",
+        repo_id=literal(repo_id),
+        example=literal(pipeline.id2label[0]) if pipeline.id2label else "0",
+        guidance_scale=f"{pipeline.guidance_scale:g}",
+        classes=[(label, markdown((pipeline.id2label or {}).get(label, ""))) for label in range(config.num_classes)],
+        sampler=type(pipeline.scheduler).__name__,
+        steps=pipeline.default_steps(pipeline.scheduler),
+        guided=guided,
+        training=[(name, markdown(value)) for name, value in _training_rows(training, scheduler)],
+        has_loss="loss.png" in files,
+        evaluation=_evaluation_rows(samples, real) if samples else None,
+        protocol=markdown(_protocol_text(results)) if samples else None,
+        per_class=_class_rows(samples, real) if samples else None,
+        has_confusion=samples is not None and "results-confusion.png" in files,
+        has_neighbours=samples is not None and "results-neighbours.png" in files,
+        warnings=[markdown(warning) for warning in results.get("warnings", [])],
+        not_measured="; ".join(what for what, found in measured.items() if not found),
+        memorisation=copies,
+        how_often=accuracy,
+        licence=LICENCE.capitalize(),
+        marker=MARKER,
+    )
+    return card.content.strip() + "\n"
+
+
+def _text(value) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
+    if not training:
+        return []
+    config = training["config"]
+    weighting = "unweighted" if config["min_snr_gamma"] is None else f"min-SNR weights with gamma {config['min_snr_gamma']:g}"
+    average = "the weights as they were"
+    if config["use_ema"]:
+        average = f"a power-function average of them, of relative width {config['ema_std']:g}"
+    betas = f", beta {scheduler.beta_start:g} to {scheduler.beta_end:g}"
+    betas = "" if scheduler.beta_schedule == "squaredcos_cap_v2" else betas  # which has none
+    precision = {"no": "float32", None: "float32"}.get(training["mixed_precision"], training["mixed_precision"])
+    return [
+        ("data", f"{training['dataset']}, split {config['train_split']}: {training['num_images']:,} images"),
+        ("held out", f"{training['num_validation_images']:,} of that split, for the choice of the epoch"),
+        ("mirrored", "half of the images" if training["random_flip"] else "no"),
+        (
+            "noise schedule",
+            f"{scheduler.beta_schedule}{betas}, {scheduler.num_train_timesteps} timesteps",
+        ),
+        ("objective", f"{scheduler.prediction_type}, {weighting}, {config['timestep_sampling']} timesteps"),
+        ("labels dropped", f"{config['class_dropout_prob']:.0%}"),
+        (
+            "optimizer",
+            f"{config['optimizer']}, learning rate {config['learning_rate']:g} ({config['lr_scheduler']}), batch"
+            f" {config['batch_size']}",
+        ),
+        ("weights", f"{average}, at step {training['step']:,} (epoch {training['epoch']}, the least validation loss)"),
+        ("validation loss", f"{training['val_loss']:.5f}"),
+        (
+            "compute",
+            f"{training['minutes']:.0f} minutes on {training['num_processes']} process(es), {training['device']}, {precision};"
+            f" {training['images_seen']:,} images, about {training['training_flop']:.2g} FLOP",
+        ),
+        ("seed", str(config["seed"])),
+    ]
+
+
+def _protocol_text(results: dict) -> str:
+    protocol, count, limit = results["protocol"], results["samples"]["num_images"], results["held_out_real"]
+    spread = f", mean of {protocol['repeats']} evaluations" if protocol.get("repeats", 1) > 1 else ""
+    if "samples" in protocol:
+        made = f"{count:,} given samples"
+    else:
+        numbers = sorted({row["num_images"] for row in results["samples"]["classes"].values()})
+        each = ", as many of each class" if len(numbers) == 1 else ""
+        each = f", {numbers[0]:,} to {numbers[-1]:,} of each class" if len(numbers) > 1 else each
+        made = (
+            f"{count:,} samples{each}, seeds {protocol['seeds'][0]} to"
+            f" {protocol['seeds'][1]}, {protocol['scheduler']}, {protocol['num_inference_steps']} steps, guidance"
+            f" {protocol['guidance_scale']:g}{spread}"
+        )
+    extractor = protocol["feature_extractor"]
+    judge = FEATURES.get(protocol["features"], protocol["features"])
+    held_out = extractor.get("held_out_accuracy")
+    accuracy = f", right on {held_out:.1%} of unseen real images" if held_out else ""
+    beside = ", as many, stand beside as the limit."
+    if limit["num_images"] != count:
+        beside = (
+            f", {limit['num_images']:,} of them, stand beside as the limit; of fewer images a Fréchet distance is biased"
+            " upward more, so that distances of so different numbers cannot be compared."
+        )
+    return (
+        f"{made}; compared with the {protocol['split_images']:,} images of {protocol['dataset']}'s split"
+        f" {protocol['split']} in {judge} ({extractor['backend']} {extractor['version']}, weights"
+        f" {extractor['checksum']}{accuracy}). Real images that were not trained on ({protocol['test_split']}){beside}"
+    )
+
+
+def _copies_text(mine: float | None, its: float | None) -> str:
+    """Of the median distances of samples, and of unseen real images, to the nearest training image."""
+    if mine is None:
+        return "Whether samples are copies of training images has not been measured."
+    text = f"The median distance of samples to the nearest training image is {_text(mine)}"
+    unit = " (root mean square over pixels, of 255)"
+    if not its:  # 0 is that of images to themselves, as in records of before it was measured without them
+        return f"{text}{unit}; that of unseen real images has not been measured."
+    verdict = "so near that many may be copies" if mine < its / 2 else "copies would be much nearer"
+    return f"{text}, of unseen real images {_text(its)}{unit}; {verdict}."
+
+
+def _distance(row: dict, other: dict) -> str:
+    """A Fréchet distance, and of how many images it is where the one beside it is of another number."""
+    value, numbers = row.get("frechet_distance"), {found.get("num_images") for found in (row, other)}
+    return _text(value) + (f" (of {row['num_images']:,})" if value is not None and len(numbers) > 1 else "")
+
+
+def _evaluation_rows(samples: dict, real: dict) -> list[tuple[str, str, str]]:
+    rows = []
+    for name, (label, _) in FIGURES.items():
+        if samples.get(name) is not None:
+            both = ((samples, real), (real, samples))
+            cells = [_distance(*pair) if name == "frechet_distance" else _text(pair[0].get(name)) for pair in both]
+            rows.append((label, *cells))
+    return rows
+
+
+def _class_rows(samples: dict, real: dict) -> list[list[str]]:
+    rows = []
+    for name, row in samples["classes"].items():
+        its = real["classes"].get(name, {})
+        accuracies = [_text(found.get("accuracy")) for found in (row, its)]
+        rows.append([markdown(name), *accuracies, _distance(row, its), _distance(its, row)])
+    return rows
+
+
+def _eval_results(results: dict, dataset: str) -> list:
+    from huggingface_hub import EvalResult
+
+    protocol, found = results["protocol"], []
+    for name, (label, metric) in FIGURES.items():
+        value = results["samples"].get(name)
+        if metric is None or value is None:
+            continue
+        if name == "frechet_distance":
+            label += f" in {FEATURES.get(protocol['features'], protocol['features'])}"
+            metric = "fid" if protocol["features"] == "inception" else metric
+        found.append(
+            EvalResult(
+                task_type=TASK,
+                task_name="class-conditional image generation",
+                dataset_type=dataset,
+                dataset_name=dataset,
+                dataset_split=shown(protocol["split"]),
+                metric_type=metric,
+                metric_name=label,
+                metric_value=value,
+                metric_config=shown(_protocol_text(results)),
+            )
+        )
+    return found

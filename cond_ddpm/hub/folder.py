@@ -1,0 +1,69 @@
+"""A pipeline folder, read: its files, its pipeline, its results.json; whatever is wrong with it is one line.
+
+May import: the pipeline, `text`. Next on the data's way: `card.py` completes the folder.
+"""
+
+from pathlib import Path
+
+from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS, CondDDPMPipeline
+from cond_ddpm.text import read_json, shown
+
+
+def load_folder(folder: Path) -> CondDDPMPipeline:
+    """The pipeline of a folder.
+
+    Raises:
+        ValueError: whatever is wrong with it, in one line.
+    """
+    for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
+        if (folder / name).is_file():
+            read_part(folder, name)
+    try:
+        return CondDDPMPipeline.from_pretrained(folder)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # whatever diffusers, torch or safetensors raise at settings or weights that are not theirs
+        raise ValueError(
+            f"model: expected a pipeline folder that loads, got {folder}, which does not ({type(error).__name__}:"
+            f" {one_line(error)}); save it anew."
+        ) from error
+
+
+def read_part(folder: Path, name: str) -> dict:
+    return read_json((folder / name).read_bytes(), f"model: {folder / name}", "save the pipeline anew")
+
+
+OTHER_RESULTS = "evaluate the model anew into it, or remove it"
+_PARTS = {"protocol": dict, "samples": dict, "held_out_real": dict, "warnings": list}
+
+
+def read_results(companions: dict[str, bytes]) -> dict:
+    """What results.json holds; {} if there is none.
+
+    Raises:
+        ValueError: it is not JSON, or its parts are other than an evaluation's.
+    """
+    results = read_json(companions.get("results.json", b"{}"), "results.json", OTHER_RESULTS)
+    for name, kind in _PARTS.items():
+        if not isinstance(results.get(name, kind()), kind):
+            wanted = {dict: "an object", list: "a list"}[kind]
+            raise ValueError(f"results.json: expected {wanted} as {name}, got {results[name]!r:.40}; {OTHER_RESULTS}.")
+    return results
+
+
+def one_line(error: Exception) -> str:
+    return shown(" ".join(str(error).split()))[:200]
+
+
+def expected_files(folder: Path) -> tuple[set[str], set[str]]:
+    """Names of the files that a published folder must have, and of those that it may have."""
+    index = read_part(folder, "model_index.json")
+    try:
+        (stem, _), (unet, _) = index["_class_name"], index["unet"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"model: expected the folder of a CondDDPMPipeline, got {folder}, whose model_index.json is other."
+        ) from None
+    required = {"model_index.json", f"{stem}.py", "scheduler/scheduler_config.json", "README.md", "samples.png"}
+    required |= {f"unet/{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors", f"{unet}.py")}
+    return required, required | set(COMPANIONS)

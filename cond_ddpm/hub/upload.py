@@ -1,0 +1,217 @@
+"""A pipeline folder, published: completed, checked, uploaded to the Hub as one commit, with a demo Space if asked for.
+
+May import: `hub.card, hub.checks, hub.folder`, the pipeline. The last step of the data's way.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cond_ddpm
+from cond_ddpm.hub.card import LICENCE, complete
+from cond_ddpm.hub.checks import check
+from cond_ddpm.hub.folder import expected_files
+from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS
+
+
+def publish(
+    folder: Path,
+    repo_id: str,
+    private: bool = False,
+    dry_run: bool = False,
+    space: bool = False,
+    say: Callable[[str], None] = print,
+) -> str | None:
+    """Complete a pipeline folder, check it, and upload it to the Hub as one commit; again, if it is there already.
+
+    Args:
+        folder: what `save_pretrained` wrote, such as RUN/pipeline.
+        repo_id: USER/NAME; made, if it does not exist.
+        private: only for those whom its owner lets in.
+        dry_run: show what would be uploaded, and upload nothing.
+        space: also a demo Space of the same name, that loads this commit.
+        say: takes each line of what is to be shown.
+
+    Returns:
+        The commit's hash, None for a dry run.
+
+    Raises:
+        ValueError: a name that is not allowed; a folder that does not load, or has what must not be published; a
+            repository of something else.
+        ConnectionError, PermissionError, OSError: no connection; no token, or one without the right; another answer of the
+            Hub. Nothing is half published then: it can be repeated.
+    """
+    check_name(repo_id)
+    if private and space:
+        raise ValueError("space: expected a public model, which a Space can load without a token; leave out one of the two.")
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(
+            f"model: expected a pipeline folder, with a model_index.json, got {folder}; a run's is its pipeline/."
+        )
+    complete(folder, repo_id)
+    problems = check(folder)
+    if problems:
+        raise ValueError(f"model: {folder} cannot be published:\n" + "\n".join(f"  {problem}" for problem in problems))
+    names = sorted(name for name in expected_files(folder)[1] if (folder / name).is_file())
+    files = {name: folder / name for name in names}
+    say(f"checked: {folder} loads without cond_ddpm, samples, and has finite weights")
+    _show(f"{'private ' if private else ''}model {repo_id}", files, say)
+    demo = _space_files(folder, repo_id, "COMMIT") if space else {}
+    if space:
+        _show(f"Space {repo_id}", demo, say)
+    if dry_run:
+        say("dry run: nothing was uploaded")
+        return None
+
+    commit = upload(repo_id, "model", files, private)
+    say(f"{_endpoint()}/{repo_id}")
+    say("from diffusers import DiffusionPipeline")
+    say(f'pipeline = DiffusionPipeline.from_pretrained("{repo_id}", revision="{commit}", trust_remote_code=True)')
+    say("pipeline(class_labels=[0], seeds=[0]).images[0]")
+    if space:
+        upload(repo_id, "space", _space_files(folder, repo_id, commit), private)
+        say(f"{_endpoint()}/spaces/{repo_id}")
+    return commit
+
+
+def check_name(repo_id: str) -> None:
+    """Raise ValueError unless the Hub allows this name, with its owner."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+        if repo_id.count("/") != 1:
+            raise HFValidationError("it has no owner")
+    except HFValidationError as error:
+        raise ValueError(f"repo_id: expected USER/NAME, of letters, digits and - _ . only, got {repo_id!r}: {error}") from None
+
+
+def check_access() -> str:
+    """The user whom the Hub knows this machine's token by; asked before a long run, whose end would be a bad time to ask.
+
+    Raises:
+        ConnectionError, PermissionError, OSError: as `publish`.
+    """
+    from huggingface_hub import HfApi
+
+    return with_retries("whoami", lambda: HfApi(_endpoint(), _token()).whoami()["name"])
+
+
+def _show(what: str, files: dict[str, Path | bytes], say: Callable[[str], None]) -> None:
+    sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
+    say(f"{what}: {len(files)} files, {sum(sizes.values()) / 1e6:.2f} MB")
+    for name, size in sizes.items():
+        say(f"  {size:>12,}  {name}")
+
+
+def _space_files(folder: Path, repo_id: str, commit: str) -> dict[str, Path | bytes]:
+    """A gradio app that loads this commit of the model, without this package."""
+    from importlib.metadata import version
+
+    card = (
+        f"---\ntitle: {repo_id.rpartition('/')[2]}\nsdk: gradio\napp_file: app.py\nlicense: {LICENCE}\n"
+        f"models:\n- {repo_id}\n---\n\n"
+        f"Images of a class, by [{repo_id}](https://huggingface.co/{repo_id}). Made with cond_ddpm.\n"
+    )
+    app = (
+        "from demo import make_demo\nfrom diffusers import DiffusionPipeline\n\n"
+        f'pipeline = DiffusionPipeline.from_pretrained("{repo_id}", revision="{commit}", trust_remote_code=True)\n'
+        "make_demo(pipeline).launch()\n"
+    )
+    requirements = [f"{name}=={version(name).partition('+')[0]}\n" for name in ("torch", "diffusers", "safetensors")]
+    return {
+        "README.md": card.encode(),
+        "app.py": app.encode(),
+        "demo.py": Path(__file__).parents[1] / "demo.py",
+        "requirements.txt": "".join([*requirements, "transformers\naccelerate\n"]).encode(),
+    }
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def _token() -> str:
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token is None:
+        raise PermissionError("the Hub takes uploads by token only, and there is none here; `hf auth login`, or set HF_TOKEN.")
+    return token
+
+
+def upload(repo_id: str, repo_type: str, files: dict[str, Path | bytes], private: bool) -> str:
+    """Make the repository, if need be, and one commit after which it has these files and no others of theirs.
+
+    Returns:
+        The commit's hash.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api = HfApi(_endpoint(), _token())
+
+    def attempt() -> str:
+        sdk = {"space_sdk": "gradio"} if repo_type == "space" else {}
+        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, **sdk)
+        now = api.repo_info(repo_id, repo_type=repo_type)
+        there = {file.rfilename for file in now.siblings or ()} - {".gitattributes"}
+        ours = set(COMPANIONS) | {name for name in there if name in files}
+        foreign = sorted(there - ours) if repo_type == "model" else []
+        if "model_index.json" in there and "pipeline_cond_ddpm.py" not in there:
+            foreign = ["model_index.json"]
+        if foreign:
+            raise ValueError(
+                f"repo_id: expected a new repository, or one of a pipeline like this, got {repo_id}, which has"
+                f" {', '.join(foreign[:5])}; take another name."
+            )
+        if private and now.private is False:
+            raise ValueError(f"private: expected a private repository, but {repo_id} exists and is public; change it there.")
+        operations = [
+            CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+            for name, content in files.items()
+        ]
+        operations += [CommitOperationDelete(name) for name in sorted(there - set(files)) if repo_type == "model"]
+        message = f"Published by cond_ddpm {cond_ddpm.__version__}"
+        return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, parent_commit=now.sha).oid
+
+    return with_retries(repo_id, attempt)
+
+
+def with_retries(what: str, call: Callable[[], str], waits: tuple[float, ...] = (1, 3)) -> str:
+    """`call()`, which may be repeated: again after a server's error or a lost connection; other errors in plain words."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    for wait in (*waits, None):
+        try:
+            return call()
+        except OfflineModeIsEnabled:
+            raise ConnectionError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it.") from None
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if status < 500 or wait is None:
+                raise plain_error(what, status, error) from None
+        except (httpx2.TransportError, json.JSONDecodeError) as error:
+            if wait is None:
+                raise ConnectionError(
+                    f"no connection to {_endpoint()}, or it was cut or not the Hub's ({type(error).__name__}); nothing was"
+                    " published by this attempt, or all of it: repeat the command."
+                ) from None
+        time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def plain_error(what: str, status: int, error) -> OSError:
+    said = f" The Hub says: {error.server_message}" if error.server_message else ""
+    if status == 401:
+        return PermissionError(
+            f"{what}: the Hub does not know this token (401); `hf auth login`, or set HF_TOKEN to another.{said}"
+        )
+    if status == 403:
+        return PermissionError(f"{what}: this token may not write there (403); take your own name, or a token that may.{said}")
+    if status in (409, 412):
+        return OSError(f"{what}: it is being changed by someone else just now ({status}); repeat the command.{said}")
+    advice = "repeat the command later" if status >= 500 else "nothing was published"
+    return OSError(f"{what}: the Hub answered {status}; {advice}.{said}")
