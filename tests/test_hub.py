@@ -115,7 +115,7 @@ def server(monkeypatch):
 @pytest.fixture
 def quick_check(monkeypatch):
     """Leave out the load in a process of its own, which has tests of its own."""
-    monkeypatch.setattr(hub, "_load_without_package", lambda folder: [])
+    monkeypatch.setattr(hub.checks, "load_without_package", lambda folder: [])
 
 
 def _files(folder):
@@ -217,6 +217,15 @@ def test_the_card_names_no_betas_that_the_schedule_has_not():
     for schedule, words in (("linear", "| linear, beta 0.0001 to 0.02, 20"), ("squaredcos_cap_v2", "| squaredcos_cap_v2, 20")):
         pipeline = CondDDPMPipeline(make_unet("simple"), DDPMScheduler(20, beta_schedule=schedule))
         assert words in hub.model_card(pipeline, {"training": results_of(pipeline)["training"]}, set(), NAME)
+
+
+def test_a_note_on_the_training_images_is_in_the_card():
+    from diffusers import DDPMScheduler
+
+    pipeline = CondDDPMPipeline(make_unet("simple"), DDPMScheduler())
+    training = {**results_of(pipeline)["training"], "dataset_note": "Photographs of one <b> street."}
+    text = hub.model_card(pipeline, {"training": training}, set(), NAME)
+    assert "\n\nPhotographs of one &#60;b&#62; street.\n\nAll settings" in text.partition("## Training")[2]
 
 
 def test_a_card_with_text_of_its_owner_is_kept(folder):

@@ -83,7 +83,8 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
 
     Args:
         pipeline: what is published.
-        results: what results.json holds: `training`, and of an evaluation the rest; {} if nothing is known.
+        results: what results.json holds: `training`, and of an evaluation the rest; {} if nothing is known. A sentence on the
+            training images, written into it as `dataset_note` of `training`, stands under the table of the training.
         files: names of the companions that will lie beside it.
         repo_id: what to load.
     """
@@ -136,6 +137,7 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
         steps=pipeline.default_steps(pipeline.scheduler),
         guided=guided,
         training=[(name, markdown(value)) for name, value in _training_rows(training, scheduler)],
+        dataset_note=markdown(training.get("dataset_note", "")),
         has_loss="loss.png" in files,
         evaluation=_evaluation_rows(samples, real) if samples else None,
         protocol=markdown(_protocol_text(results)) if samples else None,
