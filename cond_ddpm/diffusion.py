@@ -28,7 +28,7 @@ def make_noise_scheduler(config: TrainConfig) -> DDPMScheduler:
 
 
 @dataclass(frozen=True)
-class Draw:
+class StepRandomness:
     """What chance decides for a batch of B images."""
 
     timesteps: torch.Tensor  # (B,) int64 in [0, num_train_timesteps)
@@ -37,15 +37,15 @@ class Draw:
     flip: np.ndarray  # (B,) bool: mirrored
     dropout_seed: int
 
-    def part(self, index: int, parts: int) -> "Draw":
+    def part(self, index: int, parts: int) -> "StepRandomness":
         """The index-th of equal parts, which is what one process sees of the global batch."""
         size = len(self.flip) // parts
         mine = slice(index * size, (index + 1) * size)
         seed = (self.dropout_seed * parts + index) % 2**63
-        return Draw(self.timesteps[mine], self.noise[mine], self.drop_label[mine], self.flip[mine], seed)
+        return StepRandomness(self.timesteps[mine], self.noise[mine], self.drop_label[mine], self.flip[mine], seed)
 
 
-def draw_training(config: TrainConfig, step: int, image_shape: tuple[int, int, int], device: torch.device) -> Draw:
+def draw_training(config: TrainConfig, step: int, image_shape: tuple[int, int, int], device: torch.device) -> StepRandomness:
     """Chance in optimizer step `step`, for the global batch; the noise is drawn on `device`, the rest on the CPU."""
     rng = np.random.default_rng((config.seed, step))
     size, last = config.batch_size, config.num_train_timesteps
@@ -57,7 +57,7 @@ def draw_training(config: TrainConfig, step: int, image_shape: tuple[int, int, i
     flip = rng.random(size) < 0.5
     noise_seed, dropout_seed = rng.integers(2**62, size=2).tolist()
     generator = torch.Generator(device).manual_seed(noise_seed)
-    return Draw(
+    return StepRandomness(
         timesteps=torch.from_numpy(timesteps).to(device),
         noise=torch.randn((size, *image_shape), generator=generator, device=device),
         drop_label=torch.from_numpy(drop_label).to(device),
@@ -66,13 +66,13 @@ def draw_training(config: TrainConfig, step: int, image_shape: tuple[int, int, i
     )
 
 
-def draw_validation(num_images: int, num_train_timesteps: int, image_shape: tuple[int, int, int]) -> Draw:
+def draw_validation(num_images: int, num_train_timesteps: int, image_shape: tuple[int, int, int]) -> StepRandomness:
     """The same for every run and epoch, so that validation losses compare: timesteps evenly spread, no label dropped."""
     timesteps = (2 * torch.arange(num_images) + 1) * num_train_timesteps // (2 * num_images)  # middles of equal parts
     timesteps = timesteps[torch.randperm(num_images, generator=torch.Generator().manual_seed(0))]
     noise = torch.randn((num_images, *image_shape), generator=torch.Generator().manual_seed(0))
     none = torch.zeros(num_images, dtype=torch.bool)
-    return Draw(timesteps, noise, none, none.numpy(), dropout_seed=0)
+    return StepRandomness(timesteps, noise, none, none.numpy(), dropout_seed=0)
 
 
 def drop_labels(class_labels: torch.Tensor, drop: torch.Tensor, null_label: int) -> torch.Tensor:
@@ -110,7 +110,7 @@ def diffusion_losses(
     scheduler: DDPMScheduler,
     images: torch.Tensor,
     class_labels: torch.Tensor,
-    draw: Draw,
+    draw: StepRandomness,
     null_label: int,
     min_snr_gamma: float | None = None,
 ) -> torch.Tensor:

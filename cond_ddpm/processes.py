@@ -30,7 +30,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         mixed_precision=config.mixed_precision,
         cpu=_several_on_cpus() or None,
         log_with=None if config.report_to == "none" else config.report_to,
-        project_dir=config.output_dir,
+        project_dir=str(config.folder),
     )
     if config.report_to != "none" and not accelerator.log_with:  # accelerate only warns, and logs nothing
         raise ValueError(

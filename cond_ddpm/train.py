@@ -42,7 +42,7 @@ from cond_ddpm.checkpoint import (
     save_checkpoint,
     what_is_good,
 )
-from cond_ddpm.config import TrainConfig, checked_arguments
+from cond_ddpm.config import TrainConfig, checked_arguments, may_change_at_resume
 from cond_ddpm.data import LabelledImages, data_fingerprint, epoch_order, hold_out, load_images, make_batch, public_name
 from cond_ddpm.diffusion import diffusion_losses, draw_training, draw_validation, make_noise_scheduler
 from cond_ddpm.ema import PowerEMA, save_snapshot
@@ -78,7 +78,7 @@ def train(config: TrainConfig, on_epoch: Callable[[dict], None] | None = None) -
         FloatingPointError: a loss that is not finite.
         SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with a checkpoint of the last step.
     """
-    accelerator, run = make_accelerator(config), Path(config.output_dir)
+    accelerator, run = make_accelerator(config), config.folder
     with contextlib.ExitStack() as lock:
         on_main(accelerator, lambda: _hold(run, lock))
         try:
@@ -101,15 +101,15 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch: C
         """The checkpoint, and whether it is this run's; now, before the work. What is there stays until all else fits."""
         which = config.resume_from_checkpoint
         checkpoint = find_checkpoint(run, which) if which else None
-        goes_on = checkpoint is not None and checkpoint.resolve().parent == run.resolve()
-        if not goes_on:
+        resuming = checkpoint is not None and checkpoint.resolve().parent == run.resolve()
+        if not resuming:
             _check_run_folder(run, config)
         if config.push_to_hub:
             hub.check_name(config.hub_model_id)
             hub.check_access()
-        return checkpoint, goes_on
+        return checkpoint, resuming
 
-    checkpoint, goes_on = on_main(accelerator, look)
+    checkpoint, resuming = on_main(accelerator, look)
 
     # 2. Data: decoded once, by the main process
     with accelerator.main_process_first():
@@ -157,13 +157,13 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch: C
 
     def prepare() -> float:
         """The folder as it was at the checkpoint, or empty; the best loss of what is in pipeline/."""
-        published = best is not None or (goes_on and 0 < _published_step(run) <= progress.step)
+        published = best is not None or (resuming and 0 < _published_step(run) <= progress.step)
         if over and not published:
             raise ValueError(
                 f"max_train_steps: expected more than the {progress.step} steps that are done, for no weights have been"
                 f" validated yet, got an end after {_end(config, total_steps)}; train longer."
             )
-        if goes_on:
+        if resuming:
             _set_aside(run, progress, best)
         else:
             _empty_run_folder(run)
@@ -576,7 +576,7 @@ def _resume(checkpoint: Path, config, made_with, unet, ema, optimizer, accelerat
         now["mixed_precision"] = config.mixed_precision
     data, data_now = settings.pop("data", None), now.pop("data")
     changed = {name for name in now.keys() | settings.keys() if now.get(name) != settings.get(name)}
-    changed = sorted(changed - config.MAY_CHANGE_AT_RESUME)
+    changed = sorted(changed - may_change_at_resume(TrainConfig))
     if changed:
         differences = ", ".join(f"{name} {settings.get(name)} -> {now.get(name)}" for name in changed)
         raise ValueError(f"{checkpoint}: expected the settings it was made with, got {differences}; change them back.")
@@ -620,7 +620,7 @@ def _end(config: TrainConfig, total_steps: int) -> str:
     return " or ".join(ends)
 
 
-_OF_A_RUN = ("config.yaml", "metrics.csv", "metrics.jsonl", "loss.png", "samples", "pipeline", "ema", "logs")
+RUN_FILES = ("config.yaml", "metrics.csv", "metrics.jsonl", "loss.png", "samples", "pipeline", "ema", "logs")
 
 
 def _hold(run: Path, stack: contextlib.ExitStack) -> None:
@@ -674,14 +674,14 @@ def _check_run_folder(run: Path, config: TrainConfig) -> None:
 def _empty_run_folder(run: Path) -> None:
     """Remove what runs write, and nothing else."""
     # config.json is the last to go and the first to come: a kill in between leaves what is still known as a run's.
-    names = [*(run / name for name in _OF_A_RUN), *run.glob("checkpoint-*"), *run.glob("abandoned-*"), run / "config.json"]
+    names = [*(run / name for name in RUN_FILES), *run.glob("checkpoint-*"), *run.glob("abandoned-*"), run / "config.json"]
     for path in (*_partial(run), *names):
         remove(path)
 
 
 def _partial(run: Path) -> list[Path]:
     """What a killed run had begun to write."""
-    names = ("config.json", *_OF_A_RUN)
+    names = ("config.json", *RUN_FILES)
     found = [run / f"{name}.partial" for name in names]
     return [*found, *(path for folder in ("checkpoint-*", "ema/*", "samples/*") for path in run.glob(f"{folder}.partial"))]
 

@@ -25,7 +25,7 @@ def test_top_level(arguments, code, capsys):
             "expected one of train, sample, visualize, evaluate, study, tune, publish, export, ema, got 'paint'" in printed.err
         )
     if arguments == ["train", "--help"]:
-        assert "--learning_rate" in printed.out and "images in an optimizer step" in printed.out
+        assert "--learning_rate" in printed.out and "Images in an optimizer step" in printed.out
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import yaml
 from conftest import ROOT
 
 from cond_ddpm.cli import parse_train
-from cond_ddpm.config import TrainConfig, checked_arguments
+from cond_ddpm.config import TrainConfig, checked_arguments, may_change_at_resume, setting
 from cond_ddpm.models import MODELS
 
 PRESETS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem not in ("study", "tune"))
@@ -54,6 +54,18 @@ def test_flags_override_the_file_and_unet_arguments_merge(tmp_path):
         ({"model": "large"}, "model: expected one of simple, attention, hybrid, got 'large'"),
         ({"prediction_type": "noise"}, "prediction_type: expected one of epsilon, sample, v_prediction, got 'noise'"),
         ({"mixed_precision": "fp8"}, "mixed_precision: expected one of no, fp16, bf16"),
+        ({"use_ema": None}, "use_ema: expected true or false, got None"),
+        ({"batch_size": None}, "batch_size: expected a whole number, 1 or more, got None"),
+        ({"batch_size": True}, "batch_size: expected a whole number, 1 or more, got True"),
+        ({"learning_rate": float("inf")}, "learning_rate: expected more than 0, got inf"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: expected a finite number, got nan"),
+        ({"beta_start": 0.03}, "beta_start: expected at most beta_end, 0.02, got 0.03"),
+        ({"beta_start": 0.0, "beta_end": 0.0}, "beta_start: expected more than 0 and less than 1, got 0.0"),
+        ({"beta_start": 1.0, "beta_end": 1.0}, "beta_start: expected more than 0 and less than 1, got 1.0"),
+        ({"adam_epsilon": -1.0}, "adam_epsilon: expected more than 0, got -1.0"),
+        ({"adam_beta1": 1.0}, "adam_beta1: expected 0 or more and less than 1, got 1.0"),
+        ({"min_snr_gamma": 0.0}, "min_snr_gamma: expected more than 0, got 0.0"),
+        ({"max_train_minutes": 0}, "max_train_minutes: expected more than 0, got 0"),
     ],
 )
 def test_values_out_of_range(arguments, words):
@@ -63,7 +75,33 @@ def test_values_out_of_range(arguments, words):
 
 def test_every_setting_is_explained():
     documented = TrainConfig.__doc__.partition("Args:")[2]
-    assert [f.name for f in dataclasses.fields(TrainConfig) if f"\n        {f.name}: " not in documented] == []
+    assert [f.name for f in dataclasses.fields(TrainConfig) if f"\n    {f.name}: {f.metadata['help']}" not in documented] == []
+
+
+def test_a_new_setting_is_a_flag_in_yaml_in_help_and_in_the_record(tmp_path):
+    """It is said once: nothing but its field is added here."""
+    import jsonargparse
+
+    class More(TrainConfig):
+        sharpness: float = setting(1.5, "How sharp.", at_least=0, may_change=True)
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(More)
+    (tmp_path / "run.yaml").write_text("sharpness: 2.5\n")
+    for arguments, value in ((["--sharpness", "3"], 3.0), (["--config", str(tmp_path / "run.yaml")], 2.5), ([], 1.5)):
+        given = parser.parse_args(arguments).as_dict()
+        given.pop("config")
+        assert dataclasses.asdict(More(**given))["sharpness"] == value
+    assert "How sharp. (type: float, default: 1.5)" in " ".join(parser.format_help().split())
+    assert "sharpness" in may_change_at_resume(More)
+    with pytest.raises(ValueError, match="sharpness: expected 0 or more, got -1"):
+        More(sharpness=-1.0)
+
+
+def test_a_home_in_a_file_is_the_users(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert TrainConfig(output_dir="~/runs/mine").folder == tmp_path / "runs" / "mine"
 
 
 def test_unet_arguments_are_checked_against_its_signature():

@@ -225,7 +225,7 @@ def test_a_later_repeat_interrupted_does_not_lose_the_first(pipeline, dataset, t
 
 def test_the_extrapolated_distance_of_ten_classes(tmp_path_factory):
     """Labels that take turns must not sort classes into the parts that are extrapolated from."""
-    from cond_ddpm.evaluate.evaluate import figures
+    from cond_ddpm.evaluate.evaluate import compute_metrics
     from cond_ddpm.evaluate.extractors import Extractor
     from cond_ddpm.evaluate.statistics import Tally
 
@@ -242,7 +242,7 @@ def test_the_extrapolated_distance_of_ten_classes(tmp_path_factory):
         return found, images
 
     (reference, images), (samples, _) = tally(20_000, 0), tally(600, 1)
-    found = figures(samples, reference, [str(label) for label in range(10)], images)
+    found = compute_metrics(samples, reference, [str(label) for label in range(10)], images)
     assert abs(found["frechet_distance_infinite"]) < found["frechet_distance"] / 2
 
 

@@ -102,7 +102,7 @@ class _Real:
         return data_fingerprint(self.test) == data_fingerprint(self.train)
 
 
-def figures(tally: Tally, reference: Tally, class_names: list[str], training_images: np.ndarray) -> dict:
+def compute_metrics(tally: Tally, reference: Tally, class_names: list[str], training_images: np.ndarray) -> dict:
     """Every figure of some images against the reference's."""
     count, dim = int(tally.all.count), tally.extractor.dim
     found = {
@@ -208,7 +208,7 @@ def evaluate(
     if training is None and pipeline is not None:
         advice = "remove it, or put it right"
         training = read_json(pipeline.companions.get("results.json", b"{}"), "results.json", advice).get("training")
-    quoted = _quoted(protocol, extractor, real, model, pipeline, samples, arguments)
+    quoted = protocol_record(protocol, extractor, real, model, pipeline, samples, arguments)
     results = {"training": training or "not known", "protocol": quoted}
     measured, files, started, earlier = [], [], time.perf_counter(), 0.0
     for repeat in range(protocol.repeats):
@@ -235,11 +235,11 @@ def evaluate(
         tally, of_repeat, before = _tally_of(stream, extractor, reference, output, key, state)
         files, earlier = files + of_repeat, earlier + before
         if state.is_main_process:
-            measured.append(figures(tally, reference, names, real.whole.images))
+            measured.append(compute_metrics(tally, reference, names, real.whole.images))
     if state.is_main_process:
         results["samples"], results["samples_std"] = _mean_and_deviation(measured)
         # Samples may be copies of any image that was trained on; held-out images are no copies of themselves.
-        results["held_out_real"] = figures(held_out, reference, names, real.train.images)
+        results["held_out_real"] = compute_metrics(held_out, reference, names, real.train.images)
         halves = [sum(part[1:], part[0]) for part in (held_out.groups[: GROUPS // 2], held_out.groups[GROUPS // 2 :])]
         if min(int(half.count) for half in halves) > 1:
             results["held_out_real"]["frechet_distance_between_halves"] = frechet_distance(*halves)
@@ -397,7 +397,7 @@ def _tally_of(stream, extractor: Extractor, like: Tally, output: Path, key: list
 # The record
 
 
-def _quoted(protocol, extractor, real: _Real, model, pipeline, samples, arguments) -> dict:
+def protocol_record(protocol, extractor, real: _Real, model, pipeline, samples, arguments) -> dict:
     record = {
         **dataclasses.asdict(protocol),
         "dataset": public_name(protocol.dataset),

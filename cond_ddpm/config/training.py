@@ -1,0 +1,185 @@
+"""The settings of a training run, `cond-ddpm train` and `train_cond_ddpm.py`.
+
+May import: `config.settings`. Next on the data's way: `data.py` loads what `dataset` names.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from cond_ddpm.config.settings import Settings, setting
+
+Model = Literal["simple", "attention", "hybrid"]
+
+
+class TrainConfig(Settings):
+    """Settings of `train`, named as in diffusers' training scripts, except that `batch_size` is the whole batch.
+
+    The defaults are the hybrid UNet's recipe. The presets of the original study have that study's.
+    """
+
+    # The data
+    dataset: str = setting("cifar10", "Hub id, local folder or parquet file of the labelled images, or the embedded mnist5k.")
+    dataset_config_name: str | None = setting(None, "Configuration of the data set, where it has several.")
+    train_split: str = setting("train", "Split to train on.")
+    image_column: str | None = setting(None, "Column of the images; found by its type if not given.")
+    label_column: str | None = setting(None, "Column of the labels; found by its type if not given.")
+    resolution: int = setting(32, "Height and width in pixels; images are scaled and centre-cropped to it.", at_least=1)
+    channels: Literal[1, 3] | None = setting(None, "1 for grey, 3 for RGB; if not given, those of the first image.")
+    random_flip: bool | None = setting(
+        None, "Mirror half of the images; if not given, unless the classes are digits or letters."
+    )
+    num_validation_images: int = setting(
+        1000, "Images held out of the training split, for the validation loss that early stopping watches.", at_least=1
+    )
+
+    # The network
+    model: Model = setting("hybrid", "Which UNet.")
+    unet: dict[str, Any] = setting(
+        dict, "Any argument of that UNet, as --unet.NAME VALUE: --unet.block_out_channels [64,128]."
+    )
+
+    # The diffusion
+    num_train_timesteps: int = setting(1000, "Number of timesteps of the noise schedule.", at_least=1)
+    beta_start: float = setting(1e-4, "First beta of the noise schedule.", above=0, below=1)
+    beta_end: float = setting(0.02, "Last beta of the noise schedule.", above=0, below=1)
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = setting(
+        "linear", "How the betas go from the first to the last; squaredcos_cap_v2 is the cosine schedule."
+    )
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = setting("v_prediction", "What the UNet predicts.")
+    timestep_sampling: Literal["uniform", "logit_normal"] = setting("uniform", "Distribution of the timesteps trained on.")
+    min_snr_gamma: float | None = setting(
+        5.0, "Gamma of the min-SNR loss weights (5 in the paper); null for an unweighted loss.", above=0
+    )
+    class_dropout_prob: float = setting(
+        0.1,
+        "Probability that a label is replaced by the null label, which classifier-free guidance needs.",
+        at_least=0,
+        at_most=1,
+    )
+
+    # The optimizer
+    batch_size: int = setting(64, "Images in an optimizer step, over all processes together.", at_least=1)
+    num_epochs: int = setting(50, "Passes over the training images.", at_least=1, may_change=True)
+    max_train_steps: int | None = setting(
+        None, "Stop after this many optimizer steps, whatever num_epochs says.", at_least=1, may_change=True
+    )
+    max_train_minutes: float | None = setting(
+        None,
+        "Stop after this time, to which the learning-rate schedule adapts; or at max_train_steps, if that is sooner.",
+        above=0,
+        may_change=True,
+    )
+    optimizer: Literal["adamw", "muon"] = setting(
+        "muon", "muon orthogonalises the updates of the hidden weight matrices, and AdamW updates the rest; adamw updates all."
+    )
+    learning_rate: float = setting(
+        3e-3, "Learning rate after warm-up. Muon's updates are scaled to AdamW's, so one fits both.", above=0
+    )
+    lr_scheduler: Literal["constant", "cosine", "linear", "1-sqrt"] = setting(
+        "linear", "Learning-rate schedule after warm-up: constant, or a decay to zero by the end of the run."
+    )
+    lr_decay_share: float = setting(
+        0.5, "Share of the run, at its end, over which the learning rate decays.", at_least=0, at_most=1
+    )
+    lr_warmup_steps: int = setting(200, "Steps of linear warm-up.", at_least=0)
+    adam_beta1: float = setting(0.9, "AdamW's decay rate of the first moment.", at_least=0, below=1)
+    adam_beta2: float = setting(0.95, "AdamW's decay rate of the second moment.", at_least=0, below=1)
+    adam_epsilon: float = setting(1e-8, "AdamW's epsilon.", above=0)
+    weight_decay: float = setting(0.01, "Decoupled weight decay.", at_least=0)
+    max_grad_norm: float = setting(1.0, "Clip the gradient to this norm; 0 for no clipping.", at_least=0)
+    gradient_accumulation_steps: int = setting(
+        1, "Parts in which each process computes its share of the batch, to need less memory.", at_least=1
+    )
+
+    # The machine
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
+        None, "Autocast type; if not given, that of `accelerate launch`."
+    )
+    compile: bool = setting(False, "torch.compile the UNet: up to a minute at the start, then faster.", may_change=True)
+    channels_last: bool = setting(False, "Memory format of the convolutions: faster with compile, slower without it on CPUs.")
+    num_cpu_threads: int | None = setting(
+        None,
+        "CPU threads of each process; if not given, OMP_NUM_THREADS; if nobody set that, the usable cores divided by the"
+        " processes on this machine (the 1 that `accelerate launch` and torchrun set is not taken for a wish).",
+        at_least=1,
+        at_most=1024,
+        may_change=True,
+    )
+
+    # The averages, and when to stop
+    use_ema: bool = setting(True, "Keep a moving average of the weights, which is validated, sampled and saved.")
+    ema_std: float = setting(
+        0.05, "Relative width of that average, as a share of the run so far (EDM2).", above=0, below=0.288
+    )
+    num_ema_snapshots: int = setting(
+        20,
+        "How many times to save two averages, from which `cond-ddpm ema` makes others; 0 for never.",
+        at_least=0,
+        may_change=True,
+    )
+    patience: int | None = setting(
+        10, "Stop when the validation loss has not improved for this many epochs; null for never.", at_least=1, may_change=True
+    )
+    seed: int = setting(
+        0, "Seed of the weights, the order and the noise; a run is a function of it.", at_least=0, at_most=2**32 - 1
+    )
+
+    # The run folder
+    output_dir: str = setting("runs/cond-ddpm", "Folder of the run.", may_change=True)
+    overwrite_output_dir: bool = setting(False, "Replace the run that is there.", may_change=True)
+    resume_from_checkpoint: str | None = setting(
+        None,
+        "Resume from `latest` (or start, if there is no checkpoint yet), from a checkpoint-N of the run, or from a path.",
+        may_change=True,
+    )
+    checkpointing_steps: int = setting(
+        500, "Write checkpoint-N every this many steps, and at the end; 0 for never.", at_least=0, may_change=True
+    )
+    checkpoints_total_limit: int | None = setting(
+        2, "How many checkpoints to keep; null for all.", at_least=1, may_change=True
+    )
+    report_to: Literal["tensorboard", "wandb", "trackio", "none"] = setting(
+        "tensorboard", "Tracker of losses and images; metrics.jsonl is always written.", may_change=True
+    )
+    logging_steps: int | None = setting(
+        None,
+        "Read the losses every this many steps; if not given, 1 on a CPU and 10 where reading waits for the device.",
+        at_least=1,
+        may_change=True,
+    )
+    save_images_epochs: int = setting(
+        5, "Draw a grid of samples every this many epochs, and at the end; 0 for never.", at_least=0, may_change=True
+    )
+    num_images_per_class: int = setting(8, "Columns of that grid.", at_least=1, may_change=True)
+    num_inference_steps: int = setting(20, "Steps of the sampler for that grid.", at_least=1, may_change=True)
+    guidance_scale: float = setting(
+        1.0, "Guidance of that grid, and default of the saved pipeline; 1 for none.", may_change=True
+    )
+    push_to_hub: bool = setting(
+        False, "Publish the pipeline at the end of the run, as `cond-ddpm publish` does.", may_change=True
+    )
+    hub_model_id: str | None = setting(None, "USER/NAME to publish it under.", may_change=True)
+    hub_private_repo: bool = setting(False, "Make the repository private.", may_change=True)
+
+    def check(self) -> None:
+        for name in ("dataset", "output_dir"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected a name or a path, got nothing.")
+        if self.push_to_hub != (self.hub_model_id is not None):
+            raise ValueError("push_to_hub, hub_model_id: expected both or neither; give --hub_model_id USER/NAME.")
+        if self.beta_schedule == "squaredcos_cap_v2" and (self.beta_start, self.beta_end) != (1e-4, 0.02):
+            raise ValueError("beta_start, beta_end: expected none with beta_schedule squaredcos_cap_v2, which has no betas.")
+        if self.beta_start > self.beta_end:
+            raise ValueError(
+                f"beta_start: expected at most beta_end, {self.beta_end:g}, got {self.beta_start:g}; noise grows with time."
+            )
+        if self.class_dropout_prob == 0 and self.guidance_scale != 1:
+            raise ValueError(
+                "guidance_scale: expected 1 with class_dropout_prob 0, which trains no null label to guide by, got"
+                f" {self.guidance_scale}; drop some labels, such as --class_dropout_prob 0.1."
+            )
+
+    @property
+    def folder(self) -> Path:
+        """`output_dir`, also where a YAML file has a ~ in it, which no shell has expanded."""
+        return Path(self.output_dir).expanduser()
