@@ -84,10 +84,10 @@ def test_study_measures_each_model_along_its_course(base, tmp_path, monkeypatch)
     monkeypatch.setattr("cond_ddpm.experiments.study.train", None)
     study(config)  # all is done: nothing is trained or measured again
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
-    study(dataclasses.replace(config, sampling={**SAMPLING, "guidance_scale": 3.0}), None)  # measured again, in another way
+    study(dataclasses.replace(config, sampling={**SAMPLING, "guidance_scale": 3.0}))  # measured again, in another way
     assert all(stamp != path.stat().st_mtime_ns for path, stamp in stamps.items())
     with pytest.raises(ValueError, match="expected the settings it was trained with, got other batch_size"):
-        study(dataclasses.replace(config, base={**base, "batch_size": 8}), None)
+        study(dataclasses.replace(config, base={**base, "batch_size": 8}))
 
 
 def test_study_by_the_command_line(base, tmp_path, capsys):
