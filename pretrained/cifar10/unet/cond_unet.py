@@ -1,0 +1,499 @@
+"""The class-conditional UNets. Published beside their weights, so this one file must stay self-contained.
+
+May import: the standard library, torch, diffusers (absolute names), nothing of ours.
+Next on the data's way: the prediction goes to `cond_ddpm/diffusion.py` (the loss) in training, to
+`pipelines/pipeline_cond_ddpm.py` (a scheduler's step) in sampling.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import nn
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with as many groups as fit, 32 at most, of 4 channels or more (EDM, Karras 2022, does the same)."""
+    groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+def _num_heads(channels: int, head_dim: int) -> int:
+    """Fewer channels than one head has: one head of them all."""
+    if head_dim < 1:
+        raise ValueError(f"attention_head_dim: expected a positive whole number, got {head_dim}.")
+    if channels > head_dim and channels % head_dim:
+        raise ValueError(
+            f"attention needs channels that divide into heads: expected a multiple of attention_head_dim={head_dim},"
+            f" got a feature map of {channels} channels; change block_out_channels or attention_head_dim."
+        )
+    return max(1, channels // head_dim)
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """softmax(Q K^T / sqrt(d)) V (Vaswani 2017, eq. 1) of (B, heads, HW, d) each.
+
+    torch's own is for GPUs and long sequences: on CPUs in bfloat16 it takes 3.4 times as long as these products at 8x8,
+    1.6 at 16x16, 0.9 at 32x32 (`benchmarks/layers.py`).
+    """
+    if query.device.type != "cpu" or query.dtype == torch.float32 or query.shape[2] >= 32**2:
+        return F.scaled_dot_product_attention(query, key, value)
+    weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, HW, HW)
+    return weights.softmax(dim=-1) @ value
+
+
+class _SelfAttention(nn.Module):
+    """Multi-head self-attention over the pixels of a feature map, (B, C, H, W) -> (B, C, H, W), with a residual."""
+
+    def __init__(self, channels: int, head_dim: int):
+        super().__init__()
+        self.num_heads = _num_heads(channels, head_dim)
+        self.norm = _group_norm(channels)
+        self.to_qkv = nn.Linear(channels, 3 * channels)
+        self.to_out = nn.Linear(channels, channels)
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        batch, channels, height, width = sample.shape
+        tokens = self.norm(sample).flatten(2).transpose(1, 2)  # (B, HW, C)
+        qkv = self.to_qkv(tokens).unflatten(2, (3, self.num_heads, -1))  # (B, HW, 3, heads, C / heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, HW, C / heads)
+        attended = _attend(query, key, value)
+        tokens = self.to_out(attended.transpose(1, 2).flatten(2))  # (B, HW, C)
+        return sample + tokens.transpose(1, 2).reshape(batch, channels, height, width)
+
+
+class _ResidualBlock(nn.Module):
+    """Two convolutions, the second normalised with a scale and shift told by the embedding (ADM, Dhariwal 2021, sec. 3).
+
+    `attention_head_dim=None` leaves out the self-attention that follows.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, pos_dim: int, dropout: float, attention_head_dim: int | None = None
+    ):
+        super().__init__()
+        self.norm1 = _group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.to_scale_shift = nn.Linear(pos_dim, 2 * out_channels)
+        self.norm2 = _group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.attention = None if attention_head_dim is None else _SelfAttention(out_channels, attention_head_dim)
+
+    def forward(self, sample: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        hidden = self.conv1(F.silu(self.norm1(sample)))
+        scale, shift = self.to_scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)  # each (B, out, 1, 1)
+        hidden = torch.addcmul(shift, self.norm2(hidden), 1 + scale)
+        hidden = self.skip(sample) + self.conv2(self.dropout(F.silu(hidden)))
+        return hidden if self.attention is None else self.attention(hidden)
+
+
+class _TransformerBlock(nn.Module):
+    """Self-attention and an MLP over tokens, each told shift, scale and gate by the embedding (DiT, Peebles 2023, sec. 3.2).
+
+    The gates start at zero. Queries and keys are normalised (Dehghani 2023, sec. 2), so that their products stay small at
+    any learning rate. On CPUs in bfloat16, SiLU takes a third of GELU's time, LayerNorm a quarter of RMSNorm's.
+    """
+
+    def __init__(self, width: int, head_dim: int, mlp_ratio: int, pos_dim: int, dropout: float):
+        super().__init__()
+        self.num_heads = _num_heads(width, head_dim)
+        self.to_film = nn.Linear(pos_dim, 6 * width)
+        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.to_out = nn.Linear(width, width)
+        self.mlp_in = nn.Linear(width, mlp_ratio * width)
+        self.dropout = nn.Dropout(dropout)
+        self.mlp_out = nn.Linear(mlp_ratio * width, width)
+
+    def forward(self, tokens: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        width = tokens.shape[2]
+        film = self.to_film(embedding)[:, None].chunk(6, dim=2)  # each (B, 1, width)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = film
+        hidden = torch.addcmul(shift, F.layer_norm(tokens, (width,)), 1 + scale)  # (B, HW, width)
+        qkv = self.to_qkv(hidden).unflatten(2, (3, self.num_heads, -1))  # (B, HW, 3, heads, head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, HW, head_dim)
+        query, key = (F.layer_norm(x, x.shape[-1:]) for x in (query, key))
+        attended = _attend(query, key, value)
+        tokens = torch.addcmul(tokens, gate, self.to_out(attended.transpose(1, 2).flatten(2)))
+        hidden = torch.addcmul(mlp_shift, F.layer_norm(tokens, (width,)), 1 + mlp_scale)
+        return torch.addcmul(tokens, mlp_gate, self.mlp_out(self.dropout(F.silu(self.mlp_in(hidden)))))
+
+
+class _Stage(nn.Module):
+    """The residual blocks of one resolution and the convolution that leads to the next one (None at the last)."""
+
+    def __init__(self, blocks: list[_ResidualBlock], resample: nn.Conv2d | None):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.resample = resample
+
+
+class _CondUNet2DModel(ModelMixin, ConfigMixin):
+    """What the networks share: the embeddings, the checks and the way from images to patches and back."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, output_loading_info: bool = False, **kwargs):
+        """diffusers' own, which would go on with random weights where the file lacks some.
+
+        Raises:
+            ValueError: the weights lack a tensor of the network.
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        missing = sorted(info["missing_keys"])
+        if missing:
+            more = f" and {len(missing) - 3} others" if len(missing) > 3 else ""
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: expected weights with every tensor of {cls.__name__}, got none of the name"
+                f" {', '.join(missing[:3])}{more}; save or download them again."
+            )
+        return (model, info) if output_loading_info else model
+
+    def _build_embedding(self) -> None:
+        pos_dim = self.config.pos_dim
+        self.time_proj = Timesteps(pos_dim // 4, flip_sin_to_cos=True, downscale_freq_shift=0)  # computed in forward
+        self.time_embedding = TimestepEmbedding(pos_dim // 4, pos_dim)
+        self.class_embedding = nn.Embedding(self.config.num_classes + 1, pos_dim)  # the last row is the null label
+
+    def _check_config(self) -> None:
+        config = self.config
+        positive = ("sample_size", "in_channels", "out_channels", "num_classes", "layers_per_block", "patch_size")
+        for name in (*positive, "transformer_layers", "mlp_ratio"):
+            if config.get(name, 1) < 1:
+                raise ValueError(f"{name}: expected a positive whole number, got {getattr(config, name)}.")
+        if not config.block_out_channels or min(config.block_out_channels) < 1:
+            raise ValueError(
+                "block_out_channels: expected one positive number of channels for each resolution, such as"
+                f" (64, 128, 128), got {config.block_out_channels}."
+            )
+        if config.pos_dim < 8 or config.pos_dim % 8:
+            raise ValueError(f"pos_dim: expected a multiple of 8, got {config.pos_dim}.")
+        if not 0 <= config.dropout < 1:
+            raise ValueError(f"dropout: expected a probability in [0, 1), got {config.dropout}.")
+        factor = config.patch_size * 2 ** (len(config.block_out_channels) - 1)
+        if config.sample_size % factor:
+            raise ValueError(
+                f"sample_size: expected a multiple of {factor} (patch_size {config.patch_size} and"
+                f" {len(config.block_out_channels) - 1} halvings), got {config.sample_size};"
+                " resize the images, or give fewer block_out_channels or a smaller patch_size."
+            )
+
+    def _check_inputs(self, sample: torch.Tensor, class_labels: torch.Tensor | None) -> None:
+        size, null_label = self.config.sample_size, self.config.num_classes
+        expected = (self.config.in_channels, size, size)
+        if sample.ndim != 4 or tuple(sample.shape[1:]) != expected:
+            raise ValueError(
+                f"sample: expected shape (batch, {', '.join(map(str, expected))}), got {tuple(sample.shape)};"
+                " resize or convert the images, or build the model for their shape."
+            )
+        if class_labels is None:
+            raise ValueError(
+                f"class_labels: expected {sample.shape[0]} labels, got None; give each image its class, or"
+                f" {null_label} (the null label, config.num_classes) for an unconditional prediction."
+            )
+        if class_labels.shape != sample.shape[:1] or class_labels.dtype != torch.int64:
+            raise ValueError(
+                f"class_labels: expected shape ({sample.shape[0]},) and dtype torch.int64, got"
+                f" {tuple(class_labels.shape)} and {class_labels.dtype}; give one whole number an image."
+            )
+        # Reading values back stalls an accelerator at each step and breaks a compiled graph: there the data set and the
+        # pipeline have checked the labels before they were moved.
+        if class_labels.device.type == "cpu" and not torch.compiler.is_compiling() and class_labels.numel():
+            low, high = class_labels.min().item(), class_labels.max().item()
+            if low < 0 or high > null_label:
+                raise ValueError(
+                    f"class_labels: expected values from 0 to {null_label - 1}, or {null_label} for the null label, got"
+                    f" {low if low < 0 else high}; check the labels against the model's num_classes={null_label}."
+                )
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        """Predict what the scheduler's `prediction_type` names, from a noisy image, its timestep and its class.
+
+        Args:
+            sample: (B, in_channels, sample_size, sample_size), the noisy image, of about unit variance.
+            timestep: in [0, num_train_timesteps); one for all images (a number or a 0-d tensor), or (B,).
+            class_labels: (B,) int64 in [0, num_classes]; `num_classes` is the null label (no class told).
+            return_dict: False for a plain tuple.
+
+        Returns:
+            `UNet2DOutput` whose `sample` is (B, out_channels, sample_size, sample_size).
+
+        Raises:
+            ValueError: a shape, dtype or label other than the above.
+        """
+        self._check_inputs(sample, class_labels)
+        batch, patch = sample.shape[0], self.config.patch_size
+        timestep = torch.as_tensor(timestep, device=sample.device)
+        if timestep.shape not in (torch.Size([]), torch.Size([1]), torch.Size([batch])):
+            raise ValueError(
+                f"timestep: expected one number, or a tensor of shape ({batch},), got shape {tuple(timestep.shape)};"
+                " give one timestep for all images or one an image."
+            )
+
+        # DDPM, Ho 2020, app. B: sinusoids of the timestep; the class is added to what the MLP makes of them.
+        embedding = self.time_embedding(self.time_proj(timestep.expand(batch)).to(self.dtype))  # (B, pos_dim)
+        embedding = F.silu(embedding + self.class_embedding(class_labels).to(embedding.dtype))
+
+        patches = F.pixel_unshuffle(sample, patch)  # (B, in_channels * patch^2, S / patch, S / patch)
+        prediction = F.pixel_shuffle(self._predict(patches, embedding), patch)  # (B, out_channels, S, S)
+        return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
+
+
+class _UNet(_CondUNet2DModel):
+    """The study's two networks, which differ in `attention_resolutions`."""
+
+    def _build(self, attention_resolutions: tuple[int, ...] | None, attention_head_dim: int = 64) -> None:
+        config = self.config
+        self._check_config()
+        channels, pos_dim, patch = config.block_out_channels, config.pos_dim, config.patch_size
+        if attention_resolutions is None:
+            attention_resolutions = tuple(config.sample_size // (patch * 2**level) for level in range(1, len(channels)))
+        resolutions = [config.sample_size // (patch * 2**level) for level in range(len(channels))]
+        unknown = [r for r in attention_resolutions if r not in resolutions]
+        if unknown:
+            raise ValueError(
+                f"attention_resolutions: expected sizes among this network's feature maps {resolutions}, got {unknown};"
+                " leave it out for attention everywhere but at the outermost."
+            )
+
+        def block(in_channels: int, out_channels: int, resolution: int | None = None) -> _ResidualBlock:
+            head_dim = attention_head_dim if resolution in attention_resolutions else None
+            return _ResidualBlock(in_channels, out_channels, pos_dim, config.dropout, head_dim)
+
+        self._build_embedding()
+        self.conv_in = nn.Conv2d(config.in_channels * patch**2, channels[0], 3, padding=1)
+        width, skips = channels[0], [channels[0]]
+        self.down_stages = nn.ModuleList()
+        for level, (out, resolution) in enumerate(zip(channels, resolutions)):
+            blocks = [block(width if i == 0 else out, out, resolution) for i in range(config.layers_per_block)]
+            last = level == len(channels) - 1
+            self.down_stages.append(_Stage(blocks, None if last else nn.Conv2d(out, out, 3, stride=2, padding=1)))
+            width, skips = out, skips + [out] * (config.layers_per_block + (not last))
+
+        # The innermost resolution is the cheapest place to look at the whole picture, so its attention is in the middle too.
+        self.mid_blocks = nn.ModuleList([block(width, width, resolutions[-1]), block(width, width)])
+
+        self.up_stages = nn.ModuleList()
+        for level, (out, resolution) in reversed(list(enumerate(zip(channels, resolutions)))):
+            blocks = []
+            for _ in range(config.layers_per_block + 1):
+                blocks.append(block(width + skips.pop(), out, resolution))
+                width = out
+            self.up_stages.append(_Stage(blocks, None if level == 0 else nn.Conv2d(out, out, 3, padding=1)))
+
+        self.norm_out = _group_norm(width)
+        self.conv_out = nn.Conv2d(width, config.out_channels * patch**2, 3, padding=1)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Each residual branch and the output start at zero, so that the network starts as the identity of its skips."""
+        last_of_branch = [module.conv2 for module in self.modules() if isinstance(module, _ResidualBlock)]
+        last_of_branch += [module.to_out for module in self.modules() if isinstance(module, _SelfAttention)]
+        for layer in (*last_of_branch, self.conv_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def _predict(self, patches: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        hidden = self.conv_in(patches)  # (B, C0, S / patch, S / patch)
+        skips = [hidden]
+        for stage in self.down_stages:
+            for block in stage.blocks:
+                hidden = block(hidden, embedding)
+                skips.append(hidden)
+            if stage.resample is not None:
+                hidden = stage.resample(hidden)  # half the size
+                skips.append(hidden)
+        for block in self.mid_blocks:
+            hidden = block(hidden, embedding)
+        for stage in self.up_stages:
+            for block in stage.blocks:
+                hidden = block(torch.cat([hidden, skips.pop()], dim=1), embedding)
+            if stage.resample is not None:
+                hidden = stage.resample(F.interpolate(hidden, scale_factor=2.0, mode="nearest"))  # twice the size
+        return self.conv_out(F.silu(self.norm_out(hidden)))
+
+
+class SimpleUNet2DModel(_UNet):
+    """The study's simple UNet: residual blocks, down- and up-sampling and skips, no attention anywhere.
+
+    It is told the timestep and the class by summed embeddings, which scale and shift a GroupNorm of every residual block.
+
+    Args:
+        sample_size: height and width of the images, in pixels; a multiple of `patch_size * 2 ** (levels - 1)`.
+        in_channels: channels of the images.
+        out_channels: channels of the prediction; more than `in_channels` only for a scheduler with learned variance.
+        num_classes: number of classes; label `num_classes` is the null label, so the embedding has one row more.
+        block_out_channels: channels at each resolution, the outermost first; each one halves the size.
+        layers_per_block: residual blocks at each resolution on the way down; one more on the way up.
+        pos_dim: width of the timestep and class embeddings, a multiple of 8.
+        dropout: probability in [0, 1), inside the residual blocks.
+        patch_size: pixel-unshuffle in, pixel-shuffle out. 1 is the study's network, 2 has a quarter of its cost.
+
+    Raises:
+        ValueError: an argument outside its range, or a `sample_size` that does not divide.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 32,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        num_classes: int = 10,
+        block_out_channels: tuple[int, ...] = (64, 128, 128),
+        layers_per_block: int = 2,
+        pos_dim: int = 1024,
+        dropout: float = 0.0,
+        patch_size: int = 1,
+    ):
+        super().__init__()
+        self._build(attention_resolutions=())
+
+
+class AttentionUNet2DModel(_UNet):
+    """The study's attention UNet: the simple one with self-attention after each residual block of the inner resolutions.
+
+    Args:
+        sample_size, in_channels, out_channels, num_classes, block_out_channels, layers_per_block, pos_dim, dropout,
+            patch_size: as for `SimpleUNet2DModel`.
+        attention_resolutions: sizes of the feature maps that get attention, such as (16, 8), in the network's own pixels
+            (after `patch_size`); None is all but the outermost.
+        attention_head_dim: channels of a head. 64 keeps the matrix products large enough to be fast.
+
+    Raises:
+        ValueError: as for `SimpleUNet2DModel`; a resolution that the network does not have; channels that do not divide
+            into heads.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 32,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        num_classes: int = 10,
+        block_out_channels: tuple[int, ...] = (64, 128, 128),
+        layers_per_block: int = 2,
+        pos_dim: int = 1024,
+        dropout: float = 0.0,
+        patch_size: int = 1,
+        attention_resolutions: tuple[int, ...] | None = None,
+        attention_head_dim: int = 64,
+    ):
+        super().__init__()
+        self._build(attention_resolutions, attention_head_dim)
+
+
+class HybridUNet2DModel(_CondUNet2DModel):
+    """Convolutions where pixels are many, a transformer where they are few: the most quality per training FLOP.
+
+    Pixel-unshuffle, residual blocks at half the images' size, transformer blocks at a quarter of it, and the same way
+    back with a skip. Timestep and class scale, shift and gate every block.
+
+    Args:
+        sample_size, in_channels, out_channels, num_classes, dropout: as for `SimpleUNet2DModel`.
+        size: name of a row of `SIZES`, which gives each of the following that is None.
+        block_out_channels: channels of the residual blocks, and of the transformer.
+        layers_per_block: residual blocks on the way down; as many on the way up.
+        transformer_layers: transformer blocks.
+        pos_dim: width of the timestep and class embeddings, a multiple of 8.
+        attention_head_dim: channels of a head.
+        mlp_ratio: hidden channels of the transformer's MLPs, over its own.
+        patch_size: pixel-unshuffle in, pixel-shuffle out.
+
+    Raises:
+        ValueError: an argument outside its range, or a `sample_size` that does not divide.
+    """
+
+    # Parameters and GFLOP of an image's forward pass at 32x32x3, counted by tests/test_cond_unet.py.
+    SIZES: ClassVar[dict[str, dict]] = {
+        "tiny": {"block_out_channels": (16, 64), "layers_per_block": 1, "transformer_layers": 2, "pos_dim": 64},
+        "s": {"block_out_channels": (64, 256), "layers_per_block": 1, "transformer_layers": 6, "pos_dim": 256},
+        "m": {"block_out_channels": (128, 512), "layers_per_block": 2, "transformer_layers": 8, "pos_dim": 512},
+        "l": {"block_out_channels": (192, 768), "layers_per_block": 2, "transformer_layers": 12, "pos_dim": 768},
+    }
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 32,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        num_classes: int = 10,
+        size: Literal["tiny", "s", "m", "l"] = "s",
+        block_out_channels: tuple[int, int] | None = None,
+        layers_per_block: int | None = None,
+        transformer_layers: int | None = None,
+        pos_dim: int | None = None,
+        attention_head_dim: int = 64,
+        mlp_ratio: int = 4,
+        dropout: float = 0.0,
+        patch_size: int = 2,
+    ):
+        super().__init__()
+        if size not in self.SIZES:
+            raise ValueError(f"size: expected one of {', '.join(self.SIZES)}, got {size!r}.")
+        # Written out in the config, so that a published network does not change with the table.
+        self.register_to_config(**{k: v for k, v in self.SIZES[size].items() if getattr(self.config, k) is None})
+        config = self.config
+        self._check_config()
+        if len(config.block_out_channels) != 2:
+            raise ValueError(f"block_out_channels: expected two numbers of channels, got {config.block_out_channels}.")
+        channels, width = config.block_out_channels
+        self._build_embedding()
+
+        def residual_blocks() -> nn.ModuleList:
+            blocks = (_ResidualBlock(channels, channels, config.pos_dim, dropout) for _ in range(config.layers_per_block))
+            return nn.ModuleList(blocks)
+
+        self.conv_in = nn.Conv2d(in_channels * patch_size**2, channels, 3, padding=1)
+        self.down_blocks = residual_blocks()
+        self.down = nn.Linear(4 * channels, width)
+        self.positions = nn.Parameter(torch.zeros((sample_size // (2 * patch_size)) ** 2, width))
+        self.transformer_blocks = nn.ModuleList(
+            _TransformerBlock(width, attention_head_dim, mlp_ratio, config.pos_dim, dropout)
+            for _ in range(config.transformer_layers)
+        )
+        self.up = nn.Linear(width, 4 * channels)
+        self.up_blocks = residual_blocks()
+        self.norm_out = _group_norm(channels)
+        self.conv_out = nn.Conv2d(channels, out_channels * patch_size**2, 3, padding=1)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Gates, residual branches and the output start at zero, so that the network starts as the identity of its skip."""
+        for module in self.modules():
+            if isinstance(module, _ResidualBlock):
+                nn.init.zeros_(module.conv2.weight)
+                nn.init.zeros_(module.conv2.bias)
+            if isinstance(module, _TransformerBlock):
+                nn.init.zeros_(module.to_film.weight)
+                nn.init.zeros_(module.to_film.bias)
+        nn.init.normal_(self.positions, std=0.02)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def _predict(self, patches: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        hidden = self.conv_in(patches)  # (B, channels, S / patch, S / patch)
+        for block in self.down_blocks:
+            hidden = block(hidden, embedding)
+        skip, size = hidden, hidden.shape[2] // 2
+        tokens = self.down(F.pixel_unshuffle(hidden, 2).flatten(2).transpose(1, 2))  # (B, HW, width)
+        tokens = tokens + self.positions.to(tokens.dtype)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, embedding)
+        hidden = self.up(tokens).transpose(1, 2).unflatten(2, (size, size))  # (B, 4 channels, H, W)
+        hidden = skip + F.pixel_shuffle(hidden, 2)
+        for block in self.up_blocks:
+            hidden = block(hidden, embedding)
+        return self.conv_out(F.silu(self.norm_out(hidden)))

@@ -1,0 +1,35 @@
+"""The trained model in the repository: it loads by both ways, is whole, and its card says what it was trained on."""
+
+import json
+
+import numpy as np
+from conftest import ROOT
+
+from cond_ddpm import CondDDPMPipeline
+from cond_ddpm.hub import check
+
+FOLDER = ROOT / "pretrained" / "cifar10"
+
+
+def test_the_readmes_lines_draw_a_horse():
+    """What a horse looks like is for eyes; that it is a picture of 32x32 with some contrast is for this test."""
+    image = CondDDPMPipeline.from_pretrained(FOLDER)(class_labels=[7], seeds=[0], num_inference_steps=5).images[0]
+    pixels = np.asarray(image)
+    assert pixels.shape == (32, 32, 3)
+    assert pixels.std() > 10
+
+
+def test_names_reach_the_classes():
+    pipeline = CondDDPMPipeline.from_pretrained(FOLDER)
+    assert pipeline.label_ids(["airplane", "horse", "truck"]) == [0, 7, 9]
+
+
+def test_it_could_be_published_as_it_is():
+    """Loads without this package, samples, has finite weights, and its results are of these weights."""
+    assert check(FOLDER) == []
+
+
+def test_it_is_small_and_says_what_it_was_trained_on():
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 16e6
+    assert "re-encoded as JPEG" in (FOLDER / "README.md").read_text()
+    assert json.loads((FOLDER / "results.json").read_text())["training"]["step"] == 4449
