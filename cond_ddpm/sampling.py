@@ -267,7 +267,8 @@ class _Record:
 
     def all_done(self) -> int:
         """Batches that are done in all processes."""
-        return sum((self._content(file) or {"done": 0})["done"] for file in self.all_files())
+        whole = [file for file in self.all_files() if file.suffix != ".partial"]  # that of a kill says it a second time
+        return sum((self._content(file) or {"done": 0})["done"] for file in whole)
 
     def _content(self, file: Path) -> dict | None:
         try:
