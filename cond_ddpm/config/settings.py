@@ -11,8 +11,6 @@ import types
 from pathlib import Path
 from typing import Any, Literal, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
-REQUIRED = dataclasses.MISSING
-
 
 def setting(
     default: Any,
@@ -27,7 +25,7 @@ def setting(
     """A field of a `Settings` class.
 
     Args:
-        default: its default; a function makes a new one each time (`dict`); `REQUIRED` where there is none.
+        default: its default; a function makes a new one each time (`dict`).
         help: one sentence or two for `--help`, which also names the type, the bounds and the default.
         at_least, at_most, above, below: bounds of a number, or of each number in a list.
         may_change: whether a run that resumes may have another value than its checkpoint, since it changes no step done.
