@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -69,6 +70,26 @@ def test_a_row_after_a_half_written_one_is_read(tmp_path):
         opened.write('\n{"experiment": "a", "se')
     runner.append(file, rows[1])
     assert runner.rows(file) == rows
+
+
+def test_a_trial_that_another_runner_has_ended_is_not_done_again(tmp_path, monkeypatch):
+    """It was open when this runner looked, and has its row when this runner holds its lock."""
+    fill(tmp_path / "queue", one={"order": 1, "seeds": [0], "evaluate": {"few": MEASURE}})
+    looks, calls = [], []
+    original = runner.open_trials
+
+    def look(queue, lab):
+        found = original(queue, lab)
+        if not looks:
+            runner.append(lab / "results.jsonl", {"experiment": "one", "seed": 0, "evaluation": "few"})
+        looks.append(found)
+        return found
+
+    monkeypatch.setattr(runner, "open_trials", look)
+    monkeypatch.setattr(runner, "run", lambda *arguments: calls.append(arguments))
+    given = SimpleNamespace(queue=tmp_path / "queue", lab=tmp_path, commit=".", watch=False)
+    runner.work(given)
+    assert len(looks[0]) == 1 and looks[-1] == [] and calls == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a child ends with its parent on Linux only")

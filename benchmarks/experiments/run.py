@@ -34,6 +34,7 @@ import datetime
 import hashlib
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -93,19 +94,24 @@ def open_trials(queue: Path, lab: Path) -> list[tuple[str, dict, int, list[str]]
 
 def prepare(lab: Path, commit: str) -> tuple[Path, Path]:
     """The worktree of a commit, and the Python of an environment with what that commit installs."""
+    import filelock
+
     if commit == ".":
         return ROOT, Path(sys.executable)
     code = lab / f"code-{commit[:12]}"
-    if not (code / "setup.cfg").exists():
-        subprocess.run(["git", "worktree", "prune"], cwd=ROOT, check=True)
-        subprocess.run(["git", "worktree", "add", "--force", "--detach", str(code), commit], cwd=ROOT, check=True)
-    wanted = (code / "setup.cfg").read_bytes() + (code / "constraints.txt").read_bytes()
-    venv = lab / f"venv-{hashlib.sha256(wanted).hexdigest()[:8]}"
-    if not (venv / "complete").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
-        install = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--constraint", "constraints.txt"]
-        subprocess.run([*install, ".[test]"], cwd=code, check=True)
-        (venv / "complete").touch()
+    with filelock.FileLock(lab / "prepare.lock"):  # by one runner; the others then find it
+        if not code.with_suffix(".complete").exists():
+            shutil.rmtree(code, ignore_errors=True)  # what a kill has left
+            subprocess.run(["git", "worktree", "prune"], cwd=ROOT, check=True)
+            subprocess.run(["git", "worktree", "add", "--force", "--detach", str(code), commit], cwd=ROOT, check=True)
+            code.with_suffix(".complete").touch()
+        wanted = (code / "setup.cfg").read_bytes() + (code / "constraints.txt").read_bytes()
+        venv = lab / f"venv-{hashlib.sha256(wanted).hexdigest()[:8]}"
+        if not (venv / "complete").exists():
+            subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
+            install = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--constraint", "constraints.txt"]
+            subprocess.run([*install, ".[test]"], cwd=code, check=True)
+            (venv / "complete").touch()
     return code, venv / "bin" / "python"
 
 
@@ -143,8 +149,9 @@ def run(given: argparse.Namespace, commit: str, name: str, settings: dict, seed:
     trial, began = f"{name}-seed{seed}", lab / "runs" / f"{name}-seed{seed}.json"
     asked = {key: settings.get(key) for key in ("config", "train", "dtype")}
     if not began.exists():
-        began.parent.mkdir(parents=True, exist_ok=True)
-        began.write_text(json.dumps({"commit": commit, **asked}))
+        partial = began.with_suffix(".partial")
+        partial.write_text(json.dumps({"commit": commit, **asked}))
+        os.replace(partial, began)
     before = json.loads(began.read_text())
     commit = before.pop("commit")
     if before != asked:
@@ -203,16 +210,18 @@ def work(given: argparse.Namespace) -> None:
     if commit != ".":
         commit = subprocess.check_output(["git", "rev-parse", commit], cwd=ROOT, text=True).strip()
     failed = set()
-    with filelock.FileLock(lab / "prepare.lock"):
-        prepare(lab, commit)
 
     def one_trial() -> bool:
         """Work on the first trial that no other runner works on; whether there was one."""
-        for name, settings, seed, missing in open_trials(queue, lab):
+        for name, settings, seed, _ in open_trials(queue, lab):
             if (name, seed) in failed:
                 continue
             try:
                 with filelock.FileLock(lab / "runs" / f"{name}-seed{seed}.lock", timeout=0):
+                    # Looked for again: another runner may have ended this trial since.
+                    missing = next((trial[3] for trial in open_trials(queue, lab) if (trial[0], trial[2]) == (name, seed)), [])
+                    if not missing:
+                        return True
                     print(f"{datetime.datetime.now():%H:%M} {name}, seed {seed}: {', '.join(missing)}", flush=True)
                     run(given, commit, name, settings, seed, missing)
             except filelock.Timeout:
