@@ -96,7 +96,7 @@ def load_images(
     table, version = _load_table(dataset, split, config_name)
     image_column, label_column = _find_columns(table, image_column, label_column)
     labels, class_names = _labels(table, label_column)
-    written = _written_names(Path(dataset).expanduser()) or {}
+    written = _written_names(Path(os.path.expanduser(dataset))) or {}
     class_names = [written.get(name, name) for name in class_names]
     _tell_look_alikes(dataset, class_names)
     return LabelledImages(_decoded(dataset, table, version, image_column, resolution, channels), labels, class_names)

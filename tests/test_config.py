@@ -102,6 +102,7 @@ def test_a_new_setting_is_a_flag_in_yaml_in_help_and_in_the_record(tmp_path):
 def test_a_home_in_a_file_is_the_users(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert TrainConfig(output_dir="~/runs/mine").folder == tmp_path / "runs" / "mine"
+    assert str(TrainConfig(output_dir="~nobody-of-that-name/x").folder) == "~nobody-of-that-name/x"
 
 
 def test_unet_arguments_are_checked_against_its_signature():

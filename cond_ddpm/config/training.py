@@ -3,6 +3,7 @@
 May import: `config.settings`. Next on the data's way: `data.py` loads what `dataset` names.
 """
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -182,4 +183,4 @@ class TrainConfig(Settings):
     @property
     def folder(self) -> Path:
         """`output_dir`, also where a YAML file has a ~ in it, which no shell has expanded."""
-        return Path(self.output_dir).expanduser()
+        return Path(os.path.expanduser(self.output_dir))  # of a ~user who does not exist, Path's own raises
