@@ -57,7 +57,7 @@ def test_flags_override_the_file_and_unet_arguments_merge(tmp_path):
         ({"use_ema": None}, "use_ema: expected true or false, got None"),
         ({"batch_size": None}, "batch_size: expected a whole number, 1 or more, got None"),
         ({"batch_size": True}, "batch_size: expected a whole number, 1 or more, got True"),
-        ({"learning_rate": float("inf")}, "learning_rate: expected more than 0, got inf"),
+        ({"learning_rate": float("inf")}, "learning_rate: expected a finite number, more than 0, got inf"),
         ({"guidance_scale": float("nan")}, "guidance_scale: expected a finite number, got nan"),
         ({"beta_start": 0.03}, "beta_start: expected at most beta_end, 0.02, got 0.03"),
         ({"beta_start": 0.0, "beta_end": 0.0}, "beta_start: expected more than 0 and less than 1, got 0.0"),

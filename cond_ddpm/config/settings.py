@@ -58,7 +58,10 @@ class Settings:
                 raise ValueError(f"{field.name}: expected {describe(field, type_)}, got {value!r}.")
             for number in value if isinstance(value, (list, tuple)) else [value]:
                 if not _within(number, field.metadata["bounds"]):
-                    raise ValueError(f"{field.name}: expected {_bounds_in_words(field.metadata['bounds'])}, got {number!r}.")
+                    words = _bounds_in_words(field.metadata["bounds"])
+                    if isinstance(number, float) and not math.isfinite(number) and words != _FINITE:
+                        words = f"{_FINITE}, {words}"
+                    raise ValueError(f"{field.name}: expected {words}, got {number!r}.")
         self.check()
 
     def check(self) -> None:
