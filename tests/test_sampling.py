@@ -290,6 +290,15 @@ def test_any_names_of_classes_come_back_from_a_folder_of_samples(tmp_path):
 
 
 @pytest.mark.hostile(19)
+def test_classes_that_are_called_as_splits_are_classes_in_a_folder_of_samples(tmp_path):
+    names = ["train", "test", "val"]
+    pipeline = CondDDPMPipeline(make_unet("simple"), DDPMScheduler(timestep_spacing="trailing"), dict(enumerate(names)))
+    save_samples(pipeline, names, range(3), tmp_path / "made", num_inference_steps=1)
+    data = load_images(str(tmp_path / "made"), resolution=8)
+    assert sorted(data.class_names) == sorted(names) and len(data) == 3
+
+
+@pytest.mark.hostile(19)
 def test_a_file_of_classes_that_is_not_ours_is_left_alone(tmp_path):
     from cond_ddpm.data import _written_names
 
