@@ -27,7 +27,9 @@ def overhead(flags: list[str], steps: int) -> dict:
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
 
-    import cond_ddpm.train as module
+    import cond_ddpm.training.loop as loop
+    import cond_ddpm.training.state as state
+    import cond_ddpm.training.step as step
     from cond_ddpm.cli import parse_train
 
     spent = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
@@ -44,26 +46,26 @@ def overhead(flags: list[str], steps: int) -> dict:
 
     marks = []  # (time, spent so far) at the start of each step
 
-    def draw(*arguments, _original=module.draw_training):
+    def draw(*arguments, _original=step.draw_training):
         marks.append((time.perf_counter(), dict(spent)))
         return _original(*arguments)
 
-    original_unet = module.make_unet
+    original_unet = state.make_unet
 
     def make_unet(*arguments):
         unet = original_unet(*arguments)
         unet.forward = timed("forward", unet.forward)
         return unet
 
-    module.make_unet, module.draw_training = make_unet, draw
+    state.make_unet, step.draw_training = make_unet, draw
     Accelerator.backward = timed("backward", Accelerator.backward)
     AcceleratedOptimizer.step = timed("optimizer", AcceleratedOptimizer.step)
     spent["checkpoint"] = 0.0
-    module._save_checkpoint = timed("checkpoint", module._save_checkpoint)  # once, at the end
+    loop.save_checkpoint = timed("checkpoint", loop.save_checkpoint)  # once, at the end
     with tempfile.TemporaryDirectory() as folder:
         quick = ["--max_train_steps", str(steps), "--output_dir", folder, "--num_validation_images", "200"]
         quick += ["--overwrite_output_dir", "true", "--save_images_epochs", "0"]
-        module.train(parse_train([*flags, *quick]))
+        loop.train(parse_train([*flags, *quick]))
     pairs = list(itertools.pairwise(marks))[1:]  # the first step is slower than all others
     whole = [after[0] - before[0] for before, after in pairs]
     parts = [sum(after[1].values()) - sum(before[1].values()) for before, after in pairs]

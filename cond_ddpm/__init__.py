@@ -10,13 +10,13 @@ from typing import ClassVar
 
 __version__ = "0.1.0"
 
-# `train` is not among them, since a module has that name: `from cond_ddpm.train import train`.
 _PUBLIC = {
     "SimpleUNet2DModel": "models.cond_unet",
     "AttentionUNet2DModel": "models.cond_unet",
     "HybridUNet2DModel": "models.cond_unet",
     "CondDDPMPipeline": "pipelines.pipeline_cond_ddpm",
     "TrainConfig": "config",
+    "train": "training",
     "LabelledImages": "data",
     "load_images": "data",
     "generate": "sampling",

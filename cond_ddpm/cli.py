@@ -52,7 +52,7 @@ def run_train(arguments: list[str] | None = None, prog: str | None = None) -> No
     """`cond-ddpm train`, and what `train_cond_ddpm.py` runs."""
     config, dry = _parse_train(arguments, prog)
 
-    from cond_ddpm.train import dry_run, train
+    from cond_ddpm.training import dry_run, train
 
     if dry:
         print(dry_run(config))
@@ -77,7 +77,7 @@ def _ema(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
 
     from cond_ddpm.ema import combine_snapshots
-    from cond_ddpm.train import save_pipeline
+    from cond_ddpm.training import save_pipeline
 
     default = given.run / (f"pipeline-ema-{given.std}" + ("" if given.step is None else f"-step-{given.step}"))
     output = given.output or default

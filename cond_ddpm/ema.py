@@ -1,6 +1,6 @@
 """Moving averages of the weights whose horizon grows with the run, and any other horizon afterwards (Karras 2023, EDM2).
 
-May import: `files`. `train.py` updates the averages and keeps snapshots; `cond-ddpm ema` combines them into the
+May import: `files`. `training/` updates the averages and keeps snapshots; `cond-ddpm ema` combines them into the
 average of another horizon without training.
 
 An average with power-function profile of exponent gamma weighs the weights of step tau in [0, t] by

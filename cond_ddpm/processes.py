@@ -122,9 +122,10 @@ def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
 class Stopping:
     """SIGTERM and Ctrl-C ask for a stop after the step; a second one stops at once. Use as a context manager."""
 
-    def __init__(self, accelerator: Accelerator, elapsed_seconds: float):
-        self.signal, self.started = 0, time.perf_counter() - elapsed_seconds
-        # A group on the CPU: agreeing does not wait for the accelerators' queues.
+    def __init__(self, accelerator: Accelerator, elapsed_seconds: float, clock: Callable[[], float] = time.perf_counter):
+        self.clock = clock
+        self.signal, self.started = 0, clock() - elapsed_seconds
+        # A group on the CPU, so that agreeing does not wait for the accelerators' queues.
         self.group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
 
     def __enter__(self) -> "Stopping":
@@ -146,7 +147,7 @@ class Stopping:
 
     def agree(self) -> tuple[int, float]:
         """(signal or 0, seconds the run has taken): the same in all processes, so that all stop after the same step."""
-        mine = torch.tensor([float(self.signal), time.perf_counter() - self.started], dtype=torch.float64)
+        agreed = torch.tensor([float(self.signal), self.clock() - self.started], dtype=torch.float64)
         if self.group is not None:
-            torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX, group=self.group)
-        return int(mine[0]), float(mine[1])
+            torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX, group=self.group)
+        return int(agreed[0]), float(agreed[1])

@@ -16,12 +16,13 @@ import pytest
 import torch
 from conftest import NAMES, ROOT, TINY, shapes, write_parquet
 
-import cond_ddpm.checkpoint as checkpoint
+import cond_ddpm.training.checkpoint as checkpoint
 from cond_ddpm import CondDDPMPipeline
-from cond_ddpm.checkpoint import Progress, checkpoints, fault, find_checkpoint, load_checkpoint, save_checkpoint
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.ema import snapshot_steps
-from cond_ddpm.train import train
+from cond_ddpm.training import train
+from cond_ddpm.training.checkpoint import checkpoints, fault, find_checkpoint, load_checkpoint, save_checkpoint
+from cond_ddpm.training.state import Progress
 from cond_ddpm.visualize import read_metrics
 
 
@@ -70,7 +71,7 @@ def _assert_same(one, two):
 
 def _stop_after(monkeypatch, step, number=signal.SIGTERM):
     """Send this process a signal while it is in `step`."""
-    import cond_ddpm.train as module
+    import cond_ddpm.training.step as module
 
     original = module.draw_training
 
@@ -157,7 +158,7 @@ def test_signals_finish_the_step_write_a_checkpoint_and_say_how_to_resume(config
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, monkeypatch):
-    import cond_ddpm.train as module
+    import cond_ddpm.training.step as module
 
     original = module.diffusion_losses
     calls = []
@@ -301,7 +302,7 @@ def test_resuming_with_other_data_is_refused(short, tmp_path):
     del record["settings"]["data"]
     (folder / "progress.json").write_text(json.dumps(record))
     _signed(folder)
-    with pytest.warns(UserWarning, match="does not tell its data"):
+    with pytest.warns(UserWarning, match="does not record its data"):
         train(more)
 
 
@@ -363,7 +364,7 @@ def test_going_back_leaves_the_run_as_if_the_later_steps_had_never_been(short, t
 @pytest.mark.hostile(15)
 def test_resuming_elsewhere_brings_the_best_weights_along(short, tmp_path, monkeypatch):
     losses = iter([9, 1.0, 9, 2.0])  # raw and averaged of epochs 1 and 2: the first remains the best
-    monkeypatch.setattr("cond_ddpm.train._validation_loss", lambda *_: next(losses))
+    monkeypatch.setattr("cond_ddpm.training.epoch.validation_loss", lambda *_: next(losses))
     first = train(dataclasses.replace(short, lr_scheduler="constant", max_train_steps=5, checkpointing_steps=5))
     more = dataclasses.replace(short, lr_scheduler="constant", resume_from_checkpoint=str(first / "checkpoint-5"))
     run = train(dataclasses.replace(more, max_train_steps=10, output_dir=str(tmp_path / "other")))
@@ -380,7 +381,7 @@ def test_resuming_elsewhere_brings_the_best_weights_along(short, tmp_path, monke
 @pytest.mark.hostile(15)
 def test_an_older_checkpoint_elsewhere_takes_the_next_epoch_for_the_best(short, tmp_path, monkeypatch):
     losses = iter([9, 1.0, 9, 2.0])
-    monkeypatch.setattr("cond_ddpm.train._validation_loss", lambda *_: next(losses))
+    monkeypatch.setattr("cond_ddpm.training.epoch.validation_loss", lambda *_: next(losses))
     first = train(dataclasses.replace(short, lr_scheduler="constant", max_train_steps=5, checkpointing_steps=5))
     (first / "checkpoint-5" / "best.pt").unlink(missing_ok=True)  # as it was before it was kept
     _signed(first / "checkpoint-5")
@@ -512,7 +513,7 @@ def test_twenty_kills_lose_only_the_steps_since_the_last_checkpoint(config, tmp_
     config = dataclasses.replace(config, max_train_steps=400, checkpointing_steps=3, num_ema_snapshots=5, num_cpu_threads=1)
     expected = _state(train(dataclasses.replace(config, output_dir=str(tmp_path / "whole"))))
     context = multiprocessing.get_context("forkserver")  # a server that has imported torch forks each run in no time
-    context.set_forkserver_preload(["cond_ddpm.train"])
+    context.set_forkserver_preload(["cond_ddpm.training"])
     settings = dataclasses.asdict(dataclasses.replace(config, resume_from_checkpoint="latest"))
     rng, kills, reached = random.Random(0), 0, []
     run = checkpoint.Path(config.output_dir)

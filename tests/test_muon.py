@@ -6,8 +6,8 @@ from conftest import make_unet
 from torch import nn
 
 from cond_ddpm.config import TrainConfig
-from cond_ddpm.muon import Muon, orthogonalize
-from cond_ddpm.train import make_optimizer
+from cond_ddpm.training.muon import Muon, orthogonalize
+from cond_ddpm.training.optimizer import make_optimizer
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 64), (64, 16)])

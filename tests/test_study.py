@@ -44,7 +44,7 @@ def _study(folder, base):
 
 
 def test_study_measures_each_model_along_its_course(base, tmp_path, monkeypatch):
-    from cond_ddpm.train import train
+    from cond_ddpm.training import train
 
     trained = []
 
@@ -153,7 +153,7 @@ def _tune(folder, base, **settings):
 
 def test_search_goes_on_where_it_was_killed(base, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
-    from cond_ddpm.train import train
+    from cond_ddpm.training import train
 
     calls = []
 

@@ -65,7 +65,7 @@ def test_nearest_finds_the_image_itself_mirrored_or_not():
 
 @pytest.fixture(scope="module")
 def run(shapes_parquet, tmp_path_factory):
-    from cond_ddpm.train import train
+    from cond_ddpm.training import train
 
     config = TrainConfig(
         dataset=str(shapes_parquet),

@@ -21,7 +21,7 @@ from cond_ddpm.models import forward_flop
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
 from cond_ddpm.text import markdown, read_json
-from cond_ddpm.train import train
+from cond_ddpm.training import train
 from cond_ddpm.visualize import class_grid, quality_curves
 
 _COLUMNS = (

@@ -19,7 +19,7 @@ from cond_ddpm.evaluate.evaluate import evaluate
 from cond_ddpm.experiments.study import check_measuring, protocol_of, read_settings
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
-from cond_ddpm.train import train
+from cond_ddpm.training import train
 from cond_ddpm.visualize import read_metrics
 
 _OBJECTIVES = ("val_loss", "frechet_distance")

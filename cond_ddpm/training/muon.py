@@ -1,6 +1,6 @@
 """Muon for the hidden matrices and AdamW for all other parameters, as one optimizer.
 
-May import: torch. `train.py` makes it of a network, `checkpoint.py` keeps its state like any optimizer's.
+May import: torch. `optimizer.py` chooses the matrices; `checkpoint.py` keeps its state like any optimizer's.
 """
 
 from collections import defaultdict

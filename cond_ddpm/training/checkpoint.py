@@ -1,11 +1,12 @@
-"""Resumable state: written whole or not at all, verified by checksums, the newest good one found, old ones pruned.
+"""Checkpoints: written whole or not at all, verified by checksums, the newest good one found, old ones pruned.
 
-May import: `files`. A checkpoint is for resuming only; everything else reads the run's `pipeline/` folder.
+May import: `config, files`, and `training.state` and `training.batches`. A checkpoint is for resuming only; everything else
+reads the run's `pipeline/` folder.
 
     checkpoint-N/  unet.safetensors, ema.safetensors, optimizer.pt, scaler.pt (fp16), best.pt, progress.json, manifest.json
 
-It holds no random states and no data position, because there are none: the order is a function of (seed, epoch) and all
-chance of a step one of (seed, step), so the step says it all (`data.epoch_order`, `diffusion.draw_training`).
+It holds no random states and no position in the data, because there are none: the order of the images is a function of
+(seed, epoch), and all randomness of a step one of (seed, step) (`data.epoch_order`, `diffusion.draw_training`).
 """
 
 import dataclasses
@@ -19,22 +20,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from cond_ddpm.config import TrainConfig, may_change_at_resume
 from cond_ddpm.files import NotWritten, remove, replacing, step_of
+from cond_ddpm.training.batches import TrainingData
+from cond_ddpm.training.state import Progress, TrainingState
 
 _MANIFEST = "manifest.json"
 _NEEDED = {"unet.safetensors", "optimizer.pt", "progress.json"}
-
-
-@dataclasses.dataclass
-class Progress:
-    """Where a run is; with weights and optimizer, all that a resumed run needs."""
-
-    step: int = 0  # optimizer steps done
-    elapsed_seconds: float = 0.0
-    best_loss: float = float("inf")
-    epochs_since_best: int = 0
-    epoch_losses: list[float] = dataclasses.field(default_factory=list)  # of the steps of the epoch begun
-    metrics: list[dict[str, float]] = dataclasses.field(default_factory=list)  # a row an epoch
 
 
 def save_checkpoint(
@@ -135,6 +127,57 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], d
     states = {path.stem: torch.load(path, map_location="cpu", weights_only=True) for path in files if path.suffix == ".pt"}
     record = json.loads((folder / "progress.json").read_text())
     return tensors, states, Progress(**record["progress"]), record["settings"]
+
+
+def made_with(state: TrainingState, data: TrainingData) -> dict[str, Any]:
+    """What a checkpoint records, to be compared when a run resumes from it: the settings and the data."""
+    precision = state.accelerator.mixed_precision  # also where `accelerate launch` chose it
+    return {**dataclasses.asdict(state.config), "mixed_precision": precision, "data": data.identity()}
+
+
+def resume(state: TrainingState, folder: Path, now: dict[str, Any]) -> None:
+    """Load a checkpoint into the state.
+
+    Args:
+        now: `made_with` of this run.
+
+    Raises:
+        ValueError: the checkpoint was made with other data or settings, so that the run would be neither the one nor the
+            other.
+    """
+    tensors, states, progress, settings = load_checkpoint(folder)
+    now = json.loads(json.dumps(now))
+    if settings["mixed_precision"] is None:  # of an older version, which did not record what `accelerate launch` chose
+        now["mixed_precision"] = state.config.mixed_precision
+    data, data_now = settings.pop("data", None), now.pop("data")
+    changed = {name for name in now.keys() | settings.keys() if now.get(name) != settings.get(name)}
+    changed -= may_change_at_resume(TrainConfig)
+    if changed:
+        differences = ", ".join(f"{name} {settings.get(name)} -> {now.get(name)}" for name in sorted(changed))
+        raise ValueError(f"{folder}: expected the settings it was made with, got {differences}; change them back.")
+    if data is None and state.accelerator.is_main_process:
+        warnings.warn(
+            f"{folder} is of an older version and does not record its data: whether they are the same is not checked.",
+            stacklevel=2,
+        )
+    if data is not None and data != data_now:
+        raise ValueError(
+            f"{folder}: expected the data it was made with, got {_data_difference(data, data_now)}; bring them back, or"
+            " start again in another --output_dir."
+        )
+    state.load_state_dict(tensors, states, progress)
+
+
+def _data_difference(before: dict, now: dict) -> str:
+    names, names_now = before["class_names"], now["class_names"]
+    if len(names) != len(names_now):
+        return f"other class names ({len(names)} -> {len(names_now)} classes)"
+    for label, (name, name_now) in enumerate(zip(names, names_now)):
+        if name != name_now:
+            return f"other class names (label {label}: {name!r} -> {name_now!r})"
+    if before["num_images"] != now["num_images"]:
+        return f"another number of images ({before['num_images']} -> {now['num_images']})"
+    return "other contents (as many images of the same classes, but other pixels, labels or another order)"
 
 
 def prune_checkpoints(run: Path, keep: int | None, step: int) -> None:

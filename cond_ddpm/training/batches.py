@@ -1,0 +1,84 @@
+"""The images of a run, held in memory, and which of them each step sees.
+
+May import: `config, data`. Next on the data's way: `step.py` makes a batch of the images and trains on it.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from cond_ddpm.config import TrainConfig
+from cond_ddpm.data import LabelledImages, data_fingerprint, epoch_order, hold_out, load_images
+
+
+@dataclasses.dataclass
+class TrainingData:
+    """A data set, split into images to train on and images held out for the validation loss."""
+
+    images: LabelledImages
+    train_indices: np.ndarray
+    val_indices: np.ndarray
+    batch_size: int
+    seed: int
+    random_flip: bool
+    _order: tuple[int, np.ndarray] | None = None  # of the current epoch
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.images.images.shape[1:]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.images.class_names)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches; the last images of an epoch's order wait for another epoch."""
+        return len(self.train_indices) // self.batch_size
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, counted from 1, that the step with this index (from 0) belongs to."""
+        return step // self.steps_per_epoch + 1
+
+    def batch_indices(self, step: int) -> np.ndarray:
+        """Indices (batch_size,) of the global batch of a step: a function of (seed, step)."""
+        epoch, position = self.epoch_of(step), step % self.steps_per_epoch
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, epoch_order(self.train_indices, self.seed, epoch)
+        first = position * self.batch_size
+        return self._order[1][first : first + self.batch_size]
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data, to refuse other data when the run resumes."""
+        fingerprint = data_fingerprint(self.images)
+        return {"class_names": self.images.class_names, "num_images": len(self.images), "fingerprint": fingerprint}
+
+
+def load_training_data(config: TrainConfig, accelerator: Accelerator) -> TrainingData:
+    """The data set, decoded once, by the main process.
+
+    Raises:
+        ValueError: fewer training images than a batch has.
+    """
+    with accelerator.main_process_first():
+        images = load_training_images(config)
+    train_indices, val_indices = hold_out(images, config.num_validation_images)
+    if len(train_indices) < config.batch_size:
+        raise ValueError(f"batch_size: expected at most the {len(train_indices)} training images, got {config.batch_size}.")
+    random_flip = images.flippable if config.random_flip is None else config.random_flip
+    return TrainingData(images, train_indices, val_indices, config.batch_size, config.seed, random_flip)
+
+
+def load_training_images(config: TrainConfig) -> LabelledImages:
+    return load_images(
+        config.dataset,
+        config.train_split,
+        config.resolution,
+        config.channels,
+        config.dataset_config_name,
+        config.image_column,
+        config.label_column,
+    )

@@ -1,0 +1,82 @@
+"""What a run would do on this machine, and how long it would take, without doing it.
+
+May import: `config, models, processes`, and everything of `training` but the loop.
+"""
+
+import math
+import os
+import time
+from pathlib import Path
+
+from cond_ddpm.config import TrainConfig
+from cond_ddpm.models import MODELS, forward_flop
+from cond_ddpm.processes import make_accelerator, on_main
+from cond_ddpm.training import run_folder
+from cond_ddpm.training.batches import load_training_data
+from cond_ddpm.training.checkpoint import made_with, resume
+from cond_ddpm.training.horizon import Horizon
+from cond_ddpm.training.optimizer import learning_rate_at
+from cond_ddpm.training.state import TrainingState
+from cond_ddpm.training.step import train_step
+
+_TIMED_STEPS, _TIMED_SECONDS = 5, 10.0  # whichever is first, but at least one step
+
+
+def dry_run(config: TrainConfig) -> str:
+    """Data, parameters, FLOP, steps and time of `train(config)`, from a few of its real steps.
+
+    Raises:
+        ValueError, OSError: as `train` does, before its first step. Nothing is written.
+    """
+    accelerator = make_accelerator(config)
+
+    def look() -> tuple[Path | None, bool]:
+        parent = next(path for path in (config.folder, *config.folder.absolute().parents) if path.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise OSError(
+                f"output_dir: expected a folder that can be written, got {config.folder} ({parent} cannot be written); give"
+                " another --output_dir."
+            )
+        return run_folder.starting_point(config)
+
+    checkpoint, _ = on_main(accelerator, look)
+    data = load_training_data(config, accelerator)
+    state = TrainingState.create(config, accelerator, data)
+    if checkpoint is not None:
+        resume(state, checkpoint, made_with(state, data))
+    progress, horizon = state.progress, Horizon.of(config, data.steps_per_epoch)
+    done, forward = progress.step, forward_flop(state.pipeline.unet)
+    seconds = _step_seconds(state, data)
+
+    steps = horizon.steps - done
+    if horizon.seconds < math.inf:
+        steps = min(steps, int(horizon.seconds_left(progress) / seconds))
+    steps = max(steps, 0)
+    parameters = sum(parameter.numel() for parameter in state.raw_unet.parameters())
+    flop = 3 * forward * steps * config.batch_size  # backward costs two forwards
+    shape, compiled = "x".join(map(str, data.image_shape)), ", compiled" if config.compile else ""
+    lines = {
+        "data": f"{config.dataset}: {len(data.train_indices):,} images to train on, {len(data.val_indices):,} held out,"
+        f" {data.num_classes} classes, {shape}",
+        "network": f"{MODELS[config.model].__name__}, {parameters / 1e6:.2f} million parameters",
+        "FLOPs": f"{forward / 1e9:.3f} GFLOP an image forward, about {3 * forward / 1e9:.3f} with backward",
+        "steps": f"{steps:,} of {config.batch_size} images ({steps / data.steps_per_epoch:.1f} epochs of"
+        f" {data.steps_per_epoch}), {flop:.2g} FLOP" + (f"; {done:,} steps are done" if done else ""),
+        "here": f"{accelerator.num_processes} process(es) on {accelerator.device}, {accelerator.mixed_precision}"
+        f" precision{compiled}",
+        "time": f"about {steps * seconds / 3600:.2f} hours at {config.batch_size / seconds:.0f} images/s"
+        " (a few real steps timed; without validation and samples)",
+        "run folder": str(config.output_dir),
+    }
+    return "\n".join(f"{name + ':':11} {text}" for name, text in lines.items())
+
+
+def _step_seconds(state: TrainingState, data) -> float:
+    """Of the training step that the run would do. The first one, which compiles and allocates, is not counted."""
+    taken = []
+    while len(taken) < 1 + _TIMED_STEPS and sum(taken[1:]) < _TIMED_SECONDS:
+        started = time.perf_counter()
+        loss = train_step(state, data, learning_rate_at(state.config, state.progress.step, share_done=0.0))
+        loss.item()  # waits for the device
+        taken.append(time.perf_counter() - started)
+    return sum(taken[1:]) / len(taken[1:])

@@ -1,0 +1,132 @@
+"""The training loop: it reads top to bottom.
+
+May import: everything of `training`, and `config, diffusion, ema, hub, processes`. Next on the data's way: the folder
+`pipeline/`, which all else reads.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from cond_ddpm import hub
+from cond_ddpm.config import TrainConfig
+from cond_ddpm.diffusion import draw_validation
+from cond_ddpm.ema import save_snapshot
+from cond_ddpm.processes import Stopping, make_accelerator, on_main
+from cond_ddpm.training import run_folder
+from cond_ddpm.training.batches import load_training_data
+from cond_ddpm.training.checkpoint import made_with, prune_checkpoints, resume, save_checkpoint
+from cond_ddpm.training.epoch import end_epoch
+from cond_ddpm.training.horizon import Horizon
+from cond_ddpm.training.log import Log, start_trackers
+from cond_ddpm.training.optimizer import learning_rate_at
+from cond_ddpm.training.state import TrainingState
+from cond_ddpm.training.step import train_step
+
+
+def train(
+    config: TrainConfig, on_epoch: Callable[[dict], None] | None = None, clock: Callable[[], float] = time.perf_counter
+) -> Path:
+    """Train a class-conditional UNet, on as many processes as `accelerate launch` or `torchrun` started.
+
+    Args:
+        config: the settings.
+        on_epoch: called on the main process with each epoch's row of metrics.csv; what it raises ends the run.
+        clock: seconds, for `max_train_minutes` and for the images per second.
+
+    Returns:
+        The run's folder: `config.json`, `metrics.csv` (a row for each epoch), `metrics.jsonl` (a row for each step),
+        `loss.png`, `samples/epoch_NNNN.png`, `checkpoint-N/` for resuming, `ema/`, `logs/`, and `pipeline/`, the weights of
+        the epoch with the least validation loss (their moving average, unless `use_ema` is off), with a card, ready to be
+        published. Where a run went back to an earlier checkpoint, `abandoned-STEP-N/` has what it had written after it.
+
+    Raises:
+        ValueError: settings that do not fit the data, the network, the checkpoint or the number of processes; data other
+            than the checkpoint's; a folder that another run writes to.
+        OSError: a data set that is not there, an output folder that cannot be written, a full disk; with `push_to_hub`, a
+            Hub that cannot be reached or refuses.
+        FloatingPointError: a loss that is not finite.
+        SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with a checkpoint of the last step.
+    """
+    accelerator = make_accelerator(config)
+    with run_folder.opened(config, accelerator) as run:
+        return _train(config, accelerator, run, on_epoch, clock)
+
+
+def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, clock) -> Path:
+    # 1. The data and the state, new or from a checkpoint. The folder is left as it is until all else fits.
+    checkpoint, resuming = on_main(accelerator, lambda: run_folder.starting_point(config))
+    data = load_training_data(config, accelerator)
+    state = TrainingState.create(config, accelerator, data)
+    settings = made_with(state, data)
+    if checkpoint is not None:
+        resume(state, checkpoint, settings)
+    progress, is_main = state.progress, accelerator.is_main_process
+    horizon = Horizon.of(config, data.steps_per_epoch)
+    progress.best_loss = on_main(accelerator, lambda: run_folder.prepare(run, state, data, horizon, resuming))
+    if horizon.is_over(progress) and is_main:
+        print(f"{progress.step} steps are done, and the end is after {horizon}: nothing is to be done")
+    start_trackers(state, resumed=checkpoint is not None)
+    val_randomness = draw_validation(len(data.val_indices), config.num_train_timesteps, data.image_shape)
+
+    with Stopping(accelerator, progress.elapsed_seconds, clock) as stopping, Log(run, state, horizon, clock) as log:
+        while not horizon.is_over(progress):
+            # 2. One optimizer step.
+            share_done = horizon.share_done(progress)
+            learning_rate = learning_rate_at(config, progress.step, share_done)
+            log.start_step(data.epoch_of(progress.step))
+            loss = train_step(state, data, learning_rate)
+            log.end_step(learning_rate, loss)
+            signal, progress.elapsed_seconds = stopping.agree()
+
+            # 3. What follows from it: the losses are read, the epoch is validated, and the best weights are saved.
+            ends_epoch = horizon.is_over(progress) or progress.step % data.steps_per_epoch == 0
+            saves = bool(signal) or _is_multiple(progress.step, config.checkpointing_steps)
+            if log.is_due or ends_epoch or saves:
+                log.write()
+            if ends_epoch:
+                end_epoch(run, state, data, horizon, log, learning_rate, val_randomness, on_epoch)
+            is_over = horizon.is_over(progress)
+
+            # 4. Snapshots of the averages, for other widths afterwards, and the checkpoint.
+            snapshots = [int(share * config.num_ema_snapshots) for share in (share_done, horizon.share_done(progress))]
+            if is_main and state.ema is not None and config.num_ema_snapshots and (snapshots[1] > snapshots[0] or is_over):
+                save_snapshot(state.ema, state.parameter_names, run / "ema", progress.step)
+            if is_main and (saves or (is_over and config.checkpointing_steps)):
+                save_checkpoint(run, *state.state_dict(), progress, settings)
+                prune_checkpoints(run, config.checkpoints_total_limit, progress.step)
+            if signal and not is_over:
+                _stop(accelerator, log, progress.step, signal)
+
+    # 5. The published folder gets its card, and is pushed to the Hub if that was asked for.
+    if is_main:
+        if horizon.stops_early(progress):
+            print(f"stopped early: no better validation loss for {config.patience} epochs")
+        if (run / "pipeline").is_dir():  # a finished run that is resumed in another folder has none
+            with accelerator.autocast():
+                hub.complete(run / "pipeline", pictures={"loss.png": (run / "loss.png").read_bytes()})
+        if config.push_to_hub:
+            hub.publish(run / "pipeline", config.hub_model_id, private=config.hub_private_repo)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return run
+
+
+def _is_multiple(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+def _stop(accelerator: Accelerator, log: Log, step: int, signal: int) -> None:
+    """End the process as the signal asks, after its checkpoint has been written."""
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        log.bar.close()
+        print(
+            f"stopped after step {step} by signal {signal}; to go on, repeat the command with --resume_from_checkpoint latest",
+            file=sys.stderr,
+        )
+    raise SystemExit(128 + signal)

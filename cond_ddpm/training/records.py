@@ -1,0 +1,141 @@
+"""What a run writes down: its settings, its metrics, and its pipeline folder with the record of how the weights came to be.
+
+May import: `config, data, files, models, pipelines, visualize`, and `training.state` and `training.batches`.
+Next on the data's way: the folder `pipeline/`, which all else reads.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import cond_ddpm
+from cond_ddpm.data import public_name
+from cond_ddpm.files import append, beside, remove, write
+from cond_ddpm.models import forward_flop
+from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS, CondDDPMPipeline
+from cond_ddpm.training.batches import TrainingData
+from cond_ddpm.training.state import TrainingState
+from cond_ddpm.visualize import loss_curve
+
+
+def write_config(run: Path, state: TrainingState, data: TrainingData) -> None:
+    """config.yaml: the settings, to repeat the run by --config. config.json: also what they resolved to, versions, command."""
+    unet, accelerator = state.pipeline.unet, state.accelerator
+    record = {
+        "config": dataclasses.asdict(state.config),
+        "resolved": {
+            "unet": {name: value for name, value in unet.config.items() if not name.startswith("_")},
+            "mixed_precision": accelerator.mixed_precision,
+            "num_processes": accelerator.num_processes,
+            "device": str(accelerator.device),
+            "random_flip": data.random_flip,
+            "class_names": data.images.class_names,
+            "num_images": len(data.images),
+        },
+        "command": sys.argv,
+        "versions": _versions(),
+    }
+    write(run / "config.json", json.dumps(record, indent=2) + "\n")
+    write(run / "config.yaml", yaml.safe_dump(json.loads(json.dumps(record["config"])), sort_keys=False))
+
+
+def training_record(state: TrainingState, data: TrainingData, row: dict[str, Any]) -> dict[str, Any]:
+    """How the pipeline's weights came to be, for results.json and the card; it has no path of this machine.
+
+    Args:
+        row: the epoch's row of metrics.csv.
+    """
+    config, accelerator, progress = state.config, state.accelerator, state.progress
+    local = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo")
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in local}
+    dataset = settings["dataset"] = public_name(config.dataset)
+    images_seen = progress.step * config.batch_size
+    with accelerator.autocast():
+        flop = forward_flop(state.pipeline.unet)
+    return {
+        "dataset": dataset,
+        "dataset_on_hub": dataset == config.dataset and dataset != "mnist5k",
+        "num_images": len(data.images) - config.num_validation_images,
+        "num_validation_images": config.num_validation_images,
+        "random_flip": data.random_flip,
+        "epoch": row["epoch"],
+        "step": row["step"],
+        "train_loss": row["train_loss"],
+        "val_loss": row["val_loss"],
+        "images_seen": images_seen,
+        "training_flop": 3 * flop * images_seen,  # backward costs two forwards
+        "minutes": round(progress.elapsed_seconds / 60, 2),
+        "num_processes": accelerator.num_processes,
+        "device": str(accelerator.device.type),
+        "mixed_precision": accelerator.mixed_precision,
+        "config": settings,
+        "versions": {"cond_ddpm": cond_ddpm.__version__, **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "diffusers", "accelerate", "datasets", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def save_pipeline(pipeline: CondDDPMPipeline, folder: Path) -> None:
+    """Write beside, then replace file by file: two epochs of a run differ only in their weights, so a kill leaves a whole one.
+
+    Results and pictures of an earlier epoch's weights are removed first, and those of the new ones are written last.
+
+    Raises:
+        OSError: it could not be written; no part of it is left.
+    """
+    with beside(folder) as partial:
+        pipeline.save_pretrained(partial)
+        for name in COMPANIONS:
+            (folder / name).unlink(missing_ok=True)
+        files = [path for path in partial.rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda path: (path.name in COMPANIONS, path)):
+            target = folder / file.relative_to(partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+        remove(partial)
+
+
+def write_metrics(run: Path, rows: list[dict], picture: bool = True) -> None:
+    """metrics.csv, and the picture of its losses."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    write(run / "metrics.csv", file.getvalue())
+    if picture:
+        image = io.BytesIO()
+        loss_curve({"run": rows}, image)
+        write(run / "loss.png", image.getvalue())
+
+
+def to_lines(rows: list[dict]) -> str:
+    """Rows of metrics.jsonl."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def append_lines(path: Path, rows: list[dict]) -> None:
+    append(path, to_lines(rows))
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl. A line that is not a row is left out, since a killed run may have half written its last."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            if row["step"] >= 0:
+                rows.append(row)
+    return rows

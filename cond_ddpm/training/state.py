@@ -1,0 +1,126 @@
+"""The state of a training run: what one step changes, and what a checkpoint holds.
+
+May import: `config, diffusion, models, pipelines, ema`, and `training.batches` and `training.optimizer`.
+`step.py` moves it on by one step; `checkpoint.py` writes it.
+"""
+
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import DDPMScheduler
+
+from cond_ddpm.config import TrainConfig, checked_arguments
+from cond_ddpm.diffusion import make_noise_scheduler
+from cond_ddpm.ema import PowerEMA
+from cond_ddpm.models import MODELS
+from cond_ddpm.pipelines.pipeline_cond_ddpm import DEFAULT_SAMPLER, CondDDPMPipeline
+from cond_ddpm.training.batches import TrainingData
+from cond_ddpm.training.optimizer import make_optimizer
+
+_SECOND_STD = 0.1  # EDM2 keeps averages of widths 0.05 and 0.1, from which any other can be made afterwards
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0  # optimizer steps done
+    elapsed_seconds: float = 0.0
+    best_loss: float = float("inf")
+    epochs_since_best: int = 0
+    epoch_losses: list[float] = dataclasses.field(default_factory=list)  # of the steps of the current epoch
+    metrics: list[dict[str, float]] = dataclasses.field(default_factory=list)  # a row for each epoch
+
+
+@dataclasses.dataclass
+class TrainingState:
+    config: TrainConfig
+    accelerator: Accelerator
+    unet: torch.nn.Module  # as the accelerator prepared it: with autocast, and gradients averaged over the processes
+    raw_unet: torch.nn.Module  # the same network without that; unwrapping the prepared one would take its autocast away
+    noise_scheduler: DDPMScheduler
+    optimizer: torch.optim.Optimizer
+    ema: PowerEMA | None
+    pipeline: CondDDPMPipeline  # what is validated, sampled and saved: its UNet is a copy that takes the averaged weights
+    progress: Progress = dataclasses.field(default_factory=Progress)
+    best: dict[str, Any] | None = None  # the best epoch so far: its `weights` and its `results`, the text of results.json
+
+    @classmethod
+    def create(cls, config: TrainConfig, accelerator: Accelerator, data: TrainingData) -> "TrainingState":
+        """The state before the first step: a function of the settings and the data's shape and classes."""
+        set_seed(config.seed)
+        unet = make_unet(config, data.image_shape, data.num_classes)
+        averaged_unet = copy.deepcopy(unet).eval().requires_grad_(False).to(accelerator.device)
+        if config.channels_last:
+            unet = unet.to(memory_format=torch.channels_last)
+        if config.compile:
+            unet.compile()
+        noise_scheduler = make_noise_scheduler(config)
+        prepared, optimizer = accelerator.prepare(unet, make_optimizer(config, unet))
+        ema = PowerEMA(unet.parameters(), {config.ema_std, _SECOND_STD}) if config.use_ema else None
+        id2label = dict(enumerate(data.images.class_names))
+        pipeline = CondDDPMPipeline(averaged_unet, noise_scheduler, id2label, config.class_dropout_prob, config.guidance_scale)
+        # It is published with a sampler of few steps. Any other sampler is made from its config, which has the same betas.
+        pipeline.scheduler = pipeline.make_scheduler(DEFAULT_SAMPLER)
+        return cls(config, accelerator, prepared, unet, noise_scheduler, optimizer, ema, pipeline)
+
+    @property
+    def parameter_names(self) -> list[str]:
+        return [name for name, _ in self.raw_unet.named_parameters()]
+
+    def use_raw_weights(self) -> None:
+        """Put the trained weights into the pipeline."""
+        copy_parameters(self.raw_unet.parameters(), self.pipeline.unet.parameters())
+
+    def use_averaged_weights(self) -> None:
+        """Put their average, of relative width `ema_std`, into the pipeline."""
+        assert self.ema is not None
+        copy_parameters(self.ema.averages[self.config.ema_std], self.pipeline.unet.parameters())
+
+    def state_dict(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+        """(named tensors, nested states), each by the stem of the checkpoint's file; `progress` is kept apart."""
+        tensors = {"unet": self.raw_unet.state_dict()}
+        if self.ema is not None:
+            tensors["ema"] = {
+                f"{std}/{name}": tensor
+                for std, average in self.ema.averages.items()
+                for name, tensor in zip(self.parameter_names, average)
+            }
+        states = {"optimizer": self.optimizer.state_dict()}
+        if self.accelerator.scaler is not None:
+            states["scaler"] = self.accelerator.scaler.state_dict()
+        if self.best is not None:
+            states["best"] = self.best
+        return tensors, states
+
+    def load_state_dict(self, tensors: dict[str, dict[str, torch.Tensor]], states: dict[str, Any], progress: Progress) -> None:
+        self.raw_unet.load_state_dict(tensors["unet"])
+        if self.ema is not None:
+            for std, average in self.ema.averages.items():
+                copy_parameters([tensors["ema"][f"{std}/{name}"] for name in self.parameter_names], average)
+        self.optimizer.load_state_dict(states["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(states["scaler"])
+        self.progress, self.best = progress, states.get("best")
+
+
+def make_unet(config: TrainConfig, image_shape: tuple[int, int, int], num_classes: int) -> torch.nn.Module:
+    """The UNet that `config.model` and `config.unet` name, for images (C, H, W) of that many classes."""
+    class_ = MODELS[config.model]
+    by_data = {
+        "sample_size": image_shape[1],
+        "in_channels": image_shape[0],
+        "out_channels": image_shape[0],
+        "num_classes": num_classes,
+    }
+    return class_(**by_data, **checked_arguments(class_, config.unet, "unet", skip=set(by_data)))
+
+
+@torch.no_grad()
+def copy_parameters(source, target) -> None:
+    for from_, to in zip(source, target, strict=True):
+        to.copy_(from_)

@@ -1,0 +1,102 @@
+"""One optimizer step, and the validation loss.
+
+May import: `data, diffusion`, and `training.state` and `training.batches`. The loop, `--dry_run` and the benchmarks call the
+same step. Next on the data's way: `log.py` reads its loss back.
+"""
+
+import contextlib
+import dataclasses
+import math
+
+import torch
+
+from cond_ddpm.data import make_batch
+from cond_ddpm.diffusion import StepRandomness, diffusion_losses, draw_training
+from cond_ddpm.training.batches import TrainingData
+from cond_ddpm.training.state import TrainingState
+
+
+def train_step(state: TrainingState, data: TrainingData, learning_rate: float) -> torch.Tensor:
+    """Forward, backward and update, on the batch that (seed, step) gives, of which this process takes its part.
+
+    Returns:
+        The mean loss of this process's images, a scalar on the device. To read it would wait for the device.
+    """
+    config, accelerator, progress = state.config, state.accelerator, state.progress
+    device, processes, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    state.unet.train()
+    indices = data.batch_indices(progress.step).reshape(processes, -1)[rank]
+    randomness = draw_training(config, progress.step, data.image_shape, device).part(rank, processes)
+
+    # Forward and backward, in as many parts as are accumulated.
+    parts, mean_loss = config.gradient_accumulation_steps, torch.zeros((), device=device)
+    for part, part_indices in enumerate(indices.reshape(parts, -1)):
+        part_randomness = randomness.part(part, parts)
+        batch = make_batch(data.images, part_indices, part_randomness.flip if data.random_flip else None, device)
+        torch.manual_seed(part_randomness.dropout_seed)
+        is_last_part = part == parts - 1
+        with contextlib.nullcontext() if is_last_part else accelerator.no_sync(state.unet):
+            losses = diffusion_losses(
+                state.unet,
+                state.noise_scheduler,
+                batch.images,
+                batch.class_labels,
+                part_randomness,
+                data.num_classes,
+                config.min_snr_gamma,
+            )
+            loss = losses.mean() / parts
+            accelerator.backward(loss)
+        mean_loss += loss.detach()
+
+    # Update.
+    if config.max_grad_norm:
+        accelerator.clip_grad_norm_(state.unet.parameters(), config.max_grad_norm)
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    progress.step += 1
+    if state.ema is not None:
+        state.ema.update(state.raw_unet.parameters(), progress.step)
+    return mean_loss
+
+
+@torch.no_grad()
+def validation_loss(state: TrainingState, data: TrainingData, randomness: StepRandomness) -> float:
+    """Mean loss of the pipeline's weights over the held-out images, spread over the processes.
+
+    Args:
+        randomness: of the held-out images, by `diffusion.draw_validation`.
+
+    Raises:
+        FloatingPointError: it is not finite.
+    """
+    config, accelerator, unet = state.config, state.accelerator, state.pipeline.unet
+    device, indices = accelerator.device, data.val_indices
+    own = range(accelerator.process_index, len(indices), accelerator.num_processes)
+    total = torch.zeros((), device=device)
+    for start in range(0, len(own), config.batch_size):
+        rows = list(own[start : start + config.batch_size])
+        batch = make_batch(data.images, indices[rows], device=device)
+        part = dataclasses.replace(
+            randomness,
+            timesteps=randomness.timesteps[rows].to(device),
+            noise=randomness.noise[rows].to(device),
+            drop_label=randomness.drop_label[rows].to(device),
+        )
+        with accelerator.autocast():
+            losses = diffusion_losses(
+                unet,
+                state.noise_scheduler,
+                batch.images,
+                batch.class_labels,
+                part,
+                data.num_classes,
+                config.min_snr_gamma,
+            )
+        total += losses.sum()
+    loss = accelerator.reduce(total, reduction="sum").item() / len(indices)
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the validation loss is {loss}; lower --learning_rate, or leave out --mixed_precision fp16.")
+    return loss
