@@ -434,7 +434,8 @@ def nearest(images: np.ndarray, training_images: np.ndarray, count: int) -> tupl
     for flip in (False, True):
         for start in range(0, len(training_images), 5000):
             block = training_images[start : start + 5000]
-            block = torch.from_numpy(np.ascontiguousarray(block[..., ::-1] if flip else block)).reshape(len(block), -1).float()
+            block = np.array(block[..., ::-1] if flip else block, np.float32, order="C")  # a copy: a mapped file is read-only
+            block = torch.from_numpy(block).reshape(len(block), -1)
             squares = (samples**2).sum(1)[:, None] - 2 * samples @ block.T + (block**2).sum(1)
             values, rows = squares.topk(min(count, len(block)), largest=False)
             found.append((values, rows + start, torch.full_like(rows, flip)))

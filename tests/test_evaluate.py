@@ -258,6 +258,8 @@ def test_precision_of_sampling_is_not_that_of_the_judge(pipeline, dataset, tmp_p
 
 
 def test_a_compiled_network_is_quoted(pipeline, dataset, tmp_path):
+    # One of its own, for the other tests share theirs.
+    pipeline = CondDDPMPipeline(make_unet(sample_size=SIZE), pipeline.scheduler, pipeline.id2label)
     assert _evaluated(pipeline, dataset, tmp_path / "plain")["protocol"]["compiled"] is False
     pipeline.unet.compile(backend="eager")  # what `--fast` does, by a backend that is quick to start
     assert _evaluated(pipeline, dataset, tmp_path / "compiled")["protocol"]["compiled"] is True
@@ -286,24 +288,22 @@ def test_what_is_kept_does_not_grow_with_the_number_of_images(pipeline, dataset)
     assert len(set(sizes)) == 1 and int(tally.all.count) == 5000
 
 
-def test_two_processes_give_the_same_figures(pipeline, dataset, tmp_path):
-    """Started by the command line, the classifier from the cache."""
+def test_two_processes_give_the_same_figures(pipeline, dataset, tmp_path, capsys):
+    """By the command line, here and started by torchrun; the classifier from the cache."""
     import datasets
 
     pipeline.save_pretrained(tmp_path / "model")
+    flags = ["--model", tmp_path / "model", "--dataset", dataset, "--num_samples", "300", "--batch_size", "10"]
+    flags = ["evaluate", *map(str, flags), "--num_inference_steps", "2", "--output"]
+    assert main([*flags, str(tmp_path / "1.json")]) == 0
+    assert capsys.readouterr().out.count("1.json") == 1
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
-    results = {}
-    for processes in (1, 2):
-        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m", "cond_ddpm.cli", "evaluate"]
-        flags = ["--model", tmp_path / "model", "--dataset", dataset, "--num_samples", "300", "--batch_size", "10"]
-        flags += ["--num_inference_steps", "2", "--output", tmp_path / f"{processes}.json"]
-        command = [sys.executable, *launch, *map(str, flags)]
-        done = subprocess.run(
-            command, cwd=ROOT, env=env, capture_output=True, text=True, preexec_fn=one_thread_each(processes)
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count(f"{processes}.json") == 1
-        results[processes] = json.loads((tmp_path / f"{processes}.json").read_text())
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cond_ddpm.cli"]
+    command = [*launch, *flags, str(tmp_path / "2.json")]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, preexec_fn=one_thread_each(2))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2.json") == 1
+    results = {processes: json.loads((tmp_path / f"{processes}.json").read_text()) for processes in (1, 2)}
     one, two = results[1]["samples"], results[2]["samples"]
     for name, value in one.items():
         if isinstance(value, float):
@@ -581,7 +581,7 @@ sys.exit(main(sys.argv[1:]))
     env["PYTHONPATH"] = str(ROOT)
 
     def run(folder, how):
-        launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", tmp_path / "run.py", how, "evaluate"]
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", tmp_path / "run.py", how, "evaluate"]
         flags = ["--model", tmp_path / "model", "--dataset", dataset, "--num_samples", "60", "--batch_size", "5"]
         flags += ["--num_inference_steps", "2", "--output", folder / "r.json", "--save_samples", folder / name]
         command = [sys.executable, *map(str, launch), *map(str, flags)]

@@ -10,6 +10,7 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from cond_ddpm import CondDDPMPipeline, generate, load_images
+from cond_ddpm.cli import main
 from cond_ddpm.sampling import sample_batches, save_samples
 
 LABELS, SEEDS = [0, 1, 2, 0, 1, 2, 0, 1], list(range(8))
@@ -25,21 +26,26 @@ def test_images_are_the_same_in_any_batch_and_order(tiny_pipeline):
     assert abs(turned[::-1].astype(int) - images).max() <= 1
 
 
-def test_two_processes_share_the_images_and_write_each_once(tmp_path):
+def test_two_processes_share_the_images_and_write_each_once(tmp_path, capsys):
     """By the command line: the archive and the folder of two processes against those of one, and against `generate`."""
     tiny_pipeline = CondDDPMPipeline(make_unet(), DDPMScheduler(timestep_spacing="trailing"), dict(enumerate(NAMES)))
     tiny_pipeline.save_pretrained(tmp_path / "model")
     images = {}
     for processes in (1, 2):
         for output in ("out.npz", "folder"):
-            launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m", "cond_ddpm.cli", "sample"]
             flags = ["--model", tmp_path / "model", "--class_labels", "cross", "0", "--num_images_per_class", "4"]
             flags += ["--num_inference_steps", "3", "--sampler", "ddpm", "--batch_size", "2", "--guidance_scale", "1.5"]
-            flags += ["--output", tmp_path / str(processes) / output]
-            command = [sys.executable, *launch, *map(str, flags)]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=one_thread_each(processes))
-            assert done.returncode == 0, done.stderr
-            assert done.stdout.count("8 images:") == 1
+            flags = ["sample", *map(str, flags), "--output", str(tmp_path / str(processes) / output)]
+            if processes == 1:
+                assert main(flags) == 0
+                printed = capsys.readouterr().out
+            else:
+                launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+                command = [*launch, "-m", "cond_ddpm.cli", *flags]
+                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=one_thread_each(2))
+                assert done.returncode == 0, done.stderr
+                printed = done.stdout
+            assert printed.count("8 images:") == 1
         with np.load(tmp_path / str(processes) / "out.npz") as archive:
             assert archive["class_labels"].tolist() == [2] * 4 + [0] * 4 and archive["seeds"].tolist() == SEEDS
             images[processes] = archive["images"]
