@@ -58,6 +58,7 @@ def _distance(results):
     return results["samples"]["frechet_distance"]
 
 
+@pytest.mark.end_to_end
 def test_real_images_against_themselves_and_the_limit(dataset, measured, real):
     train = load_images(str(dataset), "train", SIZE)
     results = measured(train.images.transpose(0, 2, 3, 1), train.labels)
@@ -85,6 +86,7 @@ def _blurred(images, times):
 
 
 @pytest.mark.parametrize("damage, levels", [(_noised, (15, 40, 80)), (_blurred, (1, 2, 4))])
+@pytest.mark.end_to_end
 def test_more_damage_is_further_away(measured, real, damage, levels):
     images, labels = real
     distances = [_distance(measured(images, labels))] + [
@@ -93,6 +95,7 @@ def test_more_damage_is_further_away(measured, real, damage, levels):
     assert distances == sorted(distances) and distances[-1] > 5 * distances[0], distances
 
 
+@pytest.mark.end_to_end
 def test_a_damaged_class_is_named(measured, real):
     """Squares blurred, or taken for crosses: the table shows which class it is, and the others as they were."""
     images, labels = real
@@ -113,6 +116,7 @@ def test_a_damaged_class_is_named(measured, real):
     assert results["frechet_distance"] == pytest.approx(_distance(measured(images, labels)), rel=1e-6)  # knows no labels
 
 
+@pytest.mark.end_to_end
 def test_a_missing_class_and_duplicates(measured, real):
     images, labels = real
     whole = measured(images, labels)["samples"]
@@ -139,6 +143,7 @@ def _evaluated(pipeline, dataset, folder, **settings):
     return evaluate(protocol, folder / "results.json", "model", pipeline, progress=False, **arguments)
 
 
+@pytest.mark.end_to_end
 def test_a_pipeline_is_measured_and_everything_is_quoted(pipeline, dataset, tmp_path):
     results = _evaluated(pipeline, dataset, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text()) == results
@@ -156,6 +161,7 @@ def test_a_pipeline_is_measured_and_everything_is_quoted(pipeline, dataset, tmp_
     assert "warning: 30 samples" in summary(results) and "label accuracy" in summary(results)
 
 
+@pytest.mark.end_to_end
 def test_the_guidance_quoted_is_the_pipelines_own_where_none_is_given(pipeline, dataset, tmp_path):
     pipeline = CondDDPMPipeline(pipeline.unet, pipeline.scheduler, pipeline.id2label, guidance_scale=3.0)
     arguments = {"num_inference_steps": 2, "guidance_scale": None}
@@ -166,6 +172,7 @@ def test_the_guidance_quoted_is_the_pipelines_own_where_none_is_given(pipeline, 
     assert own["samples"] == given["samples"]
 
 
+@pytest.mark.end_to_end
 def test_repeats_have_other_seeds(pipeline, dataset, tmp_path):
     both = _evaluated(pipeline, dataset, tmp_path, repeats=2)
     one, two = (_evaluated(pipeline, dataset, tmp_path, seed=seed) for seed in (0, 30))
@@ -175,6 +182,7 @@ def test_repeats_have_other_seeds(pipeline, dataset, tmp_path):
     assert both["samples_std"]["frechet_distance"] == pytest.approx(np.std(values, ddof=1))
 
 
+@pytest.mark.end_to_end
 def test_an_interrupted_evaluation_goes_on(pipeline, dataset, tmp_path, monkeypatch):
     whole = _evaluated(pipeline, dataset, tmp_path)
     monkeypatch.setattr(module, "_SAVE_SECONDS", 0)
@@ -206,6 +214,7 @@ def test_an_interrupted_evaluation_goes_on(pipeline, dataset, tmp_path, monkeypa
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.end_to_end
 def test_a_later_repeat_interrupted_does_not_lose_the_first(pipeline, dataset, tmp_path, monkeypatch):
     seen, original = [], module.sample_batches
 
@@ -246,6 +255,7 @@ def test_the_extrapolated_distance_of_ten_classes(tmp_path_factory):
     assert abs(found["frechet_distance_infinite"]) < found["frechet_distance"] / 2
 
 
+@pytest.mark.end_to_end
 def test_precision_of_sampling_is_not_that_of_the_judge(pipeline, dataset, tmp_path):
     """bf16 changes the samples, and leaves the real images' figures and the neighbours as they were."""
     protocol, both = Protocol(str(dataset), num_samples=30), []
@@ -257,6 +267,7 @@ def test_precision_of_sampling_is_not_that_of_the_judge(pipeline, dataset, tmp_p
     assert both[1]["protocol"]["mixed_precision"] == "bf16"
 
 
+@pytest.mark.end_to_end
 def test_a_compiled_network_is_quoted(pipeline, dataset, tmp_path):
     # One of its own, for the other tests share theirs.
     pipeline = CondDDPMPipeline(make_unet(sample_size=SIZE), pipeline.scheduler, pipeline.id2label)
@@ -265,6 +276,7 @@ def test_a_compiled_network_is_quoted(pipeline, dataset, tmp_path):
     assert _evaluated(pipeline, dataset, tmp_path / "compiled")["protocol"]["compiled"] is True
 
 
+@pytest.mark.end_to_end
 def test_without_a_test_split_a_tenth_is_held_out_and_said_so(pipeline, dataset, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/train.parquet").write_bytes((dataset / "train.parquet").read_bytes())
@@ -288,6 +300,7 @@ def test_what_is_kept_does_not_grow_with_the_number_of_images(pipeline, dataset)
     assert len(set(sizes)) == 1 and int(tally.all.count) == 5000
 
 
+@pytest.mark.end_to_end
 def test_two_processes_give_the_same_figures(pipeline, dataset, tmp_path, capsys):
     """By the command line, here and started by torchrun; the classifier from the cache."""
     import datasets
@@ -313,6 +326,7 @@ def test_two_processes_give_the_same_figures(pipeline, dataset, tmp_path, capsys
         assert two["classes"][name] == pytest.approx(row, rel=1e-6) and row["num_images"] == 100
 
 
+@pytest.mark.end_to_end
 def test_samples_kept_are_the_samples_measured(pipeline, dataset, tmp_path):
     plain = _evaluated(pipeline, dataset, tmp_path)
     protocol = Protocol(str(dataset), num_samples=30)
@@ -339,6 +353,7 @@ def test_samples_kept_are_the_samples_measured(pipeline, dataset, tmp_path):
         ({"pictures": np.zeros((9, 16, 16, 3), np.uint8)}, "expected an array `images` or `arr_0`"),
     ],
 )
+@pytest.mark.end_to_end
 def test_samples_that_cannot_be_measured(arrays, words, dataset, tmp_path, capsys):
     np.savez(tmp_path / "given.npz", **arrays)
     flags = ["--samples", tmp_path / "given.npz", "--dataset", dataset, "--output", tmp_path / "r.json", "--resolution", SIZE]
@@ -372,6 +387,7 @@ def test_extractors_that_cannot_be_had(features, words, real, measured, monkeypa
     assert words in str(error.value)
 
 
+@pytest.mark.end_to_end
 def test_dinov2_from_a_folder(real, measured, tmp_path):
     from transformers import Dinov2Config, Dinov2Model
 
@@ -434,6 +450,7 @@ def test_every_setting_of_the_protocol_has_a_flag_that_takes_effect(monkeypatch,
     assert found == vars(Protocol("d"))
 
 
+@pytest.mark.end_to_end
 def test_evaluated_into_its_own_folder_its_card_tells(pipeline, dataset, tmp_path):
     from huggingface_hub import ModelCard
 
@@ -468,6 +485,7 @@ def _without_test(dataset, folder):
 
 @pytest.mark.hostile(6)
 @pytest.mark.usefixtures("quick_judge")
+@pytest.mark.end_to_end
 def test_held_out_images_are_not_compared_with_themselves(dataset, tmp_path):
     """Where a tenth of the split is held out; and a copy of any image of the whole split is found among the samples."""
     data = _without_test(dataset, tmp_path)
@@ -483,6 +501,7 @@ def test_held_out_images_are_not_compared_with_themselves(dataset, tmp_path):
 
 @pytest.mark.hostile(6)
 @pytest.mark.usefixtures("quick_judge")
+@pytest.mark.end_to_end
 def test_what_is_held_out_from_nothing_is_said(pipeline, dataset, tmp_path):
     results = _evaluated(pipeline, dataset, tmp_path, test_split="train")
     assert any("their figures are no limit" in warning for warning in results["warnings"])
@@ -490,6 +509,7 @@ def test_what_is_held_out_from_nothing_is_said(pipeline, dataset, tmp_path):
 
 @pytest.mark.hostile(7)
 @pytest.mark.usefixtures("quick_judge")
+@pytest.mark.end_to_end
 def test_unequal_numbers_are_said(pipeline, dataset, tmp_path):
     """450 real images beside 700 samples, and other numbers in the classes; where they are equal nothing is said."""
     images, labels = shapes(700, SIZE, 5)
@@ -513,6 +533,7 @@ def _kept(dataset, folder):
 @pytest.mark.hostile(16)
 @pytest.mark.usefixtures("quick_judge")
 @pytest.mark.parametrize("name", ["kept", "kept.npz"])
+@pytest.mark.end_to_end
 def test_an_interrupted_evaluation_goes_on_with_the_samples_it_keeps(pipeline, dataset, tmp_path, name, monkeypatch):
     """Interrupted while it samples, and again while it measures: no batch is made twice, and all is bitwise the same."""
     from cond_ddpm import sampling
@@ -554,6 +575,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_samples_it_keeps(pipeline, d
 @pytest.mark.hostile(16)
 @pytest.mark.usefixtures("quick_judge")
 @pytest.mark.parametrize("name", [pytest.param("kept", marks=pytest.mark.slow), "kept.npz"])
+@pytest.mark.integration
 def test_two_processes_killed_go_on_with_the_samples_they_keep(pipeline, dataset, tmp_path, name):
     """One of the two is killed after some batches; then all is as if it had not been."""
     import datasets
@@ -605,6 +627,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.hostile(19)
 @pytest.mark.usefixtures("quick_judge")
+@pytest.mark.end_to_end
 def test_samples_kept_of_any_class_names_are_measured(tmp_path, monkeypatch):
     """Kept in a folder, and evaluated again from there."""
     names = ["cat/dog", "b: c", "a/b", "a_b", "0_a_b"]
@@ -630,6 +653,7 @@ def _scheduler():
 
 @pytest.mark.hostile(20)
 @pytest.mark.usefixtures("quick_judge")
+@pytest.mark.end_to_end
 def test_the_summary_obeys_no_name(measured, real):
     results = measured(*real)
     for what in ("samples", "held_out_real"):
@@ -652,6 +676,7 @@ def test_a_models_results_of_something_else_are_said_in_one_line(pipeline, datas
 
 @pytest.mark.hostile(24)
 @pytest.mark.usefixtures("quick_judge")
+@pytest.mark.end_to_end
 def test_the_seconds_of_all_parts_are_counted(pipeline, dataset, tmp_path, monkeypatch):
     """By a clock that goes on by a second whenever it is asked: in two parts it is asked more often than in one."""
     import itertools

@@ -86,7 +86,11 @@ print(*sorted({{name.partition(".")[0] for name in sys.modules.keys() - before}}
 
 
 def test_pipelines_and_configs_are_found_in_a_checkout_that_is_not_installed(tmp_path):
-    script = "import cond_ddpm.pipelines.pipeline_cond_ddpm as p, cond_ddpm.configs as c; print(p.__file__, c.__file__)"
+    script = """
+from importlib.util import find_spec
+for name in ("cond_ddpm.pipelines.pipeline_cond_ddpm", "cond_ddpm.configs"):
+    print(find_spec(name).origin)
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split() == [str(ROOT / "pipelines/pipeline_cond_ddpm.py"), str(ROOT / "configs/__init__.py")]
 

@@ -557,6 +557,7 @@ def test_weights_that_are_not_finite(tiny_pipeline, value):
 # Seeds, batches, intermediates, callbacks
 
 
+@pytest.mark.end_to_end
 def test_an_image_is_a_function_of_its_label_and_seed(tiny_pipeline):
     """Bitwise in the same place, whatever is beside it; else to within 1/255; also where noise is drawn at each step."""
     labels, seeds = [0, 1, 2, 0, 1, 2, 0, 1], list(range(8))
