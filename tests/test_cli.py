@@ -50,7 +50,7 @@ def test_a_setting_in_a_file_that_is_none(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("bach_size: 8\n")
     with pytest.raises(SystemExit) as exit:
         main(["train", "--config", str(tmp_path / "run.yaml")])
-    assert exit.value.code == 2 and "'bach_size' is not accepted" in capsys.readouterr().err
+    assert exit.value.code == 2 and "got bach_size; did you mean batch_size?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

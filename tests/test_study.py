@@ -11,8 +11,10 @@ from conftest import ROOT
 from PIL import Image
 
 from cond_ddpm.cli import main
-from cond_ddpm.experiments.study import StudyConfig, read_study, study
-from cond_ddpm.experiments.tune import TuneConfig, read_tune, tune
+from cond_ddpm.config.experiments import StudyConfig, TuneConfig
+from cond_ddpm.config.flags import read
+from cond_ddpm.experiments.study import study
+from cond_ddpm.experiments.tune import tune
 
 BASE = {
     "resolution": 8,
@@ -103,15 +105,19 @@ def test_study_by_the_command_line(base, tmp_path, capsys):
     [
         ({"models": {"one": {"bach_size": 1}}}, "models.one: expected settings of training, got bach_size"),
         ({"models": {}}, "models: expected one or more"),
-        ({"models": ["one"]}, "models: expected a dict"),
+        ({"models": ["one"]}, r"models: expected names and values, got \['one'\]"),
         ({"models": {"one": {"use_ema": False}}}, "models.one: expected use_ema"),
         ({"models": {"one": {"batch_size": 0}}}, "batch_size: expected 1 or more"),
         ({"evaluate": {"dataset": "x"}}, "evaluate: expected"),
         ({"evaluate": {"num_samples": 1}}, "num_samples: expected 2 or more"),
         pytest.param(
-            {"evaluate": {"num_samples": "x"}}, "num_samples: expected a whole number, got 'x'", marks=pytest.mark.hostile(22)
+            {"evaluate": {"num_samples": "x"}},
+            "evaluate.num_samples: expected a whole number, 2 or more, got 'x'",
+            marks=pytest.mark.hostile(22),
         ),
-        pytest.param({"evaluate": {"features": 3}}, "features: expected a text, got 3", marks=pytest.mark.hostile(22)),
+        pytest.param(
+            {"evaluate": {"features": 3}}, "evaluate.features: expected a text, got 3", marks=pytest.mark.hostile(22)
+        ),
         pytest.param({"evaluate": {3: 3}}, "evaluate: expected .*, got 3", marks=pytest.mark.hostile(22)),
         pytest.param({"models": {"one": "x"}}, "models.one: expected settings", marks=pytest.mark.hostile(22)),
         pytest.param({"models": {"one": {1: 2}}}, "models.one: expected settings", marks=pytest.mark.hostile(22)),
@@ -119,26 +125,34 @@ def test_study_by_the_command_line(base, tmp_path, capsys):
             {"models": {1: {}}}, "models: expected names that folders can have, got 1", marks=pytest.mark.hostile(20)
         ),
         pytest.param({"models": {"../x": {}}}, "models: expected names that folders can have", marks=pytest.mark.hostile(20)),
-        pytest.param({"sampling": {"num_inference_steps": "x"}}, "expected a number", marks=pytest.mark.hostile(22)),
-        pytest.param({"sampling": {"guidance_interval": 3}}, "expected numbers", marks=pytest.mark.hostile(22)),
+        pytest.param(
+            {"sampling": {"num_inference_steps": "x"}},
+            "sampling.num_inference_steps: expected a whole number",
+            marks=pytest.mark.hostile(22),
+        ),
+        pytest.param(
+            {"sampling": {"guidance_interval": 3}},
+            "sampling.guidance_interval: expected 2 values, each a number",
+            marks=pytest.mark.hostile(22),
+        ),
         ({"sampling": {"num_inference_step": 3}}, "sampling: expected"),
-        ({"evaluations": "3"}, "evaluations: expected a int"),
+        ({"evaluations": "3"}, "evaluations: expected a whole number, 1 or more, got '3'"),
         ({"evaluations": 0}, "evaluations: expected 1 or more"),
-        ({"trials": 3}, "--config: expected base, evaluate"),
+        ({"trials": 3}, "config: expected a YAML file of settings, .* got trials; there are output_dir, base, evaluate"),
     ],
 )
 def test_study_settings_that_do_not_fit(changes, words, tmp_path):
     settings = {"output_dir": "x", "base": {}, "models": {"one": {}}, **changes}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(ValueError, match=words):
-        read_study(tmp_path / "study.yaml")
+        read(StudyConfig, tmp_path / "study.yaml")
 
 
 def test_presets_of_study_and_search():
-    runs = read_study(ROOT / "configs/study.yaml").runs()
+    runs = read(StudyConfig, ROOT / "configs/study.yaml").runs()
     assert runs["simple"].num_epochs == 4 * runs["attention"].num_epochs  # the study's ratio
     assert {runs[name].model for name in runs} == {"simple", "attention"}
-    assert read_tune(ROOT / "configs/tune.yaml").trials == 12
+    assert read(TuneConfig, ROOT / "configs/tune.yaml").trials == 12
     for name in ("study", "tune"):
         first = (ROOT / f"configs/{name}.yaml").read_text().splitlines()[0]
         assert first == f"# cond-ddpm {name} --config configs/{name}.yaml"
@@ -219,7 +233,7 @@ def test_search_by_distance_and_a_setting_that_does_not_fit(base, tmp_path):
         ({"search": {"dropout": [1]}}, "got dropout"),
         ({"search": {"learning_rate": {"low": 0, "high": 1, "log": True}}}, "low above 0 with log"),
         ({"search": {"batch_size": {"low": 1}}}, "search.batch_size: expected a list of choices, or low and high"),
-        ({"trials": 0}, "one trial or more"),
+        ({"trials": 0}, "trials: expected 1 or more, got 0"),
     ],
 )
 def test_search_settings_that_do_not_fit(changes, words):
