@@ -256,6 +256,73 @@ def test_a_search_in_which_nothing_fits_ends(base, tmp_path, monkeypatch):
     assert len(calls) == 3
 
 
+BAD_MEASUREMENT = [
+    ({"sampling": {"num_inference_steps": 5000}}, "sampling: num_inference_steps: expected 1 to 1000"),
+    ({"sampling": {"guidance_scale": 1.0, "guidance_rescale": 0.5}}, "sampling: guidance_scale: expected another than 1"),
+    ({"sampling": {"sampler": "unipc", "timestep_spacing": "quadratic"}}, "sampling: timestep_spacing: expected a scheduler"),
+    ({"evaluate": {"features": "vgg"}}, "evaluate: features: expected one of classifier, inception, dinov2"),
+    ({"evaluate": {"weights": "x"}}, "evaluate: weights: expected none with the classifier"),
+    ({"evaluate": {"test_split": "valid"}}, "evaluate: .*expected a data set with a split 'valid'"),
+]
+
+
+@pytest.mark.parametrize("changes, words", BAD_MEASUREMENT)
+def test_what_measuring_would_refuse_is_refused_before_training(changes, words, base, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    for module in ("study", "tune"):
+        monkeypatch.setattr(f"cond_ddpm.experiments.{module}.train", None)
+    with pytest.raises(ValueError, match=words):
+        study(dataclasses.replace(_study(tmp_path, base), **changes))
+    with pytest.raises(ValueError, match=f"search: expected some trials whose settings fit, but none would: {words}"):
+        tune(_tune(tmp_path, base, objective="frechet_distance", **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"unet": {"pos_dm": 3}}, "unet.pos_dm: expected an argument of SimpleUNet2DModel"),
+        ({"dataset": "./nowhere"}, "dataset: expected a Hub id"),
+    ],
+)
+def test_the_last_model_is_looked_at_before_the_first_is_trained(changes, words, base, tmp_path, monkeypatch):
+    monkeypatch.setattr("cond_ddpm.experiments.study.train", None)
+    models = {"first": {"model": "simple"}, "last": {"model": "simple", **changes}}
+    with pytest.raises((ValueError, OSError), match=words):
+        study(dataclasses.replace(_study(tmp_path, base), models=models))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"base": {"push_to_hub": True}}, "none would: base.push_to_hub, hub_model_id: expected both or neither"),
+        ({"base": {"learning_rate": -1}}, "none would: base.learning_rate: expected more than 0, got -1.0"),
+        ({"base": {"unet": [1]}}, r"none would: base.unet: expected names and values, got \[1\]"),
+        ({"search": {"batch_size": [8, 0]}}, "search.batch_size: expected 1 or more, got 0"),
+        (
+            {"search": {"batch_size": {"low": 0.5, "high": 8}}},
+            "search.batch_size: expected a whole number, 1 or more, got 0.5",
+        ),
+        ({"search": {"batch_size": {"low": "a", "high": 8}}}, "search.batch_size: expected numbers, low < high"),
+        ({"search": {1: [2]}}, "search: expected settings of training, .* got 1"),
+    ],
+)
+def test_a_search_in_which_every_trial_would_fail_is_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        TuneConfig(**{"output_dir": "x", "base": {}, "search": {"batch_size": [8, 16]}, **changes})
+
+
+def test_a_search_of_two_trials_that_both_fail_gives_the_reason(base, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+
+    def fails(settings, on_epoch):
+        raise FloatingPointError("loss: expected a finite number")
+
+    monkeypatch.setattr("cond_ddpm.experiments.tune.train", fails)
+    with pytest.raises(ValueError, match="all 2 trials failed, the last by: loss: expected a finite number"):
+        tune(_tune(tmp_path, base, trials=2))
+
+
 @pytest.mark.hostile(20)
 def test_names_of_models_are_text_in_the_table():
     from cond_ddpm.experiments.study import _markdown

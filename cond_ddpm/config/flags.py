@@ -15,7 +15,16 @@ import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from cond_ddpm.config.settings import S, alternatives, check_names, default_of, describe, names_of, typed_fields
+from cond_ddpm.config.settings import (
+    S,
+    alternatives,
+    check_names,
+    default_of,
+    describe,
+    names_of,
+    required_names,
+    typed_fields,
+)
 
 _SETTINGS = "a YAML file of settings, as --help lists them"
 
@@ -84,8 +93,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _made(class_: type[S], values: dict[str, Any]) -> S:
-    required = (field.name for field in dataclasses.fields(class_) if default_of(field) is dataclasses.MISSING)
-    missing = [name for name in required if name not in values]
+    missing = [name for name in required_names(class_) if name not in values]
     if missing:
         raise ValueError(f"{', --'.join(missing)}: expected a value, got none; --help explains each setting.")
     # A heading with nothing under it, such as `evaluate:`, is no names and values.
@@ -97,7 +105,7 @@ def _made(class_: type[S], values: dict[str, Any]) -> S:
 
 
 def _parser(class_: type, arguments: list[str], prog: str | None, description: str | None) -> argparse.ArgumentParser:
-    required = [field.name for field in dataclasses.fields(class_) if default_of(field) is dataclasses.MISSING]
+    required = required_names(class_)
     # Those that have to be given come first, then the command's own, then those that it shares with others.
     order = lambda pair: (pair[0].name not in required, pair[0].name not in class_.__annotations__)  # noqa: E731
     parser = argparse.ArgumentParser(

@@ -53,16 +53,33 @@ class Settings:
     """
 
     def __init_subclass__(cls) -> None:
-        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        # Only its fields: methods of its own, which `dataclass` would write and compile for each, delay `--help`.
+        dataclasses.dataclass(init=False, repr=False, eq=False, match_args=False)(cls)
         lines = [f"    {field.name}: {field.metadata['help']}" for field in dataclasses.fields(cls)]
         cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Args:", *lines])
 
-    def __post_init__(self) -> None:
+    def __init__(self, **values: Any) -> None:
+        missing = [name for name in required_names(type(self)) if name not in values]
+        if missing:
+            raise ValueError(f"{', '.join(missing)}: expected a value, got none.")
+        unknown = set(values) - set(names_of(type(self)))
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no setting {', '.join(sorted(unknown))}")
         for field, type_ in typed_fields(type(self)):
-            value = _converted(getattr(self, field.name), type_, field.metadata["is_path"])
-            object.__setattr__(self, field.name, value)
+            value = values[field.name] if field.name in values else default_of(field)
+            value = _converted(value, type_, field.metadata["is_path"])
             check_value(field, type_, value)
+            object.__setattr__(self, field.name, value)
         self.check()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise dataclasses.FrozenInstanceError(f"cannot assign to {name}; take dataclasses.replace")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
     def check(self) -> None:
         """What settings must be together; a class that has such rules extends it.
@@ -135,6 +152,11 @@ def default_of(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
+def required_names(class_: type[Settings]) -> list[str]:
+    """The names of those that have to be given."""
+    return [field.name for field in dataclasses.fields(class_) if default_of(field) is dataclasses.MISSING]
+
+
 def names_of(class_: type[Settings]) -> list[str]:
     return [field.name for field in dataclasses.fields(class_)]
 
@@ -159,7 +181,7 @@ def _converted(value: Any, type_: Any, is_path: bool = False) -> Any:
         value = os.path.expanduser(value)  # of a ~user who does not exist, Path's own raises
         return Path(value) if Path in kinds else value
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
-        return float(value) if abs(value) < 2**1023 else math.copysign(math.inf, value)
+        return float(value) if abs(value) < 2**1023 else math.inf if value > 0 else -math.inf
     if isinstance(value, (list, tuple)):
         for kind in kinds:
             origin, arguments = get_origin(kind), get_args(kind)
