@@ -144,9 +144,10 @@ def _choose(table: dict[str, Command], prog: str, what: str, arguments: list[str
     if name not in table:
         print(f"{usage}\n\nerror: expected one of {', '.join(table)}, got {name!r}", file=sys.stderr)
         return 2
-    if table[name].kinds is not None:
-        return _choose(table[name].kinds, f"{prog} {name}", "KIND", rest)
-    return guarded(run, table[name], rest, f"{prog} {name}")
+    command = table[name]
+    if command.kinds is not None:
+        return _choose(command.kinds, f"{prog} {name}", "KIND", rest)
+    return guarded(run, command, rest, f"{prog} {name}")
 
 
 if __name__ == "__main__":

@@ -37,17 +37,16 @@ def sample(config: SampleConfig) -> str | None:
     from cond_ddpm.sampling import generate, save_samples
 
     pipeline, arguments = _load(config.model, config.revision, config)
-    classes = [None] if config.unconditional else _labels(pipeline, config.class_labels)
-    labels = None if config.unconditional else [label for label in classes for _ in range(config.num_images_per_class)]
-    seeds = range(config.seed, config.seed + len(classes) * config.num_images_per_class)
+    classes = None if config.unconditional else _labels(pipeline, config.class_labels)
+    labels = None if classes is None else [label for label in classes for _ in range(config.num_images_per_class)]
+    seeds = range(config.seed, config.seed + (config.num_images_per_class if labels is None else len(labels)))
     is_main = process_state().is_main_process
     if config.output.suffix.lower() == ".png":
         images = generate(pipeline, labels, seeds, progress=True, **arguments)
         if is_main:
             from cond_ddpm.visualize import class_grid
 
-            config.output.parent.mkdir(parents=True, exist_ok=True)
-            class_grid(images, _names(pipeline, classes), config.output)
+            class_grid(images, ["any class"] if classes is None else _names(pipeline, classes), _new(config.output))
     else:
         save_samples(pipeline, labels, seeds, config.output, progress=True, **arguments)
     return f"{len(seeds)} images: {config.output}" if is_main else None
@@ -267,9 +266,8 @@ def _label(pipeline: "CondDDPMPipeline", given: str | int | None) -> int:
     return _labels(pipeline, None if given is None else [given])[0]
 
 
-def _names(pipeline: "CondDDPMPipeline", labels: Sequence[int | None]) -> list[str]:
-    names = {**(pipeline.id2label or {}), None: "any class"}
-    return [names.get(label, f"class {label}") for label in labels]
+def _names(pipeline: "CondDDPMPipeline", labels: Sequence[int]) -> list[str]:
+    return [(pipeline.id2label or {}).get(label, f"class {label}") for label in labels]
 
 
 def _real_images(config: RealImagesConfig, pipeline: "CondDDPMPipeline") -> "LabelledImages":

@@ -53,6 +53,9 @@ def test_flags_override_the_file_and_unet_arguments_merge(tmp_path):
     config = parse_train(["--config", str(file), "--seed", "4", "--unet.block_out_channels", "[8,16]", "--unet.dropout", "0"])
     assert (config.batch_size, config.seed) == (8, 4)
     assert config.unet == {"pos_dim": 16, "dropout": 0, "block_out_channels": [8, 16]}
+    file.write_text("unet: 3\n")
+    with pytest.raises(SystemExit):
+        parse_train(["--config", str(file), "--unet.dropout", "0"])
 
 
 @pytest.mark.parametrize(

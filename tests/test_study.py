@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from cond_ddpm.cli import main
 from cond_ddpm.config.experiments import StudyConfig, TuneConfig
-from cond_ddpm.config.flags import read
+from cond_ddpm.config.flags import parse
 from cond_ddpm.experiments.study import study
 from cond_ddpm.experiments.tune import tune
 
@@ -141,18 +142,20 @@ def test_study_by_the_command_line(base, tmp_path, capsys):
         ({"trials": 3}, "config: expected a YAML file of settings, .* got trials; there are output_dir, base, evaluate"),
     ],
 )
-def test_study_settings_that_do_not_fit(changes, words, tmp_path):
+def test_study_settings_that_do_not_fit(changes, words, tmp_path, capsys):
     settings = {"output_dir": "x", "base": {}, "models": {"one": {}}, **changes}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(ValueError, match=words):
-        read(StudyConfig, tmp_path / "study.yaml")
+    with pytest.raises(SystemExit):
+        main(["study", "--config", str(tmp_path / "study.yaml")])
+    _, error = capsys.readouterr().err.splitlines()
+    assert re.search(words, error)
 
 
 def test_presets_of_study_and_search():
-    runs = read(StudyConfig, ROOT / "configs/study.yaml").runs()
+    runs = parse(StudyConfig, ["--config", str(ROOT / "configs/study.yaml")]).runs()
     assert runs["simple"].num_epochs == 4 * runs["attention"].num_epochs  # the study's ratio
     assert {runs[name].model for name in runs} == {"simple", "attention"}
-    assert read(TuneConfig, ROOT / "configs/tune.yaml").trials == 12
+    assert parse(TuneConfig, ["--config", str(ROOT / "configs/tune.yaml")]).trials == 12
     for name in ("study", "tune"):
         first = (ROOT / f"configs/{name}.yaml").read_text().splitlines()[0]
         assert first == f"# cond-ddpm {name} --config configs/{name}.yaml"

@@ -26,8 +26,6 @@ from cond_ddpm.config.settings import (
     typed_fields,
 )
 
-_SETTINGS = "a YAML file of settings, as --help lists them"
-
 
 def parse(class_: type[S], arguments: list[str], prog: str | None = None, description: str | None = None) -> S:
     """Settings from `--config FILE` and flags; a flag overrides the file. Exits with code 2 on those it cannot take.
@@ -36,20 +34,20 @@ def parse(class_: type[S], arguments: list[str], prog: str | None = None, descri
     values also `--name.KEY VALUE`, which adds to those of the file.
     """
     parser = _parser(class_, arguments, prog, description)
+    if any(argument.partition("=")[0] == "--config" for argument in arguments[1:]):
+        parser.error("--config: expected it first and once, since flags override the file; move it to the front")
     given = vars(parser.parse_args(arguments))
     file, shows = given.pop("config", None), given.pop("print_config", False)
-    if file is not None and arguments[0].partition("=")[0] != "--config":
-        parser.error("--config: expected it first, since flags override the file; move it to the front")
     types = {field.name: type_ for field, type_ in typed_fields(class_)}
     try:
         values = {} if file is None else read_yaml(Path(file))
-        check_names(values, names_of(class_), "config", _SETTINGS)
+        check_names(values, names_of(class_), "config", "a YAML file of settings, as --help lists them")
         for flag, text in given.items():
             name, _, key = flag.partition(".")
-            if key:
-                values[name] = {**(values.get(name) or {}), key: _value(text, Any)}
-            else:
+            if not key:
                 values[name] = _value(text, types[name])
+            elif isinstance(values.get(name) or {}, dict):  # the check refuses anything else
+                values[name] = {**(values.get(name) or {}), key: _value(text, Any)}
         settings = _made(class_, values)
     except ValueError as error:
         parser.error(f"--{error}")
@@ -61,24 +59,13 @@ def parse(class_: type[S], arguments: list[str], prog: str | None = None, descri
     return settings
 
 
-def read(class_: type[S], file: Path) -> S:
-    """Settings from a YAML file.
-
-    Raises:
-        ValueError: a file that is none, or settings that do not fit.
-    """
-    values = read_yaml(file)
-    check_names(values, names_of(class_), "config", _SETTINGS)
-    return _made(class_, values)
-
-
 def read_yaml(file: Path) -> dict[str, Any]:
     """What a YAML file says, where only true and false are bools, so that `mixed_precision: no` is a text.
 
     Raises:
         ValueError: a file that cannot be read, is empty or is of something else.
     """
-    wanted = "config: expected a YAML file of settings, such as `seed: 1`"
+    wanted = "config: expected a YAML file of settings, each `name: value`"
     try:
         values = _load(Path(os.path.expanduser(file)).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -97,7 +84,7 @@ def _made(class_: type[S], values: dict[str, Any]) -> S:
     if missing:
         raise ValueError(f"{', --'.join(missing)}: expected a value, got none; --help explains each setting.")
     # A heading with nothing under it, such as `evaluate:`, is no names and values.
-    empty = {field.name: {} for field, type_ in typed_fields(class_) if get_origin(type_) is dict}
+    empty: dict[str, dict] = {field.name: {} for field, type_ in typed_fields(class_) if get_origin(type_) is dict}
     return class_(**{name: empty.get(name, value) if value is None else value for name, value in values.items()})
 
 

@@ -12,7 +12,7 @@ import os
 import types
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 S = TypeVar("S", bound="Settings")
 
@@ -51,6 +51,8 @@ class Settings:
     Raises:
         ValueError: a value of another type or outside its bounds, in one line: what was expected and what came.
     """
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
     def __init_subclass__(cls) -> None:
         # Only its fields: methods of its own, which `dataclass` would write and compile for each, delay `--help`.

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.experiments import StudyConfig
@@ -97,7 +98,7 @@ def _measure(config: StudyConfig, settings: TrainConfig, name: str, run: Path) -
     rows = []
     for step in chosen:
         output = run / "evaluations" / f"step-{step}.json"
-        training = {"step": step, "ema_std": settings.ema_std, "batch_size": settings.batch_size}
+        training: dict[str, Any] = {"step": step, "ema_std": settings.ema_std, "batch_size": settings.batch_size}
         training["study"] = {"evaluate": config.evaluate, "sampling": config.sampling}
         measured = _read(output).get("training") if output.is_file() else None
         if measured != json.loads(json.dumps(training)):  # not yet, or in another way

@@ -102,6 +102,7 @@ def _finished(search) -> list:
 
 def _storage(config: TuneConfig, folder: Path):
     import optuna
+    import optuna.storages.journal
 
     if config.storage is None:
         return optuna.storages.RDBStorage(f"sqlite:///{folder / 'trials.db'}")
@@ -142,7 +143,7 @@ def _suggest(trial, name: str, space: list | dict):
             return trial.suggest_categorical(name, space)
         return json.loads(trial.suggest_categorical(name, [json.dumps(choice) for choice in space]))  # lists of channels
     whole = isinstance(space["low"], int) and isinstance(space["high"], int)
-    return (trial.suggest_int if whole else trial.suggest_float)(name, **space)
+    return trial.suggest_int(name, **space) if whole else trial.suggest_float(name, **space)
 
 
 def _report(search, config: TuneConfig, folder: Path) -> None:
