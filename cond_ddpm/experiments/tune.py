@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -171,7 +172,7 @@ def _report(search, config: TuneConfig, folder: Path) -> None:
         + yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False)
     )
     plots = optuna.visualization.matplotlib
-    drawn = {"history": plots.plot_optimization_history, "slice": plots.plot_slice}
+    drawn: dict[str, Callable] = {"history": plots.plot_optimization_history, "slice": plots.plot_slice}
     if len({json.dumps(trial.params) for trial in complete}) > 1:
         drawn["importances"] = plots.plot_param_importances
     with warnings.catch_warnings():
