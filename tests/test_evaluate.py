@@ -13,8 +13,9 @@ from PIL import Image
 
 from cond_ddpm import CondDDPMPipeline, load_images
 from cond_ddpm.cli import main
+from cond_ddpm.config.evaluation import EvaluationConfig
 from cond_ddpm.evaluate import evaluate as module
-from cond_ddpm.evaluate.evaluate import Protocol, evaluate, summary
+from cond_ddpm.evaluate.evaluate import evaluate, summary
 
 SIZE = 16
 
@@ -41,7 +42,7 @@ def measured(dataset, tmp_path_factory):
 
     def measure(images, labels, **settings):
         np.savez(folder / "given.npz", images=images, class_labels=labels)
-        protocol = Protocol(str(dataset), **{"resolution": SIZE, **settings})
+        protocol = EvaluationConfig(dataset=str(dataset), **{"resolution": SIZE, **settings})
         return evaluate(protocol, folder / "results.json", samples=folder / "given.npz", progress=False)
 
     return measure
@@ -134,7 +135,7 @@ def pipeline():
 
 
 def _evaluated(pipeline, dataset, folder, **settings):
-    protocol = Protocol(str(dataset), **{"num_samples": 30, **settings})
+    protocol = EvaluationConfig(dataset=str(dataset), **{"num_samples": 30, **settings})
     arguments = {"num_inference_steps": 2, "guidance_scale": 1.5, "batch_size": 4}
     return evaluate(protocol, folder / "results.json", "model", pipeline, progress=False, **arguments)
 
@@ -159,7 +160,7 @@ def test_a_pipeline_is_measured_and_everything_is_quoted(pipeline, dataset, tmp_
 def test_the_guidance_quoted_is_the_pipelines_own_where_none_is_given(pipeline, dataset, tmp_path):
     pipeline = CondDDPMPipeline(pipeline.unet, pipeline.scheduler, pipeline.id2label, guidance_scale=3.0)
     arguments = {"num_inference_steps": 2, "guidance_scale": None}
-    protocol = Protocol(str(dataset), num_samples=12)
+    protocol = EvaluationConfig(dataset=str(dataset), num_samples=12)
     own = evaluate(protocol, tmp_path / "own.json", "model", pipeline, progress=False, **arguments)
     given = evaluate(protocol, tmp_path / "x.json", "model", pipeline, progress=False, **arguments | {"guidance_scale": 3.0})
     assert own["protocol"]["guidance_scale"] == 3 and own["protocol"] == given["protocol"]
@@ -248,7 +249,7 @@ def test_the_extrapolated_distance_of_ten_classes(tmp_path_factory):
 
 def test_precision_of_sampling_is_not_that_of_the_judge(pipeline, dataset, tmp_path):
     """bf16 changes the samples, and leaves the real images' figures and the neighbours as they were."""
-    protocol, both = Protocol(str(dataset), num_samples=30), []
+    protocol, both = EvaluationConfig(dataset=str(dataset), num_samples=30), []
     for precision in ("no", "bf16"):
         arguments = {"num_inference_steps": 2, "mixed_precision": precision}
         both.append(evaluate(protocol, tmp_path / "r.json", "m", pipeline, progress=False, **arguments))
@@ -315,12 +316,12 @@ def test_two_processes_give_the_same_figures(pipeline, dataset, tmp_path):
 
 def test_samples_kept_are_the_samples_measured(pipeline, dataset, tmp_path):
     plain = _evaluated(pipeline, dataset, tmp_path)
-    protocol = Protocol(str(dataset), num_samples=30)
+    protocol = EvaluationConfig(dataset=str(dataset), num_samples=30)
     for name in ("kept.npz", "kept"):
         arguments = {"num_inference_steps": 2, "guidance_scale": 1.5, "batch_size": 4}
         results = evaluate(protocol, tmp_path / "r.json", "model", pipeline, keep=tmp_path / name, progress=False, **arguments)
         assert results["samples"]["frechet_distance"] == pytest.approx(plain["samples"]["frechet_distance"], rel=1e-6)
-        as_given = Protocol(str(dataset), resolution=SIZE)
+        as_given = EvaluationConfig(dataset=str(dataset), resolution=SIZE)
         given = evaluate(as_given, tmp_path / "r.json", samples=tmp_path / name, progress=False)
         assert given["samples"]["frechet_distance"] == pytest.approx(plain["samples"]["frechet_distance"], rel=1e-6)
         assert given["samples"]["label_accuracy"] == plain["samples"]["label_accuracy"]
@@ -351,7 +352,7 @@ def test_pictures_in_no_class_folders(dataset, tmp_path):
     for number in range(3):
         Image.new("RGB", (16, 16)).save(tmp_path / f"{number}.png")
     with pytest.raises(ValueError, match="samples: expected folders CLASS"):
-        evaluate(Protocol(str(dataset), resolution=16), tmp_path / "r.json", samples=tmp_path)
+        evaluate(EvaluationConfig(dataset=str(dataset), resolution=16), tmp_path / "r.json", samples=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -403,14 +404,14 @@ def test_files_that_are_no_samples(dataset, tmp_path):
     for content in (b"", b"PK\x03\x04 cut off"):
         (tmp_path / "x.npz").write_bytes(content)
         with pytest.raises(ValueError, match=r"expected an \.npz, got .* which cannot be read"):
-            evaluate(Protocol(str(dataset)), tmp_path / "r.json", samples=tmp_path / "x.npz")
+            evaluate(EvaluationConfig(dataset=str(dataset)), tmp_path / "r.json", samples=tmp_path / "x.npz")
     (tmp_path / "made/circle").mkdir(parents=True)
     for number, size in enumerate((16, 17)):
         Image.new("RGB", (size, size)).save(tmp_path / f"made/circle/{number}.png")
     with pytest.raises(ValueError, match=r"expected pictures of 16x16 .* got .*1\.png, 17x17 RGB"):
-        evaluate(Protocol(str(dataset), resolution=16), tmp_path / "r.json", samples=tmp_path / "made")
+        evaluate(EvaluationConfig(dataset=str(dataset), resolution=16), tmp_path / "r.json", samples=tmp_path / "made")
     with pytest.raises(ValueError, match="output: expected a file to write"):
-        evaluate(Protocol(str(dataset)), tmp_path, samples=tmp_path / "made")
+        evaluate(EvaluationConfig(dataset=str(dataset)), tmp_path, samples=tmp_path / "made")
 
 
 def test_every_setting_of_the_protocol_has_a_flag_that_takes_effect(monkeypatch, tmp_path):
@@ -431,7 +432,7 @@ def test_every_setting_of_the_protocol_has_a_flag_that_takes_effect(monkeypatch,
     assert main(["evaluate", "--samples", "x.npz", "--output", str(tmp_path / "r.json"), *command]) == 0
     assert {name: found[name] for name in flags} == flags
     assert main(["evaluate", "--samples", "x.npz", "--output", str(tmp_path / "r.json"), "--dataset", "d"]) == 0
-    assert found == vars(Protocol("d"))
+    assert found == vars(EvaluationConfig(dataset="d"))
 
 
 def test_evaluated_into_its_own_folder_its_card_tells(pipeline, dataset, tmp_path):
@@ -473,7 +474,7 @@ def test_held_out_images_are_not_compared_with_themselves(dataset, tmp_path):
     data = _without_test(dataset, tmp_path)
     train = load_images(str(data), "train", SIZE)
     np.savez(tmp_path / "x.npz", images=train.images.transpose(0, 2, 3, 1), class_labels=train.labels)
-    protocol = Protocol(str(data), resolution=SIZE)
+    protocol = EvaluationConfig(dataset=str(data), resolution=SIZE)
     results = evaluate(protocol, tmp_path / "r.json", samples=tmp_path / "x.npz", progress=False)
     assert results["held_out_real"]["nearest_training_distance"] > 5  # of other images
     assert results["samples"]["nearest_training_distance"] == 0  # all are copies, also of those held out
@@ -494,7 +495,7 @@ def test_unequal_numbers_are_said(pipeline, dataset, tmp_path):
     """450 real images beside 700 samples, and other numbers in the classes; where they are equal nothing is said."""
     images, labels = shapes(700, SIZE, 5)
     np.savez(tmp_path / "x.npz", images=images, class_labels=labels)
-    protocol = Protocol(str(dataset), resolution=SIZE)
+    protocol = EvaluationConfig(dataset=str(dataset), resolution=SIZE)
     results = evaluate(protocol, tmp_path / "r.json", samples=tmp_path / "x.npz", progress=False)
     assert any("450 held-out real images beside 700 samples" in warning for warning in results["warnings"])
     assert any("differ in 3 of 3 classes" in warning for warning in results["warnings"])
@@ -517,7 +518,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_samples_it_keeps(pipeline, d
     """Interrupted while it samples, and again while it measures: no batch is made twice, and all is bitwise the same."""
     from cond_ddpm import sampling
 
-    protocol = Protocol(str(dataset), num_samples=30)
+    protocol = EvaluationConfig(dataset=str(dataset), num_samples=30)
     arguments = {"num_inference_steps": 2, "batch_size": 4, "progress": False}
     whole = evaluate(protocol, tmp_path / "a/r.json", "m", pipeline, keep=tmp_path / "a" / name, **arguments)
     made, original, update = [], sampling.sample_batches, module.Tally.update
@@ -611,11 +612,11 @@ def test_samples_kept_of_any_class_names_are_measured(tmp_path, monkeypatch):
     images, _labels = shapes(60, SIZE)
     write_parquet(tmp_path, images, np.arange(60) % 5, names)
     pipeline = CondDDPMPipeline(make_unet("simple", sample_size=SIZE, num_classes=5), _scheduler(), dict(enumerate(names)))
-    protocol = Protocol(str(tmp_path / "train.parquet"), num_samples=20)
+    protocol = EvaluationConfig(dataset=str(tmp_path / "train.parquet"), num_samples=20)
     kept = evaluate(
         protocol, tmp_path / "r.json", "m", pipeline, keep=tmp_path / "kept", num_inference_steps=2, progress=False
     )
-    again = Protocol(str(tmp_path / "train.parquet"), resolution=SIZE)
+    again = EvaluationConfig(dataset=str(tmp_path / "train.parquet"), resolution=SIZE)
     given = evaluate(again, tmp_path / "r.json", samples=tmp_path / "kept", progress=False)
     assert list(given["samples"]["classes"]) == names
     assert given["samples"]["label_accuracy"] == kept["samples"]["label_accuracy"]

@@ -15,6 +15,7 @@ OURS = {"cond_ddpm", "pipelines", "configs", "train_cond_ddpm", "tests"}
 FLOORS = [
     {"quickstart"},
     {"cli"},
+    {"commands"},
     {"experiments"},
     {"training", "evaluate"},
     {"hub"},

@@ -1,7 +1,7 @@
 """`cond-ddpm evaluate`: samples against real images, every figure with how it was obtained.
 
-May import: `data, sampling, text, visualize, processes`, the pipeline, the rest of `evaluate/`. Images, from a pipeline or
-from elsewhere (`external_samples.py`), become features (`extractors.py`), which are folded into statistics
+May import: `config, data, sampling, text, visualize, processes`, the pipeline, the rest of `evaluate/`. Images, from a
+pipeline or from elsewhere (`external_samples.py`), become features (`extractors.py`), which are folded into statistics
 (`statistics.py`, `metrics.py`); next are results.json and two pictures.
 """
 
@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from cond_ddpm.config.evaluation import EvaluationConfig
 from cond_ddpm.data import LabelledImages, NoSuchSplit, data_fingerprint, load_images, public_name
 from cond_ddpm.evaluate.external_samples import UNKNOWN, given_samples, matched
 from cond_ddpm.evaluate.extractors import Extractor, make_extractor
@@ -41,50 +41,6 @@ from cond_ddpm.text import read_json, shown
 from cond_ddpm.visualize import confusion_picture, nearest, nearest_neighbours
 
 _SAVE_SECONDS = 60  # an interrupted evaluation loses at most this
-
-
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-    """What is measured and how; all of it goes into results.json.
-
-    Args:
-        dataset, dataset_config_name, image_column, label_column: as for training; a model is measured at its own resolution
-            and channels.
-        split: real images that the samples are compared with.
-        test_split: real images that were not trained on: the same figures of as many of them are the limit. If not given,
-            `test`, or where there is no such split, a tenth of `split`, held out also from the comparison.
-        features: `classifier` (trained here on `split`), `inception`, `dinov2`, or the folder of a DINOv2.
-        weights: of Inception or DINOv2, where they cannot be downloaded.
-        num_samples: with balanced labels; the literature has 50,000.
-        seed: of the first sample; the i-th has seed + i.
-        repeats: evaluations with other seeds, for a mean and a standard deviation.
-        subset: samples, and real images, that KID, precision and recall are of.
-        resolution, channels: of the data set, where samples are given in place of a model.
-    """
-
-    dataset: str
-    dataset_config_name: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    split: str = "train"
-    test_split: str | None = None
-    features: str = "classifier"
-    weights: str | None = None
-    num_samples: int = 50_000
-    seed: int = 0
-    repeats: int = 1
-    subset: int = 5000
-    resolution: int = 32
-    channels: int | None = None
-
-    def __post_init__(self):
-        for name, kind in get_type_hints(Protocol).items():
-            value, kinds = getattr(self, name), get_args(kind) or (kind,)
-            if not isinstance(value, kinds) or isinstance(value, bool):
-                raise ValueError(f"{name}: expected {'a whole number' if int in kinds else 'a text'}, got {value!r}.")
-        for name, least in (("num_samples", 2), ("repeats", 1), ("subset", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +91,7 @@ def compute_metrics(tally: Tally, reference: Tally, class_names: list[str], trai
 
 
 def evaluate(
-    protocol: Protocol,
+    protocol: EvaluationConfig,
     output: Path,
     model: str | None = None,
     pipeline: CondDDPMPipeline | None = None,
@@ -292,7 +248,7 @@ def summary(results: dict) -> str:
 # The real images
 
 
-def _real_images(protocol: Protocol, size: int, channels: int | None) -> _Real:
+def _real_images(protocol: EvaluationConfig, size: int, channels: int | None) -> _Real:
     columns = (protocol.dataset_config_name, protocol.image_column, protocol.label_column)
     whole = train = load_images(protocol.dataset, protocol.split, size, channels, *columns)
     name = protocol.test_split or "test"
