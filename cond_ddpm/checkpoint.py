@@ -1,6 +1,6 @@
 """Resumable state: written whole or not at all, verified by checksums, the newest good one found, old ones pruned.
 
-May import: `files`. A checkpoint is for resuming only; everything else reads the run's `pipeline/` folder.
+May import: `files, fingerprints`. A checkpoint is for resuming only; everything else reads the run's `pipeline/` folder.
 
     checkpoint-N/  unet.safetensors, ema.safetensors, optimizer.pt, scaler.pt (fp16), best.pt, progress.json, manifest.json
 
@@ -9,7 +9,6 @@ chance of a step one of (seed, step), so the step says it all (`data.epoch_order
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import warnings
@@ -20,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cond_ddpm.files import NotWritten, remove, replacing, step_of
+from cond_ddpm.fingerprints import file_checksum
 
 _MANIFEST = "manifest.json"
 _NEEDED = {"unet.safetensors", "optimizer.pt", "progress.json"}
@@ -61,7 +61,7 @@ def save_checkpoint(
                 torch.save(state, partial / f"{stem}.pt")
             record = {"progress": dataclasses.asdict(progress), "settings": settings}
             (partial / "progress.json").write_text(json.dumps(record))
-            manifest = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
+            manifest = {path.name: file_checksum(path) for path in sorted(partial.iterdir())}
             (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2))
             for path in (*partial.iterdir(), partial):
                 _flush(path)
@@ -92,7 +92,7 @@ def fault(folder: Path) -> str | None:
         for name in sorted(_NEEDED - set(manifest)):
             return f"{name} is not in the manifest"
         for name, checksum in manifest.items():
-            if _checksum(folder / name) != checksum:
+            if file_checksum(folder / name) != checksum:
                 return f"{name} is not what the manifest says"
         load_checkpoint(folder)
     except Exception as error:  # whatever a reader makes of a file that something else wrote
@@ -142,11 +142,6 @@ def prune_checkpoints(run: Path, keep: int | None, step: int) -> None:
     earlier = [folder for folder in checkpoints(run) if step_of(folder, "") <= step]
     for folder in earlier[keep:] if keep else ():
         remove(folder)
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

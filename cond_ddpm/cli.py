@@ -364,7 +364,8 @@ def _evaluate(arguments: list[str]) -> None:
     if given.model is not None and given.resolution != parser.get_default("resolution"):
         parser.error("--resolution: expected none with --model, which has its own")
 
-    from cond_ddpm.evaluate.evaluate import Protocol, evaluate, summary
+    from cond_ddpm.evaluate.evaluate import Protocol, evaluate
+    from cond_ddpm.evaluate.report import summary
     from cond_ddpm.processes import process_state
 
     settings = {name: value for name, value in vars(given).items() if name in Protocol.__dataclass_fields__}

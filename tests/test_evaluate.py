@@ -14,7 +14,9 @@ from PIL import Image
 from cond_ddpm import CondDDPMPipeline, load_images
 from cond_ddpm.cli import main
 from cond_ddpm.evaluate import evaluate as module
-from cond_ddpm.evaluate.evaluate import Protocol, evaluate, summary
+from cond_ddpm.evaluate import report
+from cond_ddpm.evaluate.evaluate import Protocol, evaluate
+from cond_ddpm.evaluate.report import summary
 
 SIZE = 16
 
@@ -225,8 +227,8 @@ def test_a_later_repeat_interrupted_does_not_lose_the_first(pipeline, dataset, t
 
 def test_the_extrapolated_distance_of_ten_classes(tmp_path_factory):
     """Labels that take turns must not sort classes into the parts that are extrapolated from."""
-    from cond_ddpm.evaluate.evaluate import compute_metrics
     from cond_ddpm.evaluate.extractors import Extractor
+    from cond_ddpm.evaluate.metrics import compute_metrics
     from cond_ddpm.evaluate.statistics import Tally
 
     def extract(images):  # eight numbers around a mean that is the class's
@@ -417,7 +419,7 @@ def test_every_setting_of_the_protocol_has_a_flag_that_takes_effect(monkeypatch,
     """But for channels, which are the samples'."""
     found = {}
     monkeypatch.setattr(module, "evaluate", lambda protocol, output, **given: found.update(vars(protocol)) or {})
-    monkeypatch.setattr(module, "summary", lambda results: "")
+    monkeypatch.setattr(report, "summary", lambda results: "")
     flags = {
         "dataset": "d",
         "dataset_config_name": "c",
@@ -485,7 +487,7 @@ def test_held_out_images_are_not_compared_with_themselves(dataset, tmp_path):
 @pytest.mark.usefixtures("quick_judge")
 def test_what_is_held_out_from_nothing_is_said(pipeline, dataset, tmp_path):
     results = _evaluated(pipeline, dataset, tmp_path, test_split="train")
-    assert any("their figures are no limit" in warning for warning in results["warnings"])
+    assert any("so they are no reference" in warning for warning in results["warnings"])
 
 
 @pytest.mark.hostile(7)
@@ -496,12 +498,12 @@ def test_unequal_numbers_are_said(pipeline, dataset, tmp_path):
     np.savez(tmp_path / "x.npz", images=images, class_labels=labels)
     protocol = Protocol(str(dataset), resolution=SIZE)
     results = evaluate(protocol, tmp_path / "r.json", samples=tmp_path / "x.npz", progress=False)
-    assert any("450 held-out real images beside 700 samples" in warning for warning in results["warnings"])
+    assert any("450 held-out real images, but 700 samples" in warning for warning in results["warnings"])
     assert any("differ in 3 of 3 classes" in warning for warning in results["warnings"])
     table = [line.split() for line in summary(results).splitlines()]
     assert next(line for line in table if line[:1] == ["circle"])[-2:] == ["234", "150"]
     equal = evaluate(protocol, tmp_path / "r.json", samples=_kept(dataset, tmp_path), progress=False)
-    assert not any("held-out real images beside" in warning or "differ in" in warning for warning in equal["warnings"])
+    assert not any("held-out real images, but" in warning or "differ in" in warning for warning in equal["warnings"])
 
 
 def _kept(dataset, folder):

@@ -22,7 +22,7 @@ FLOORS = [
     {"sampling", "export"},
     {"checkpoint", "ema", "muon", "processes"},
     {"diffusion", "data", "models", "pipelines"},
-    {"config", "files", "text"},
+    {"config", "files", "fingerprints", "text"},
     {"", "demo"},
 ]
 

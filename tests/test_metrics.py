@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from cond_ddpm.data import nearest_images
 from cond_ddpm.evaluate.metrics import (
-    Moments,
     extrapolated_distance,
     frechet_distance,
     inception_score,
     kernel_distance,
+    nearest_training_distance,
     precision_and_recall,
 )
+from cond_ddpm.evaluate.statistics import Moments
 
 
 def _moments(features, batch=100):
@@ -118,3 +120,19 @@ def test_inception_score_is_the_number_of_classes_seen_surely():
     assert inception_score(sure[:2].sum(0), 0.0, 2) == pytest.approx(2)
     unsure = torch.full((4,), 0.25, dtype=torch.float64)
     assert inception_score(unsure * 4, 4 * (unsure * unsure.log()).sum().item(), 4) == pytest.approx(1)
+
+
+def test_nearest_finds_the_image_itself_mirrored_or_not():
+    rng = np.random.default_rng(0)
+    training = rng.integers(0, 256, (6000, 3, 4, 4), dtype=np.uint8)
+    samples = np.stack([training[5500], training[7][..., ::-1], np.clip(training[3].astype(int) + 1, 0, 255)]).astype(np.uint8)
+    rows, mirrored, distances = nearest_images(samples, training, 3)
+    assert rows[:, 0].tolist() == [5500, 7, 3] and mirrored[:, 0].tolist() == [False, True, False]
+    assert distances[0, 0] < 0.05 and 0.9 < distances[2, 0] <= 1.001 and (np.diff(distances, axis=1) >= 0).all()
+    both = np.concatenate([training, training[..., ::-1]]).astype(float).reshape(-1, 48)
+    exact = np.sort(np.sqrt(((both - samples[0].reshape(48)) ** 2).mean(axis=1)))[:3]
+    np.testing.assert_allclose(distances[0], exact, atol=0.05)
+    symmetric = np.zeros((2, 1, 4, 4), np.uint8)
+    symmetric[1] += 9
+    assert nearest_images(symmetric[:1], symmetric, 2)[0].tolist() == [[0, 1]]  # not itself twice
+    assert nearest_training_distance(samples, training) == np.median(distances[:, 0])
