@@ -1,4 +1,4 @@
-"""The published folder, its card and its check; publishing to a Hub on loopback, with what can go wrong there."""
+"""The published folder, its card and its check; publishing to a Hub on loopback, and the errors that can occur there."""
 
 import json
 import os
@@ -114,7 +114,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def quick_check(monkeypatch):
-    """Leave out the load in a process of its own, which has tests of its own."""
+    """Skip loading in a separate process, which has its own tests."""
     monkeypatch.setattr(hub.checks, "load_without_package", lambda folder: [])
 
 
@@ -139,11 +139,11 @@ import sys
 sys.modules["cond_ddpm"] = None
 from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained({str(folder)!r}, trust_remote_code=True)
-pipeline.save_pretrained({str(tmp_path / "stranger")!r})
+pipeline.save_pretrained({str(tmp_path / "without")!r})
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert _files(tmp_path / "stranger") == _files(folder)
+    assert _files(tmp_path / "without") == _files(folder)
     with pytest.raises(ValueError, match=r"companions: expected names among README.md"):
         CondDDPMPipeline.from_pretrained(folder).companions = {"notes.txt": b""}
 
@@ -230,10 +230,10 @@ def test_a_note_on_the_training_images_is_in_the_card():
 
 def test_a_card_with_text_of_its_owner_is_kept(folder):
     card = (folder / "README.md").read_text()
-    mine = card.replace(hub.MARKER, "").replace("## Training", "## Mine")
-    (folder / "README.md").write_text(mine)
+    own = card.replace(hub.MARKER, "").replace("## Training", "## Own")
+    (folder / "README.md").write_text(own)
     hub.complete(folder, NAME)
-    assert (folder / "README.md").read_text() == mine
+    assert (folder / "README.md").read_text() == own
 
 
 # The check
@@ -290,7 +290,7 @@ def _spoil(folder, what):
 def test_what_keeps_a_folder_from_being_published(folder, server, what, words, capsys):
     _spoil(folder, what)
     assert words in "\n".join(hub.check(folder))
-    (folder / "README.md").write_text((folder / "README.md").read_text().replace(hub.MARKER, ""))  # else it is written anew
+    (folder / "README.md").write_text((folder / "README.md").read_text().replace(hub.MARKER, ""))  # else it is overwritten
     if what not in ("missing", "code"):  # which completing makes good
         assert main(["publish", "--model", str(folder), "--repo_id", NAME]) == 1
         assert words in capsys.readouterr().err
@@ -306,14 +306,14 @@ def test_what_is_no_pipeline_folder(tmp_path, server, capsys):
 # Publishing
 
 
-def test_published_and_loaded_by_strangers_and_by_us(folder, server, tmp_path):
+def test_published_and_loaded_with_and_without_this_package(folder, server, tmp_path):
     """In fresh processes with fresh caches, and the same images; the command line tells nothing of the token."""
     env = {**os.environ, "HF_HOME": str(tmp_path / "publisher"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-m", "cond_ddpm.cli", "publish", "--model", str(folder), "--repo_id", NAME, "--space"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     repo, space = server.repos[f"models/{NAME}"], server.repos[f"spaces/{NAME}"]
-    assert len(repo.commits) == 2 and len(space.commits) == 2  # that of creation, and one more
+    assert len(repo.commits) == 2 and len(space.commits) == 2  # the first one creates the repository
     published = {name: content for name, content in repo.files.items() if name != ".gitattributes"}
     assert published == _files(folder)
     assert f"{server.url}/{NAME}\n" in done.stdout and TOKEN not in done.stdout + done.stderr
@@ -328,17 +328,17 @@ def test_published_and_loaded_by_strangers_and_by_us(folder, server, tmp_path):
     expected = CondDDPMPipeline.from_pretrained(folder)(["cross", 0], seeds=[0, 1], output_type="np").images
     whole = _files(folder)
     calls = {
-        "stranger": (
+        "without": (
             "DiffusionPipeline.from_pretrained(NAME, trust_remote_code=True)",
             f"DiffusionPipeline.from_pretrained(NAME, revision={repo.commits[-1][0]!r}, trust_remote_code=True)",
             "DiffusionPipeline.from_pretrained(snapshot_download(NAME), trust_remote_code=True)",
         ),
-        "ours": ("CondDDPMPipeline.from_pretrained(NAME)",),
+        "with": ("CondDDPMPipeline.from_pretrained(NAME)",),
     }
     for who, ways in calls.items():
         script = f"""
 import sys, numpy
-{"from cond_ddpm import CondDDPMPipeline" if who == "ours" else 'sys.modules["cond_ddpm"] = None'}
+{"from cond_ddpm import CondDDPMPipeline" if who == "with" else 'sys.modules["cond_ddpm"] = None'}
 from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 NAME = {NAME!r}
@@ -350,7 +350,7 @@ for index, pipeline in enumerate(({", ".join(ways)},)):
         done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=home, capture_output=True, text=True)
         assert done.returncode == 0, f"{who}: {done.stderr}"
         code = list((tmp_path / f"{who} home").rglob("modules/**/pipeline_cond_ddpm.py"))
-        assert bool(code) == (who == "stranger")  # diffusers copies there what it is about to run
+        assert bool(code) == (who == "without")  # diffusers copies there what it is about to run
         for index, way in enumerate(ways):
             np.testing.assert_array_equal(np.load(tmp_path / f"{who}{index}.npy"), expected, err_msg=way)
             # Of a repository, diffusers does not fetch the card and the pictures.

@@ -211,8 +211,8 @@ def test_forward_strip_has_the_signal_to_noise_ratio_of_the_schedule(drawn):
     image = np.full((3, 8, 8), 100, np.uint8)
     visualize.forward_strip(image, scheduler, "x", timesteps=[0, 500, 999])
     alphas_cumprod = scheduler.alphas_cumprod[[0, 500, 999]]
-    told = [float(caption.split()[-1]) for caption in drawn[0]["captions"]]
-    assert told == pytest.approx((alphas_cumprod / (1 - alphas_cumprod)).tolist(), rel=0.1)
+    ratios = [float(caption.split()[-1]) for caption in drawn[0]["captions"]]
+    assert ratios == pytest.approx((alphas_cumprod / (1 - alphas_cumprod)).tolist(), rel=0.1)
     assert abs(drawn[0]["images"][0].astype(int) - 100).max() < 8 < abs(drawn[0]["images"][2].astype(int) - 100).mean()
 
 

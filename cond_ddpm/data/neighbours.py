@@ -17,12 +17,12 @@ def nearest_images(images: np.ndarray, others: np.ndarray, count: int) -> tuple[
     """
     import torch
 
-    samples = torch.from_numpy(images.reshape(len(images), -1)).float()
+    samples = torch.from_numpy(np.array(images, np.float32)).flatten(1)
     candidates = []  # for each block: squared distances, rows and mirrored, each (N, <= count)
     for flip in (False, True):
         for start in range(0, len(others), _BLOCK):
             block = others[start : start + _BLOCK]
-            block = torch.from_numpy(np.ascontiguousarray(block[..., ::-1] if flip else block)).reshape(len(block), -1).float()
+            block = torch.from_numpy(np.array(block[..., ::-1] if flip else block, np.float32)).flatten(1)
             squares = (samples**2).sum(1)[:, None] - 2 * samples @ block.T + (block**2).sum(1)
             values, rows = squares.topk(min(count, len(block)), largest=False)
             candidates.append((values, rows + start, torch.full_like(rows, flip)))

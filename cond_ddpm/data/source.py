@@ -1,6 +1,6 @@
 """A data set's name -> a table of its pictures and labels: from a local path, or from the Hub.
 
-May import: `data.cache, data.folders, data.pictures, fingerprints`. Next: `columns.py` finds the columns of the table.
+May import: `data.cache, data.folders, data.pictures, files, fingerprints`. Next: `columns.py` finds the columns of the table.
 """
 
 import contextlib
@@ -78,11 +78,18 @@ def _load_from_disk(dataset: str, path: Path, split: str, config_name: str | Non
         rows = {"image": [str(path / name) for name in names], "label": labels}
         version = files_version(path, {name: files[name] for name in names})
         return datasets.Dataset.from_dict(rows, features=features), version
+    return _load_by_datasets(dataset, path, split, config_name, files)
+
+
+def _load_by_datasets(dataset: str, path: Path, split: str, config_name: str | None, files: dict[str, os.stat_result]):
+    """Parquet files, pictures with metadata and all else that `datasets` recognises."""
+    import datasets
+
     if path.is_file() and split != "train" and split not in path.stem.lower():
         raise NoSuchSplit(f"{dataset}: expected the split 'train' of a single file, got {split!r}; give a folder of files.")
     version = files_version(path, files)
     mirror = cache_folder().absolute() / "links" / version
-    arguments = {"path": str(mirror)}  # load_dataset finds out what it is: parquet files, pictures with metadata and so on
+    arguments = {"path": str(mirror)}
     if path.is_file():
         links = {mirror / "data.parquet": path}
         arguments = {"path": "parquet", "data_files": {split: str(mirror / "data.parquet")}}
