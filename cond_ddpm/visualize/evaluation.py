@@ -40,7 +40,7 @@ def nearest_neighbours(
         row_images += [image, *(near[..., ::-1] if flip else near for near, flip in zip(neighbours, row_mirrored))]
         captions += ["", *(f"{distance:.1f}" for distance in row_distances)]
     column_names = ["sample", "nearest", *(f"{rank}." for rank in range(2, columns + 1))]
-    title = "nearest training images, with the root mean square difference (of 255)"
+    title = "nearest training images (RMS difference)"
     class_grid(np.stack(row_images), names, path, title, column_names, captions, inches=0.6)
     return distances
 
