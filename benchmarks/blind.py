@@ -49,13 +49,13 @@ def sheet(images: list[np.ndarray], first: int) -> Image.Image:
 
 def make(dataset: str, sources: dict[str, Path], output: Path, pictures: int, seed: int) -> None:
     from cond_ddpm.data import load_images
-    from cond_ddpm.evaluate.external_samples import given_samples, matched
+    from cond_ddpm.evaluate.external_samples import load_samples, with_class_ids
 
     rng = np.random.default_rng(seed)
     real = load_images(dataset, "test")
     found = {REAL: real}
     for name, path in sources.items():
-        found[name] = matched(given_samples(path, real.images.shape[-1]), real)
+        found[name] = with_class_ids(load_samples(path, real.images.shape[-1]), real)
     shown = [(name, index) for name, data in found.items() for index in evenly(data.labels, pictures, rng)]
     order = [shown[place] for place in rng.permutation(len(shown))]
     output.mkdir(parents=True, exist_ok=True)

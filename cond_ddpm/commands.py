@@ -54,7 +54,8 @@ def sample(config: SampleConfig) -> str | None:
 
 
 def evaluate(config: EvaluateConfig) -> str | None:
-    from cond_ddpm.evaluate.evaluate import evaluate, summary
+    from cond_ddpm.evaluate.evaluate import evaluate
+    from cond_ddpm.evaluate.report import summary
     from cond_ddpm.processes import process_state
 
     protocol = config.part(EvaluationConfig)

@@ -1,10 +1,10 @@
 """The network as one file that other runtimes take, and a pipeline that samples from it without torch's weights.
 
-May import: the pipeline. Beside the data's way: `CondDDPMPipeline` takes the exported network in place of the UNet.
+May import: `fingerprints`, the pipeline. Beside the data's way: `CondDDPMPipeline` takes the exported network in place of the
+UNet.
 """
 
 import copy
-import hashlib
 import json
 import shutil
 import warnings
@@ -14,6 +14,7 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
+from cond_ddpm.fingerprints import file_checksum
 from cond_ddpm.pipelines.pipeline_cond_ddpm import (
     SAMPLERS,
     CondDDPMPipeline,
@@ -101,7 +102,7 @@ def load_exported(folder: Path, threads: int | None = None) -> CondDDPMPipeline:
         file = folder / FILES[record["format"]]
         run = _OnnxRun(file, threads or torch.get_num_threads()) if record["format"] == "onnx" else _TorchRun(file)
         timestep_dtype = getattr(torch, record.get("timestep_dtype", "int64"))
-        unet = ExportedUNet(run, record["unet"], hashlib.sha256(file.read_bytes()).hexdigest(), timestep_dtype)
+        unet = ExportedUNet(run, record["unet"], file_checksum(file), timestep_dtype)
         scheduler_class = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
         scheduler = installed_scheduler("diffusers", scheduler_class).from_pretrained(folder, subfolder="scheduler")
         known = {name: record[name] for name in ("id2label", "class_dropout_prob", "guidance_scale") if name in record}

@@ -1,12 +1,11 @@
 """Seeds and labels -> images, in any batch size, on any number of processes.
 
-May import: `data, processes`, the pipelines. Next on the data's way: `visualize.py` draws the images, `evaluate/` measures
-them.
+May import: `data, fingerprints, processes`, the pipelines. Next on the data's way: `visualize/` draws the images, and
+`evaluate/` measures them.
 """
 
 import contextlib
 import copy
-import hashlib
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cond_ddpm.data import CLASSES_FILE
+from cond_ddpm.fingerprints import SHORT, sha256, value_fingerprint
 from cond_ddpm.pipelines.pipeline_cond_ddpm import whole_number
 from cond_ddpm.processes import process_state
 
@@ -249,7 +249,7 @@ class _Record:
 
     def __init__(self, output: Path, is_folder: bool, key: list, rank: int):
         self.folder, self.stem = (output, ".progress") if is_folder else (output.parent, f".{output.name}.progress")
-        self.key = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        self.key = value_fingerprint(key, digits=64)
         self.file = self.folder / f"{self.stem}-{rank}"
 
     def all_files(self) -> list[Path]:
@@ -344,4 +344,4 @@ def _folder(name: str, has_a_double: bool) -> str:
     if len(folder.encode()) <= 120:
         return folder
     start = folder.encode()[:80].decode(errors="ignore")
-    return f"{start}%%{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
+    return f"{start}%%{sha256([name.encode(errors='surrogatepass')])[:SHORT]}"

@@ -302,14 +302,14 @@ def test_classes_that_are_called_as_splits_are_classes_in_a_folder_of_samples(tm
 
 @pytest.mark.hostile(19)
 def test_a_file_of_classes_that_is_not_ours_is_left_alone(tmp_path):
-    from cond_ddpm.data import _written_names
+    from cond_ddpm.data.folders import written_class_names
 
     (tmp_path / "cat").mkdir()
     for text in ("[1]", "null", "{", '{"cat": 1}', '{"dog": "x"}', '{"cat": ["a"]}'):
         (tmp_path / "classes.json").write_text(text)
-        assert not _written_names(tmp_path)
+        assert not written_class_names(tmp_path)
     (tmp_path / "classes.json").write_text('{"cat": "a cat"}')
-    assert _written_names(tmp_path) == {"cat": "a cat"}
+    assert written_class_names(tmp_path) == {"cat": "a cat"}
 
 
 class _Killed(BaseException):

@@ -1,9 +1,8 @@
-"""The networks by the names that `--model` takes, what they cost, and which weights they have.
+"""The networks by the names that `--model` takes, and what they cost.
 
 Their code is in `cond_unet.py`, published as it is.
 """
 
-import hashlib
 from collections.abc import Callable
 
 import torch
@@ -30,11 +29,3 @@ def count_flop(call: Callable[[], object]) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         call()
     return counter.get_total_flops()
-
-
-def weights_checksum(unet: torch.nn.Module) -> str:
-    """What tells two sets of weights apart, whatever type they are in; results.json quotes it."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(unet.state_dict().items()):
-        digest.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
