@@ -18,7 +18,7 @@ from cond_ddpm.pipelines.pipeline_cond_ddpm import (
     SAMPLERS,
     CondDDPMPipeline,
     installed_scheduler,
-    says_which_part,
+    one_line_errors,
 )
 
 FILES = {"onnx": "unet.onnx", "torch": "unet.pt2"}
@@ -96,7 +96,7 @@ def load_exported(folder: Path, threads: int | None = None) -> CondDDPMPipeline:
     Raises:
         ValueError: onnxruntime is not installed; a file that is not what `export` wrote.
     """
-    with says_which_part(str(folder)):
+    with one_line_errors(str(folder)):
         record = json.loads((folder / "export.json").read_text())
         file = folder / FILES[record["format"]]
         run = _OnnxRun(file, threads or torch.get_num_threads()) if record["format"] == "onnx" else _TorchRun(file)

@@ -11,7 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS, TESTED_SCHEDULERS
+from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS, TESTED_SCHEDULERS, Guidance
 from conftest import NAMES, ROOT, make_unet
 from diffusers import (
     DDIMScheduler,
@@ -160,7 +160,9 @@ def test_a_spacing_that_the_scheduler_has_no_setting_for():
         pipeline = _ideal_pipeline()
         other = DPMSolverSinglestepScheduler if spacing == "leading" else DDPMScheduler
         pipeline.scheduler = other.from_config(pipeline.scheduler.config)
-        with pytest.raises(ValueError, match=f"expected a scheduler that has {setting}"):
+        with pytest.raises(
+            ValueError, match=f"expected a scheduler that has the setting {setting} for '{spacing}', got {other.__name__}"
+        ):
             _pixels(pipeline, num_inference_steps=20, timestep_spacing=spacing)
 
 
@@ -244,7 +246,9 @@ def test_every_other_scheduler_of_diffusers_is_refused_and_the_tested_ones_named
             pipeline.scheduler = class_.from_config(pipeline.scheduler.config)
         except (ImportError, TypeError, ValueError):
             continue  # it cannot be made from this config
-        with pytest.raises(ValueError, match=f"scheduler: expected one that was tested in this loop, DDPMSch.*, got {name};"):
+        with pytest.raises(
+            ValueError, match=f"scheduler: expected one that was tested with this pipeline, DDPMSch.*, got {name};"
+        ):
             _pixels(pipeline, num_inference_steps=20)
         refused.append(name)
     assert {"CogVideoXDDIMScheduler", "LCMScheduler", "PNDMScheduler", "FlowMatchEulerDiscreteScheduler"} <= set(refused)
@@ -388,7 +392,7 @@ def test_what_has_no_effect_without_guidance_is_refused(arguments):
     pipeline = _ideal_pipeline()
     if "guide" in arguments:
         arguments = {"guide": pipeline}
-    with pytest.raises(ValueError, match="guidance_scale: expected another than 1"):
+    with pytest.raises(ValueError, match="guidance_scale: expected a value other than 1"):
         _pixels(pipeline, num_inference_steps=20, **arguments)
 
 
@@ -410,13 +414,18 @@ def test_rescale_brings_the_standard_deviation_back():
 
 
 def test_rescale_is_of_each_image_by_itself():
-    from cond_ddpm.pipelines.pipeline_cond_ddpm import _guided
-
     base, cond = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8) * torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)
-    both = _guided(base, cond, 3.0, 1.0)
+
+    def guided(images):
+        """Of a network that predicts `base` with the null label, 2, and `cond` with the others."""
+        unet = _Ideal("epsilon")
+        unet.forward = lambda sample, timestep, labels: type("Output", (), {"sample": torch.cat([base[images], cond[images]])})
+        labels = torch.zeros(len(base[images]), dtype=torch.int64)
+        return Guidance(2, scale=3.0, rescale=1.0).predict(unet, cond[images], torch.tensor(500), labels, sigma=1.0)
+
+    both = guided(slice(None))
     for image in range(2):
-        alone = _guided(base[image : image + 1], cond[image : image + 1], 3.0, 1.0)
-        torch.testing.assert_close(both[image : image + 1], alone)
+        torch.testing.assert_close(both[image : image + 1], guided(slice(image, image + 1)))
         assert both[image].std().item() == pytest.approx(cond[image].std().item(), rel=1e-5)
 
 

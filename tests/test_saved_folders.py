@@ -41,6 +41,19 @@ def test_a_folder_saved_by_an_earlier_version_draws_the_same_images(name, load):
     assert abs(pixels.astype(int) - expected).max() <= 1
 
 
+def test_a_pipeline_of_an_earlier_versions_code_guides_one_of_todays():
+    """Autoguidance reads only what that code has."""
+    pipeline, guide = _by_the_package(FOLDERS / "simple"), _by_its_own_code(FOLDERS / "simple")
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = {"seeds": [0], "num_inference_steps": 2, "output_type": "pt"}
+    expected = pipeline(["cross"], guidance_scale=1.0, **arguments).images
+    assert torch.equal(pipeline(["cross"], guidance_scale=2.0, guide=guide, **arguments).images, expected)  # by its equal
+    assert pipeline(None, guidance_scale=2.0, guide=guide, **arguments).images.shape == expected.shape
+    guide.class_dropout_prob = 0
+    with pytest.raises(ValueError, match="class_labels=None with this guide"):
+        pipeline(None, guidance_scale=2.0, guide=guide, **arguments)
+
+
 @pytest.mark.parametrize("name", ["simple", "attention", "hybrid"])
 def test_a_folder_saved_again_keeps_its_weights_and_settings(name, tmp_path):
     """A newer diffusers may write further settings, so every old one is looked for in the new file."""
