@@ -64,7 +64,7 @@ def test_a_written_folder_is_a_data_set_of_these_classes(tiny_pipeline, tmp_path
     assert abs(data.images.astype(int) - images).max() <= 1
     with pytest.raises(ValueError, match="output: expected a new or empty folder"):
         save_samples(tiny_pipeline, [2], [7], tmp_path / "made")
-    with pytest.raises(ValueError, match="seeds: expected another one for each image of a class"):
+    with pytest.raises(ValueError, match="seeds: expected a different one for each image of a class"):
         save_samples(tiny_pipeline, [2, 2], [7, 7], tmp_path / "twice")
 
 
