@@ -153,7 +153,7 @@ def test_a_published_hybrid_does_not_change_with_the_table(tmp_path, monkeypatch
         ({"size": "xl"}, "size: expected one of tiny, s, m, l, got 'xl'"),
         ({"sample_size": 10}, "sample_size: expected a multiple of 4"),
         ({"block_out_channels": (8, 16, 16)}, "block_out_channels: expected two"),
-        ({"block_out_channels": (8, 36)}, "multiple of attention_head_dim=8, got .* 36"),
+        ({"block_out_channels": (8, 36)}, "block_out_channels: expected a multiple of attention_head_dim=8 .* got 36"),
         ({"attention_head_dim": 0}, "attention_head_dim: expected a positive"),
         ({"mlp_ratio": 0}, "mlp_ratio: expected a positive"),
     ],
@@ -183,7 +183,10 @@ def test_round_trip_through_a_folder(tiny_unet, tmp_path):
         ({"pos_dim": 12}, "pos_dim: expected a multiple of 8, got 12"),
         ({"dropout": 1.0}, "dropout"),
         ({"attention_resolutions": (16,)}, r"attention_resolutions: expected sizes among .*\[8, 4\], got \[16\]"),
-        ({"block_out_channels": (8, 36), "attention_head_dim": 8}, "multiple of attention_head_dim=8, got .* 36"),
+        (
+            {"block_out_channels": (8, 36), "attention_head_dim": 8},
+            "block_out_channels: expected a multiple of attention_head_dim=8 .* got 36",
+        ),
     ],
 )
 def test_arguments_out_of_range(arguments, words):

@@ -83,7 +83,7 @@ def test_by_the_command_line_and_every_command_takes_it(format, tmp_path, capsys
 def test_an_export_that_differs_is_not_left(monkeypatch, tmp_path):
     pipeline = CondDDPMPipeline(make_unet("simple"), DDPMScheduler(num_train_timesteps=50))
     monkeypatch.setattr(ExportedUNet, "forward", lambda self, sample, timestep, labels: type("Out", (), {"sample": sample}))
-    with pytest.raises(FloatingPointError, match=r"torch: expected at most 0.0001 from the network, got"):
+    with pytest.raises(FloatingPointError, match=r"torch: expected a difference of at most 0.0001 from the network, got"):
         export(pipeline, "torch", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -136,19 +136,19 @@ def test_fractional_timesteps_are_among_those_checked(monkeypatch, tmp_path):
     monkeypatch.setattr(
         ExportedUNet, "forward", lambda self, sample, t, labels: forward(self, sample, torch.as_tensor(t).long(), labels)
     )
-    with pytest.raises(FloatingPointError, match=r"expected at most 0\.0001 from the network"):
+    with pytest.raises(FloatingPointError, match=r"expected a difference of at most 0\.0001 from the network"):
         export(_pipeline(), "torch", tmp_path / "out")
 
 
 @pytest.mark.hostile(8)
 def test_a_folder_from_before_takes_whole_timesteps_and_says_so(tmp_path):
     """Its program takes int64, and export.json says nothing of it."""
-    from cond_ddpm.export import _Plain
+    from cond_ddpm.export import _TensorsOnly
 
     pipeline = _pipeline()
     export(pipeline, "torch", tmp_path / "out")
     example = torch.randn(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
-    program = torch.export.export(_Plain(pipeline.unet), example, dynamic_shapes=[{0: torch.export.Dim.DYNAMIC}] * 3)
+    program = torch.export.export(_TensorsOnly(pipeline.unet), example, dynamic_shapes=[{0: torch.export.Dim.DYNAMIC}] * 3)
     torch.export.save(program, tmp_path / "out" / "unet.pt2")
     record = json.loads((tmp_path / "out" / "export.json").read_text())
     del record["timestep_dtype"]
@@ -160,7 +160,9 @@ def test_a_folder_from_before_takes_whole_timesteps_and_says_so(tmp_path):
         images = loaded([1], sampler=sampler, **arguments).images
         np.testing.assert_allclose(images, pipeline([1], sampler=sampler, **arguments).images, atol=1e-4)
     for sampler in ("heun", "euler"):
-        with pytest.raises(ValueError, match="timestep: expected whole ones, which are all that this older export takes"):
+        with pytest.raises(
+            ValueError, match="timestep: expected a whole number, because this export is of an earlier version"
+        ):
             loaded([1], sampler=sampler, **arguments)
 
 
