@@ -570,7 +570,7 @@ def whole_number(name: str, value: int, low: int, high: int | None = None, what:
 
 
 def _checked_names(id2label: dict, num_classes: int) -> dict[int, str]:
-    """The names by ids; in JSON the ids were strings."""
+    """The names by ids, which are strings where they come from JSON."""
     try:
         names = {int(label): str(name) for label, name in id2label.items()}
     except (AttributeError, TypeError, ValueError):
@@ -592,7 +592,7 @@ def _check_null_label(pipeline: CondDDPMPipeline, argument: str) -> None:
 
 
 def _image_generators(generator, seeds, num_images: int) -> torch.Generator | list[torch.Generator] | None:
-    """A list with a generator for each image if seeds or several generators are given."""
+    """A list with a generator for each image if there are seeds or several generators; otherwise the one given, or None."""
     if seeds is not None and generator is not None:
         raise ValueError("seeds: expected no generator as well; give one of the two.")
     if seeds is not None:
@@ -615,7 +615,7 @@ def _check_tested(scheduler_class: type[SchedulerMixin], config: dict) -> None:
             " give a sampler."
         )
     types = ["epsilon", "v_prediction"]
-    if origin != "EulerAncestralDiscreteScheduler":  # it has not implemented this one
+    if origin != "EulerAncestralDiscreteScheduler":  # its step does not know this type
         types.append("sample")
     if config.get("prediction_type", "epsilon") not in types:
         raise ValueError(
@@ -635,7 +635,7 @@ def _evenly_spaced(count: int | None, steps: int) -> list[int]:
 
 
 def _set_timesteps(scheduler: SchedulerMixin, steps: int, quadratic: bool, device: torch.device) -> None:
-    """Set as many timesteps as asked for.
+    """Set `steps` timesteps; a ValueError if the scheduler cannot, or gets them wrong.
 
     Quadratic spacing, dense where there is little noise: t_i = (T - 1) (i / n)^2, as in DDIM (Song 2021, app. D.2), but from
     the last timestep instead of 0.8 T, so that sampling starts at pure noise.
@@ -778,7 +778,7 @@ def _module_and_class(index: dict, name: str) -> list[str]:
 
 
 def _component_config(class_: type, where: str, name: str, hub: dict) -> dict:
-    """The settings in a component's JSON file. diffusers itself would accept an empty one, and use its default betas."""
+    """The settings in a component's JSON file. diffusers itself would accept an empty file, and use its default betas."""
     config = class_.load_config(where, subfolder=name, **hub)
     if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
         raise ValueError(
