@@ -1,4 +1,4 @@
-"""The exported network: equal to the network, for any batch, and sampled from without torch's weights."""
+"""The exported network equals the original for any batch, and can be sampled from without torch's weights."""
 
 import json
 import subprocess
@@ -50,7 +50,7 @@ def test_equal_to_the_network_over_batches_timesteps_and_labels(model, format, t
 
 
 def test_samples_where_the_networks_code_is_missing(format, tmp_path):
-    """Neither the network's classes nor its weights are loaded."""
+    """Sampling loads neither the network's classes nor its weights."""
     export(CondDDPMPipeline(make_unet("hybrid"), DDPMScheduler(num_train_timesteps=50)), format, tmp_path / "out")
     script = f"""
 import sys
@@ -111,7 +111,7 @@ def _pipeline(**scheduler):
 
 @pytest.fixture(scope="module")
 def exported(format, tmp_path_factory):
-    """The folder of `_pipeline()`."""
+    """The folder of the exported `_pipeline()`."""
     folder = tmp_path_factory.mktemp("exported") / format
     export(_pipeline(), format, folder)
     return folder
@@ -119,7 +119,7 @@ def exported(format, tmp_path_factory):
 
 @pytest.mark.hostile(8)
 def test_every_sampler_gives_the_networks_images(exported):
-    """Also heun and euler, whose timesteps are fractional: to float32's own rounding over 20 steps."""
+    """Also heun and euler, whose timesteps are fractional, to the rounding of float32 over 20 steps."""
     pipeline = _pipeline()
     loaded = load_exported(exported)
     loaded.set_progress_bar_config(disable=True)
@@ -131,7 +131,7 @@ def test_every_sampler_gives_the_networks_images(exported):
 
 @pytest.mark.hostile(8)
 def test_fractional_timesteps_are_among_those_checked(monkeypatch, tmp_path):
-    """An export that rounds them, as it once did, is refused."""
+    """An export that rounds them is refused."""
     forward = ExportedUNet.forward
     monkeypatch.setattr(
         ExportedUNet, "forward", lambda self, sample, t, labels: forward(self, sample, torch.as_tensor(t).long(), labels)
@@ -142,7 +142,7 @@ def test_fractional_timesteps_are_among_those_checked(monkeypatch, tmp_path):
 
 @pytest.mark.hostile(8)
 def test_a_folder_from_before_takes_whole_timesteps_and_says_so(tmp_path):
-    """Its program takes int64, and export.json says nothing of it."""
+    """The program of an earlier version takes int64, and its export.json has no entry for that."""
     from cond_ddpm.export import _TensorsOnly
 
     pipeline = _pipeline()

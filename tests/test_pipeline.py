@@ -147,7 +147,7 @@ class _Linear(torch.nn.Module):
     "scale, batch, effective", [(1.0, [1], 1.0), (0.0, [3], 3.0), (2.0, [3, 1], -1.0), (0.5, [3, 1], 2.0)]
 )
 def test_guidance_is_uncond_plus_scale_times_the_difference(tiny_unet, scale, batch, effective):
-    """1 is conditional and 0 unconditional, at one forward each; 2 goes as far beyond the condition."""
+    """Scales 1 and 0 are the conditional and the unconditional prediction, at one forward each; 2 extrapolates."""
     scheduler = DDPMScheduler(prediction_type="sample", clip_sample=False, timestep_spacing="trailing")
     pipeline = CondDDPMPipeline(tiny_unet, scheduler)
     pipeline.unet = network = _Linear(tiny_unet)
@@ -213,7 +213,7 @@ def test_with_the_package_no_code_of_the_folder_runs(tiny_pipeline, tmp_path):
 
 
 def test_without_the_package_diffusers_loads_it(tiny_pipeline, tmp_path):
-    """In a process where `import cond_ddpm` fails, and saving from there gives the same folder."""
+    """It loads where `import cond_ddpm` fails, and saves the same folder again."""
     folder, copy = tmp_path / "published", tmp_path / "copy"
     tiny_pipeline.save_pretrained(folder)
     script = f"""
@@ -320,7 +320,7 @@ def _quiet_pipeline(scheduler=DDPMScheduler, **settings):
 @pytest.mark.hostile(1)
 @pytest.mark.parametrize("scheduler", _SCHEDULERS)
 def test_calls_in_threads_give_the_images_of_calls_one_after_the_other(scheduler):
-    """Bitwise, with other labels, seeds and numbers of steps in each thread, which take their steps in turn."""
+    """Bitwise the same, although the threads have different labels, seeds and numbers of steps, and alternate their steps."""
     pipeline = _quiet_pipeline(scheduler)
     calls = [([0, 1], [0, 1], 5), ([2], [7], 8), ([1], [3], 10)]
     step_together = threading.Barrier(len(calls))
@@ -372,7 +372,7 @@ def test_a_call_leaves_the_pipeline_as_it_is():
 
 
 class _Brighter(DDIMScheduler):
-    """A user's own, with something beside its config."""
+    """A scheduler of the user's own, with an attribute that is not in its config."""
 
     offset = 0.0
 
@@ -421,7 +421,7 @@ def test_a_pipeline_from_a_pipeline_shares_the_network_and_leaves_its_type(dtype
 
 @pytest.mark.hostile(22)
 def test_weights_that_lack_a_tensor_are_refused_by_name(tmp_path):
-    """By this package, by the network's own class, and by diffusers without this package, which runs the folder's code."""
+    """When loaded by this package, by the network's own class, or by diffusers with the folder's code."""
     _quiet_pipeline().save_pretrained(tmp_path)
     file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
