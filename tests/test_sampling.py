@@ -26,7 +26,7 @@ def test_images_are_the_same_in_any_batch_and_order(tiny_pipeline):
 
 
 def test_two_processes_share_the_images_and_write_each_once(tmp_path):
-    """By the command line: the archive and the folder of two processes against those of one, and against `generate`."""
+    """On the command line, two processes write the same archive and folder as one, with the images of `generate`."""
     tiny_pipeline = CondDDPMPipeline(make_unet(), DDPMScheduler(timestep_spacing="trailing"), dict(enumerate(NAMES)))
     tiny_pipeline.save_pretrained(tmp_path / "model")
     images = {}
@@ -64,7 +64,7 @@ def test_a_written_folder_is_a_data_set_of_these_classes(tiny_pipeline, tmp_path
     assert abs(data.images.astype(int) - images).max() <= 1
     with pytest.raises(ValueError, match="output: expected a new or empty folder"):
         save_samples(tiny_pipeline, [2], [7], tmp_path / "made")
-    with pytest.raises(ValueError, match="seeds: expected another one for each image of a class"):
+    with pytest.raises(ValueError, match="seeds: expected a different one for each image of a class"):
         save_samples(tiny_pipeline, [2, 2], [7, 7], tmp_path / "twice")
 
 
@@ -88,7 +88,7 @@ def test_batches_are_bounded(tiny_pipeline):
 
 
 def test_each_process_makes_its_own_share_only(tiny_pipeline, monkeypatch):
-    """Whole batches in turn; where there are too few for all, smaller ones."""
+    """The processes take whole batches in turn; if there are too few for all of them, the batches are smaller."""
     from types import SimpleNamespace
 
     import cond_ddpm.sampling as module
@@ -177,7 +177,7 @@ def test_sample_by_the_command_line_is_what_generate_gives(tiny_pipeline, tmp_pa
 
 
 def test_fast_is_bf16_compiled(tiny_pipeline, tmp_path, monkeypatch):
-    """`--fast` compiles the network (here by a backend that only notes it) and computes in bf16, as the flag of that does."""
+    """`--fast` compiles the network and computes in bf16, like `--mixed_precision bf16`."""
     import torch
 
     from cond_ddpm.cli import main
@@ -283,7 +283,7 @@ def test_any_names_of_classes_come_back_from_a_folder_of_samples(tmp_path):
     for name in folders:
         assert len(name.encode()) <= 120 and name[0] not in " ." and name[-1] not in " ." and not set(name) & set('/\\:*?"<>|')
         assert name.partition(".")[0].lower() not in ("con", "nul")
-    assert {"a_b", "0_a_b", "猫", "a%2Fb"} <= set(folders)  # what can be a folder's name, and what can be read back
+    assert {"a_b", "0_a_b", "猫", "a%2Fb"} <= set(folders)  # names that any disk can store are kept
     data = load_images(str(tmp_path / "made"), resolution=8)
     assert sorted(data.class_names) == sorted(HARD_NAMES)
     images = generate(pipeline, HARD_NAMES, range(len(HARD_NAMES)), num_inference_steps=1)
@@ -324,8 +324,8 @@ def simple_pipeline():
 @pytest.mark.hostile(16)
 @pytest.mark.parametrize("name", ["made", "made.npz"])
 def test_samples_go_on_after_a_kill_at_any_moment(simple_pipeline, tmp_path, name, monkeypatch):
-    """Killed before or after each thing that is done on the disk: what is made is as undisturbed, and no batch is made twice
-    that had been written."""
+    """Killed before or after any `os.replace`, the next call completes the same files, and draws no batch again that was
+    recorded as written."""
     import cond_ddpm.sampling as module
 
     arguments = {"batch_size": 2, "num_inference_steps": 2, "resume_key": "k"}
@@ -364,10 +364,10 @@ def test_samples_go_on_after_a_kill_at_any_moment(simple_pipeline, tmp_path, nam
         else:
             break
         files, _ = save_samples(simple_pipeline, LABELS, SEEDS, folder / name, **arguments)
-        assert len(made) <= 5  # at most that batch again, of which it was not yet noted
+        assert len(made) <= 5  # at most the one batch that was not yet recorded is drawn again
         again = len(made)
         assert save_samples(simple_pipeline, LABELS, SEEDS, folder / name, **arguments)[0] == files
-        assert len(made) == again  # all is made
+        assert len(made) == again  # nothing is left to draw
         for file in files:
             file.unlink()
         assert contents(folder) == contents(tmp_path / "whole"), when
@@ -383,6 +383,6 @@ def test_samples_of_something_else_are_not_gone_on_from(simple_pipeline, tmp_pat
         with pytest.raises(ValueError, match="output: expected a new or empty folder"):
             save_samples(simple_pipeline, LABELS, SEEDS, tmp_path / name, resume_key="other", **arguments)
         return
-    save_samples(simple_pipeline, LABELS, range(8, 16), tmp_path / name, **arguments)  # by a call that goes on from nothing
+    save_samples(simple_pipeline, LABELS, range(8, 16), tmp_path / name, **arguments)  # without a key it starts anew
     save_samples(simple_pipeline, LABELS, SEEDS, tmp_path / name, resume_key="one", **arguments)
     assert np.load(tmp_path / name)["seeds"].tolist() == SEEDS

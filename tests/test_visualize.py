@@ -193,7 +193,7 @@ def test_sweeps_guide_otherwise_but_where_that_has_no_effect(tiny_pipeline, draw
     rescaled = generate(tiny_pipeline, [0], [0], guidance_scale=4.0, **few)
     assert np.array_equal(drawn[0]["images"], np.concatenate([plain, rescaled]))
     assert np.array_equal(drawn[1]["images"], rescaled)
-    with pytest.raises(ValueError, match="guidance_scale: expected another than 1"):
+    with pytest.raises(ValueError, match="guidance_scale: expected a value other than 1"):
         visualize.steps_sweep(tiny_pipeline, [0], "x", steps=(3,), guidance_rescale=0.7)
 
 
