@@ -47,7 +47,9 @@ def load_table(dataset: str, split: str, config_name: str | None):
     if path.exists():
         return _load_from_disk(dataset, path.resolve(), split, config_name)
     if looks_local:
-        raise FileNotFoundError(f"dataset: expected a Hub id, mnist5k or a path, got {dataset}, which does not exist.")
+        raise FileNotFoundError(
+            f"dataset: expected a Hub id, {MNIST5K} or an existing path, got {dataset}, which does not exist."
+        )
     table = _load_from_hub(dataset, split, config_name)
     return table, table._fingerprint
 
