@@ -1,11 +1,11 @@
-# make quickstart: from nothing to class-conditional digits.    make test: the same set-up, then the tests.
+# make quickstart: from nothing to class-conditional digits.    make test: the same set-up, then the tests (CONTRIBUTING.md).
 # On Linux, pip's torch is the CUDA build (several GB). For the CPU build, give pip an index that has it:
 #   make quickstart PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: quickstart test quality style bench clean
+.PHONY: quickstart test-fast test integration quality style bench clean
 .DEFAULT_GOAL := quickstart
 
 # Made anew when what is installed changes, else reused.
@@ -27,12 +27,26 @@ quickstart: .venv/installed
 	@echo "  accelerate launch train_cond_ddpm.py --config configs/attention_cifar10.yaml      (the study; wants a GPU)"
 	@echo "  cond-ddpm train --help"
 
-test: .venv/installed
-	$(BIN)/python -m pytest
+# Each worker has one torch thread, which tests/conftest.py sets: threads of several programs would wait for each other.
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS)
 
+test-fast: .venv/installed
+	$(PYTEST) -m "not end_to_end and not integration and not slow"
+
+test: .venv/installed
+	$(PYTEST) --dist worksteal -m "not integration and not slow"
+
+integration: .venv/installed
+	$(PYTEST) --dist loadfile -m "integration and not slow"
+
+# mypy sees a tree of links, in which pipelines/ and configs/ lie inside the package as they do once it is installed.
 quality: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf build/types && mkdir -p build/types/cond_ddpm
+	ln -s $(CURDIR)/cond_ddpm/* $(CURDIR)/pipelines $(CURDIR)/configs build/types/cond_ddpm/
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache
 
 # An hour and more, with nothing else running; DATASET is CIFAR-10, by its Hub id or a local folder.
 DATASET ?= cifar10
@@ -50,4 +64,4 @@ style: .venv/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .mypy_cache build dist *.egg-info

@@ -14,6 +14,7 @@ import psutil
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list
 
 from cond_ddpm.config import TrainConfig
@@ -23,20 +24,21 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """accelerate's view of this process among those that were launched, with the CPU threads it may use.
 
     Raises:
-        ValueError: fewer processes than were asked for, or a batch that cannot be split over them.
+        ValueError: a tracker that is not installed, fewer processes than were asked for, or a batch that cannot be split over
+            them.
     """
     AcceleratorState._reset_state()  # of an earlier train() in this process, whose precision would be kept
+    if config.report_to not in ("none", *map(str, get_available_trackers())):  # accelerate only warns, and logs nothing
+        raise ValueError(
+            f"report_to: expected an installed tracker, got {config.report_to}, which is not; pip install {config.report_to},"
+            " or --report_to none."
+        )
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         cpu=_several_on_cpus() or None,
         log_with=None if config.report_to == "none" else config.report_to,
         project_dir=str(config.folder),
     )
-    if config.report_to != "none" and not accelerator.log_with:  # accelerate only warns, and logs nothing
-        raise ValueError(
-            f"report_to: expected an installed tracker, got {config.report_to}, which is not; pip install {config.report_to},"
-            " or --report_to none."
-        )
     processes = accelerator.num_processes
     _check_launch(processes)
     parts = processes * config.gradient_accumulation_steps

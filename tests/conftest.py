@@ -53,11 +53,15 @@ def make_unet(model="attention", seed=0, **arguments):
 
 @pytest.fixture
 def tiny_pipeline(tiny_unet):
+    return make_pipeline(tiny_unet)
+
+
+def make_pipeline(unet):
     from diffusers import DDPMScheduler
 
     from cond_ddpm import CondDDPMPipeline
 
-    pipeline = CondDDPMPipeline(tiny_unet, DDPMScheduler(timestep_spacing="trailing"), dict(enumerate(NAMES)))
+    pipeline = CondDDPMPipeline(unet, DDPMScheduler(timestep_spacing="trailing"), dict(enumerate(NAMES)))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -85,6 +85,7 @@ def _stop_after(monkeypatch, step, number=signal.SIGTERM):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.end_to_end
 def test_a_run_stopped_at_any_step_ends_bitwise_the_same(config, tmp_path, monkeypatch, optimizer):
     config = dataclasses.replace(config, optimizer=optimizer)
     whole = dataclasses.replace(config, checkpointing_steps=1000, output_dir=str(tmp_path / "whole"))
@@ -103,6 +104,7 @@ def test_a_run_stopped_at_any_step_ends_bitwise_the_same(config, tmp_path, monke
         _assert_same(expected, found)
 
 
+@pytest.mark.end_to_end
 def test_steps_and_losses_are_written_once_whatever_was_stopped(config, tmp_path, monkeypatch):
     config = dataclasses.replace(config, checkpointing_steps=4)
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
@@ -117,6 +119,7 @@ def test_steps_and_losses_are_written_once_whatever_was_stopped(config, tmp_path
     assert {"images_per_second", "memory_gb", "learning_rate", "epoch"} <= rows[0].keys()
 
 
+@pytest.mark.end_to_end
 def test_only_the_newest_checkpoints_are_kept(config):
     run = train(dataclasses.replace(config, checkpointing_steps=5, checkpoints_total_limit=2))
     assert [path.name for path in checkpoints(run)] == ["checkpoint-23", "checkpoint-20"]
@@ -124,6 +127,7 @@ def test_only_the_newest_checkpoints_are_kept(config):
     assert len(checkpoints(train(again))) == 5
 
 
+@pytest.mark.end_to_end
 def test_a_longer_run_goes_on_from_a_finished_one(config, tmp_path):
     config = dataclasses.replace(config, lr_scheduler="constant", max_train_steps=10, checkpointing_steps=1000)
     train(config)
@@ -132,6 +136,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(config, tmp_path):
     _assert_same(_state(whole), _state(run))
 
 
+@pytest.mark.end_to_end
 def test_resuming_with_other_settings_is_refused(config):
     run = train(dataclasses.replace(config, max_train_steps=2, checkpointing_steps=1))
     with pytest.raises(ValueError, match=r"expected the settings it was made with, got batch_size 16 -> 8; change them back"):
@@ -141,6 +146,7 @@ def test_resuming_with_other_settings_is_refused(config):
     assert train(dataclasses.replace(config, max_train_steps=3, resume_from_checkpoint="checkpoint-1")) == run
 
 
+@pytest.mark.end_to_end
 def test_latest_without_a_checkpoint_starts(config):
     run = train(dataclasses.replace(config, max_train_steps=2, resume_from_checkpoint="latest"))
     assert (run / "pipeline").is_dir()
@@ -158,6 +164,7 @@ def test_signals_finish_the_step_write_a_checkpoint_and_say_how_to_resume(config
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.end_to_end
 def test_a_loss_that_is_not_finite_stops_the_run(config, monkeypatch):
     import cond_ddpm.training.step as module
 
@@ -279,6 +286,7 @@ def short(config):
 
 
 @pytest.mark.hostile(3)
+@pytest.mark.end_to_end
 def test_resuming_with_other_data_is_refused(short, tmp_path):
     images, labels = shapes(96)
     data = tmp_path / "data"
@@ -308,6 +316,7 @@ def test_resuming_with_other_data_is_refused(short, tmp_path):
 
 
 @pytest.mark.hostile(3)
+@pytest.mark.end_to_end
 def test_resuming_with_another_precision_by_the_launcher_is_refused(short, monkeypatch):
     short = dataclasses.replace(short, max_train_steps=1, checkpointing_steps=1, mixed_precision=None)
     train(short)
@@ -317,6 +326,7 @@ def test_resuming_with_another_precision_by_the_launcher_is_refused(short, monke
 
 
 @pytest.mark.hostile(5)
+@pytest.mark.end_to_end
 def test_going_back_leaves_the_run_as_if_the_later_steps_had_never_been(short, tmp_path, monkeypatch, capsys):
     """... also where the first attempt was killed while it moved them."""
     short = dataclasses.replace(
@@ -363,6 +373,7 @@ def test_going_back_leaves_the_run_as_if_the_later_steps_had_never_been(short, t
 
 
 @pytest.mark.hostile(15)
+@pytest.mark.end_to_end
 def test_resuming_elsewhere_brings_the_best_weights_along(short, tmp_path, monkeypatch):
     losses = iter([9, 1.0, 9, 2.0])  # raw and averaged of epochs 1 and 2: the first remains the best
     monkeypatch.setattr("cond_ddpm.training.epoch.validation_loss", lambda *_: next(losses))
@@ -380,6 +391,7 @@ def test_resuming_elsewhere_brings_the_best_weights_along(short, tmp_path, monke
 
 
 @pytest.mark.hostile(15)
+@pytest.mark.end_to_end
 def test_an_older_checkpoint_elsewhere_takes_the_next_epoch_for_the_best(short, tmp_path, monkeypatch):
     losses = iter([9, 1.0, 9, 2.0])
     monkeypatch.setattr("cond_ddpm.training.epoch.validation_loss", lambda *_: next(losses))
@@ -392,6 +404,7 @@ def test_an_older_checkpoint_elsewhere_takes_the_next_epoch_for_the_best(short, 
 
 
 @pytest.mark.hostile(17)
+@pytest.mark.end_to_end
 def test_a_run_that_is_past_its_end_says_so(short, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         _stop_after(patch, 3)
@@ -409,6 +422,7 @@ def test_a_run_that_is_past_its_end_says_so(short, monkeypatch, capsys):
 
 
 @pytest.mark.hostile(22)
+@pytest.mark.end_to_end
 def test_lines_of_metrics_that_are_none_are_dropped_and_the_good_ones_kept(short):
     short = dataclasses.replace(short, lr_scheduler="constant", max_train_steps=2, checkpointing_steps=1)
     run = train(short)
@@ -420,6 +434,7 @@ def test_lines_of_metrics_that_are_none_are_dropped_and_the_good_ones_kept(short
 
 
 @pytest.mark.hostile(24)
+@pytest.mark.end_to_end
 def test_an_epoch_has_one_row_though_the_run_ended_within_it_and_went_on(short, tmp_path):
     short = dataclasses.replace(short, lr_scheduler="constant", checkpointing_steps=100)
     train(dataclasses.replace(short, max_train_steps=7))
@@ -445,8 +460,13 @@ def _losses(run):
 
 @pytest.mark.parametrize(
     "processes, optimizer, tolerance",
-    [(2, "adamw", 1e-5), (2, "muon", 1e-4), pytest.param(4, "adamw", 1e-5, marks=pytest.mark.slow)],
+    [
+        (2, "adamw", 1e-5),
+        pytest.param(2, "muon", 1e-4, marks=pytest.mark.integration),
+        pytest.param(4, "adamw", 1e-5, marks=pytest.mark.slow),
+    ],
 )
+@pytest.mark.end_to_end
 def test_two_processes_follow_the_course_of_one(config, tmp_path, processes, optimizer, tolerance):
     """Same seed, 20 steps, losses equal to 1e-5 relative: each step's, averaged over the processes, and the validation's.
 

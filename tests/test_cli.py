@@ -80,6 +80,7 @@ def test_settings_that_do_not_fit(arguments, words, shapes_parquet, tmp_path, ca
     assert sum(line.startswith("error:") for line in printed.splitlines()) == 1
 
 
+@pytest.mark.end_to_end
 def test_the_script_says_it_in_one_line_too(tmp_path):
     command = [sys.executable, str(ROOT / "train_cond_ddpm.py"), "--dataset", "./nowhere"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ)

@@ -61,6 +61,7 @@ def _distance(results):
     return results["samples"]["frechet_distance"]
 
 
+@pytest.mark.end_to_end
 def test_real_images_against_themselves_and_the_limit(dataset, measured, real):
     train = load_images(str(dataset), "train", SIZE)
     results = measured(train.images.transpose(0, 2, 3, 1), train.labels)
@@ -88,6 +89,7 @@ def _blurred(images, times):
 
 
 @pytest.mark.parametrize("damage, levels", [(_noised, (15, 40, 80)), (_blurred, (1, 2, 4))])
+@pytest.mark.end_to_end
 def test_more_damage_is_a_larger_distance(measured, real, damage, levels):
     images, labels = real
     distances = [_distance(measured(images, labels))] + [
@@ -96,6 +98,7 @@ def test_more_damage_is_a_larger_distance(measured, real, damage, levels):
     assert distances == sorted(distances) and distances[-1] > 5 * distances[0], distances
 
 
+@pytest.mark.end_to_end
 def test_a_damaged_class_is_named(measured, real):
     """Squares are blurred, or labelled as crosses: the metrics of these classes change, and those of the others do not."""
     images, labels = real
@@ -116,6 +119,7 @@ def test_a_damaged_class_is_named(measured, real):
     assert results["frechet_distance"] == pytest.approx(_distance(measured(images, labels)), rel=1e-6)  # ignores labels
 
 
+@pytest.mark.end_to_end
 def test_a_missing_class_and_duplicates(measured, real):
     images, labels = real
     whole = measured(images, labels)["samples"]
@@ -142,6 +146,7 @@ def _evaluated(pipeline, dataset, folder, **settings):
     return evaluate(protocol, folder / "results.json", "model", pipeline, progress=False, **arguments)
 
 
+@pytest.mark.end_to_end
 def test_a_pipeline_is_measured_and_everything_is_recorded(pipeline, dataset, tmp_path):
     results = _evaluated(pipeline, dataset, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text()) == results
@@ -159,6 +164,7 @@ def test_a_pipeline_is_measured_and_everything_is_recorded(pipeline, dataset, tm
     assert "warning: 30 samples" in summary(results) and "label accuracy" in summary(results)
 
 
+@pytest.mark.end_to_end
 def test_the_guidance_recorded_is_the_pipelines_own_where_none_is_given(pipeline, dataset, tmp_path):
     pipeline = CondDDPMPipeline(pipeline.unet, pipeline.scheduler, pipeline.id2label, guidance_scale=3.0)
     arguments = {"num_inference_steps": 2, "guidance_scale": None}
@@ -169,6 +175,7 @@ def test_the_guidance_recorded_is_the_pipelines_own_where_none_is_given(pipeline
     assert own["samples"] == given["samples"]
 
 
+@pytest.mark.end_to_end
 def test_repeats_have_other_seeds(pipeline, dataset, tmp_path):
     both = _evaluated(pipeline, dataset, tmp_path, repeats=2)
     one, two = (_evaluated(pipeline, dataset, tmp_path, seed=seed) for seed in (0, 30))
@@ -178,6 +185,7 @@ def test_repeats_have_other_seeds(pipeline, dataset, tmp_path):
     assert both["samples_std"]["frechet_distance"] == pytest.approx(np.std(values, ddof=1))
 
 
+@pytest.mark.end_to_end
 def test_an_interrupted_evaluation_goes_on(pipeline, dataset, tmp_path, monkeypatch):
     whole = _evaluated(pipeline, dataset, tmp_path)
     monkeypatch.setattr(module, "_SAVE_SECONDS", 0)
@@ -209,6 +217,7 @@ def test_an_interrupted_evaluation_goes_on(pipeline, dataset, tmp_path, monkeypa
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.end_to_end
 def test_a_later_repeat_interrupted_does_not_lose_the_first(pipeline, dataset, tmp_path, monkeypatch):
     seen, original = [], module.sample_batches
 
@@ -249,6 +258,7 @@ def test_the_extrapolated_distance_of_ten_classes(tmp_path_factory):
     assert abs(found["frechet_distance_infinite"]) < found["frechet_distance"] / 2
 
 
+@pytest.mark.end_to_end
 def test_mixed_precision_of_sampling_does_not_affect_the_classifier(pipeline, dataset, tmp_path):
     """bf16 changes the samples, but not the metrics of real images."""
     protocol, both = EvaluationConfig(dataset=str(dataset), num_samples=30), []
@@ -260,12 +270,16 @@ def test_mixed_precision_of_sampling_does_not_affect_the_classifier(pipeline, da
     assert both[1]["protocol"]["mixed_precision"] == "bf16"
 
 
+@pytest.mark.end_to_end
 def test_a_compiled_network_is_recorded(pipeline, dataset, tmp_path):
+    # A pipeline of its own, since the other tests share theirs.
+    pipeline = CondDDPMPipeline(make_unet(sample_size=SIZE), pipeline.scheduler, pipeline.id2label)
     assert _evaluated(pipeline, dataset, tmp_path / "plain")["protocol"]["compiled"] is False
     pipeline.unet.compile(backend="eager")  # like `--fast`, but with a backend that starts quickly
     assert _evaluated(pipeline, dataset, tmp_path / "compiled")["protocol"]["compiled"] is True
 
 
+@pytest.mark.end_to_end
 def test_without_a_test_split_a_tenth_is_held_out_and_this_is_reported(pipeline, dataset, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/train.parquet").write_bytes((dataset / "train.parquet").read_bytes())
@@ -289,24 +303,23 @@ def test_what_is_kept_does_not_grow_with_the_number_of_images(pipeline, dataset)
     assert len(set(sizes)) == 1 and int(tally.all.count) == 5000
 
 
-def test_two_processes_give_the_same_metrics(pipeline, dataset, tmp_path):
-    """Started from the command line; the classifier comes from the cache."""
+@pytest.mark.end_to_end
+def test_two_processes_give_the_same_metrics(pipeline, dataset, tmp_path, capsys):
+    """From the command line, in this process and started by torchrun; the classifier comes from the cache."""
     import datasets
 
     pipeline.save_pretrained(tmp_path / "model")
+    flags = ["--model", tmp_path / "model", "--dataset", dataset, "--num_samples", "300", "--batch_size", "10"]
+    flags = ["evaluate", *map(str, flags), "--num_inference_steps", "2", "--output"]
+    assert main([*flags, str(tmp_path / "1.json")]) == 0
+    assert capsys.readouterr().out.count("1.json") == 1
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
-    results = {}
-    for processes in (1, 2):
-        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m", "cond_ddpm.cli", "evaluate"]
-        flags = ["--model", tmp_path / "model", "--dataset", dataset, "--num_samples", "300", "--batch_size", "10"]
-        flags += ["--num_inference_steps", "2", "--output", tmp_path / f"{processes}.json"]
-        command = [sys.executable, *launch, *map(str, flags)]
-        done = subprocess.run(
-            command, cwd=ROOT, env=env, capture_output=True, text=True, preexec_fn=one_thread_each(processes)
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count(f"{processes}.json") == 1
-        results[processes] = json.loads((tmp_path / f"{processes}.json").read_text())
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cond_ddpm.cli"]
+    command = [*launch, *flags, str(tmp_path / "2.json")]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, preexec_fn=one_thread_each(2))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2.json") == 1
+    results = {processes: json.loads((tmp_path / f"{processes}.json").read_text()) for processes in (1, 2)}
     one, two = results[1]["samples"], results[2]["samples"]
     for name, value in one.items():
         if isinstance(value, float):
@@ -316,6 +329,7 @@ def test_two_processes_give_the_same_metrics(pipeline, dataset, tmp_path):
         assert two["classes"][name] == pytest.approx(row, rel=1e-6) and row["num_images"] == 100
 
 
+@pytest.mark.end_to_end
 def test_samples_kept_are_the_samples_measured(pipeline, dataset, tmp_path):
     plain = _evaluated(pipeline, dataset, tmp_path)
     protocol = EvaluationConfig(dataset=str(dataset), num_samples=30)
@@ -342,6 +356,7 @@ def test_samples_kept_are_the_samples_measured(pipeline, dataset, tmp_path):
         ({"pictures": np.zeros((9, 16, 16, 3), np.uint8)}, "expected an array `images` or `arr_0`"),
     ],
 )
+@pytest.mark.end_to_end
 def test_samples_that_cannot_be_measured(arrays, words, dataset, tmp_path, capsys):
     np.savez(tmp_path / "given.npz", **arrays)
     flags = ["--samples", tmp_path / "given.npz", "--dataset", dataset, "--output", tmp_path / "r.json", "--resolution", SIZE]
@@ -375,6 +390,7 @@ def test_extractors_that_are_not_available(features, words, real, measured, monk
     assert words in str(error.value)
 
 
+@pytest.mark.end_to_end
 def test_dinov2_from_a_folder(real, measured, tmp_path):
     from transformers import Dinov2Config, Dinov2Model
 
@@ -437,6 +453,7 @@ def test_every_setting_of_the_protocol_has_a_flag_that_takes_effect(monkeypatch,
     assert found == vars(EvaluationConfig(dataset="d"))
 
 
+@pytest.mark.end_to_end
 def test_evaluated_into_its_own_folder_the_card_has_the_metrics(pipeline, dataset, tmp_path):
     from huggingface_hub import ModelCard
 
@@ -471,6 +488,7 @@ def _without_test(dataset, folder):
 
 @pytest.mark.hostile(6)
 @pytest.mark.usefixtures("quick_classifier")
+@pytest.mark.end_to_end
 def test_held_out_images_are_not_compared_with_themselves(dataset, tmp_path):
     """A tenth of the split is held out, and yet copies of any image of the whole split are found among the samples."""
     data = _without_test(dataset, tmp_path)
@@ -486,6 +504,7 @@ def test_held_out_images_are_not_compared_with_themselves(dataset, tmp_path):
 
 @pytest.mark.hostile(6)
 @pytest.mark.usefixtures("quick_classifier")
+@pytest.mark.end_to_end
 def test_held_out_images_that_are_not_held_out_are_reported(pipeline, dataset, tmp_path):
     results = _evaluated(pipeline, dataset, tmp_path, test_split="train")
     assert any("so they are no reference" in warning for warning in results["warnings"])
@@ -493,6 +512,7 @@ def test_held_out_images_that_are_not_held_out_are_reported(pipeline, dataset, t
 
 @pytest.mark.hostile(7)
 @pytest.mark.usefixtures("quick_classifier")
+@pytest.mark.end_to_end
 def test_unequal_numbers_are_reported(pipeline, dataset, tmp_path):
     """450 real images and 700 samples, which also differ in each class; equal numbers are not mentioned."""
     images, labels = shapes(700, SIZE, 5)
@@ -516,6 +536,7 @@ def _kept(dataset, folder):
 @pytest.mark.hostile(16)
 @pytest.mark.usefixtures("quick_classifier")
 @pytest.mark.parametrize("name", ["kept", "kept.npz"])
+@pytest.mark.end_to_end
 def test_an_interrupted_evaluation_goes_on_with_the_samples_it_keeps(pipeline, dataset, tmp_path, name, monkeypatch):
     """Interrupted during sampling and again during measuring: no batch is made twice, and the results are bitwise the same."""
     from cond_ddpm import sampling
@@ -557,6 +578,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_samples_it_keeps(pipeline, d
 @pytest.mark.hostile(16)
 @pytest.mark.usefixtures("quick_classifier")
 @pytest.mark.parametrize("name", [pytest.param("kept", marks=pytest.mark.slow), "kept.npz"])
+@pytest.mark.integration
 def test_two_processes_killed_go_on_with_the_samples_they_keep(pipeline, dataset, tmp_path, name):
     """One of the two is killed after some batches; the results are as if it had not been killed."""
     import datasets
@@ -584,7 +606,7 @@ sys.exit(main(sys.argv[1:]))
     env["PYTHONPATH"] = str(ROOT)
 
     def run(folder, how):
-        launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", tmp_path / "run.py", how, "evaluate"]
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", tmp_path / "run.py", how, "evaluate"]
         flags = ["--model", tmp_path / "model", "--dataset", dataset, "--num_samples", "60", "--batch_size", "5"]
         flags += ["--num_inference_steps", "2", "--output", folder / "r.json", "--save_samples", folder / name]
         command = [sys.executable, *map(str, launch), *map(str, flags)]
@@ -608,6 +630,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.hostile(19)
 @pytest.mark.usefixtures("quick_classifier")
+@pytest.mark.end_to_end
 def test_samples_kept_of_any_class_names_are_measured(tmp_path, monkeypatch):
     """They are kept in a folder and evaluated again from there."""
     names = ["cat/dog", "b: c", "a/b", "a_b", "0_a_b"]
@@ -633,6 +656,7 @@ def _scheduler():
 
 @pytest.mark.hostile(20)
 @pytest.mark.usefixtures("quick_classifier")
+@pytest.mark.end_to_end
 def test_names_in_the_summary_are_escaped(measured, real):
     results = measured(*real)
     for what in ("samples", "held_out_real"):
@@ -655,6 +679,7 @@ def test_foreign_results_of_a_model_are_an_error_of_one_line(pipeline, dataset, 
 
 @pytest.mark.hostile(24)
 @pytest.mark.usefixtures("quick_classifier")
+@pytest.mark.end_to_end
 def test_the_seconds_of_all_parts_are_counted(pipeline, dataset, tmp_path, monkeypatch):
     """By a clock that advances by a second at each reading; in two parts it is read more often than in one."""
     import itertools

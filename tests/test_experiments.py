@@ -93,6 +93,7 @@ def test_a_trial_that_another_runner_has_ended_is_not_done_again(tmp_path, monke
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a child ends with its parent on Linux only")
+@pytest.mark.integration
 def test_a_killed_queue_goes_on_from_the_checkpoint(tmp_path, shapes_parquet):
     lab, trial = tmp_path / "lab", tmp_path / "lab" / "runs" / "tiny-seed0"
     fill(tmp_path / "queue", tiny={"order": 1, "seeds": [0], "train": TRAIN, "evaluate": {"few": MEASURE}})

@@ -27,6 +27,7 @@ def format(request):
 
 
 @pytest.mark.parametrize("model", ["simple", "attention", "hybrid"])
+@pytest.mark.end_to_end
 def test_equal_to_the_network_over_batches_timesteps_and_labels(model, format, tmp_path):
     pipeline = CondDDPMPipeline(make_unet(model), DDPMScheduler(num_train_timesteps=50), dict(enumerate(NAMES)), 0.1, 3.0)
     assert export(pipeline, format, tmp_path / "out") <= 1e-4
@@ -49,6 +50,7 @@ def test_equal_to_the_network_over_batches_timesteps_and_labels(model, format, t
     }
 
 
+@pytest.mark.end_to_end
 def test_samples_where_the_networks_code_is_missing(format, tmp_path):
     """Sampling loads neither the network's classes nor its weights."""
     export(CondDDPMPipeline(make_unet("hybrid"), DDPMScheduler(num_train_timesteps=50)), format, tmp_path / "out")
@@ -64,6 +66,7 @@ assert pipeline([0, 1], num_inference_steps=3, output_type="np").images.shape ==
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.end_to_end
 def test_by_the_command_line_and_every_command_takes_it(format, tmp_path, capsys):
     CondDDPMPipeline(make_unet("hybrid"), DDPMScheduler(num_train_timesteps=50)).save_pretrained(tmp_path / "model")
     out = tmp_path / "exported"
@@ -80,6 +83,7 @@ def test_by_the_command_line_and_every_command_takes_it(format, tmp_path, capsys
     assert "expected neither with an exported model" in capsys.readouterr().err
 
 
+@pytest.mark.end_to_end
 def test_an_export_that_differs_is_not_left(monkeypatch, tmp_path):
     pipeline = CondDDPMPipeline(make_unet("simple"), DDPMScheduler(num_train_timesteps=50))
     monkeypatch.setattr(ExportedUNet, "forward", lambda self, sample, timestep, labels: type("Out", (), {"sample": sample}))
@@ -88,6 +92,7 @@ def test_an_export_that_differs_is_not_left(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.end_to_end
 def test_what_is_not_known_or_not_there(tmp_path, monkeypatch):
     pipeline = CondDDPMPipeline(make_unet("simple"), DDPMScheduler(num_train_timesteps=50))
     with pytest.raises(ValueError, match="format: expected one of onnx, torch, got 'tflite'"):
@@ -118,6 +123,7 @@ def exported(format, tmp_path_factory):
 
 
 @pytest.mark.hostile(8)
+@pytest.mark.end_to_end
 def test_every_sampler_gives_the_networks_images(exported):
     """Also heun and euler, whose timesteps are fractional, to the rounding of float32 over 20 steps."""
     pipeline = _pipeline()
@@ -130,6 +136,7 @@ def test_every_sampler_gives_the_networks_images(exported):
 
 
 @pytest.mark.hostile(8)
+@pytest.mark.end_to_end
 def test_fractional_timesteps_are_among_those_checked(monkeypatch, tmp_path):
     """An export that rounds them is refused."""
     forward = ExportedUNet.forward
@@ -141,6 +148,7 @@ def test_fractional_timesteps_are_among_those_checked(monkeypatch, tmp_path):
 
 
 @pytest.mark.hostile(8)
+@pytest.mark.end_to_end
 def test_a_folder_from_before_takes_whole_timesteps_and_says_so(tmp_path):
     """The program of an earlier version takes int64, and its export.json has no entry for that."""
     from cond_ddpm.export import _TensorsOnly
@@ -167,6 +175,7 @@ def test_a_folder_from_before_takes_whole_timesteps_and_says_so(tmp_path):
 
 
 @pytest.mark.hostile(18)
+@pytest.mark.end_to_end
 def test_the_callers_pipeline_keeps_its_type_and_mode(format, tmp_path):
     pipeline = _pipeline()
     pipeline.unet.to(torch.bfloat16).train()
@@ -177,6 +186,7 @@ def test_the_callers_pipeline_keeps_its_type_and_mode(format, tmp_path):
 
 
 @pytest.mark.hostile(23)
+@pytest.mark.end_to_end
 def test_nothing_of_this_machine_is_in_the_file(format, exported):
     files = {path.name: path.read_bytes() for path in exported.rglob("*") if path.is_file()}
     if format == "torch":
@@ -211,6 +221,7 @@ def test_a_damaged_folder_is_one_line(content, tmp_path):
 
 
 @pytest.mark.hostile(22)
+@pytest.mark.end_to_end
 def test_an_exported_model_cannot_be_exported(tmp_path):
     export(_pipeline(), "torch", tmp_path / "out")
     with pytest.raises(ValueError, match="expected a network with its weights, got an exported one"):

@@ -1,4 +1,4 @@
-"""What `python -m build` makes: a wheel that works where there is no checkout."""
+"""What `python -m build` makes, a wheel that works where there is no checkout; and the checks that a change must pass."""
 
 import os
 import re
@@ -9,6 +9,7 @@ import sysconfig
 import zipfile
 
 import pytest
+import yaml
 from conftest import ROOT
 
 import cond_ddpm
@@ -33,6 +34,7 @@ def wheel(tmp_path_factory):
     return next(out.glob("cond_ddpm-*.whl"))
 
 
+@pytest.mark.integration
 def test_the_wheel_has_what_is_needed_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -48,6 +50,7 @@ def test_the_wheel_has_what_is_needed_and_nothing_else(wheel):
     assert f"Version: {cond_ddpm.__version__}\n" in metadata
 
 
+@pytest.mark.integration
 def test_the_wheel_works_without_a_checkout(wheel, tmp_path, shapes_parquet):
     """In an environment of its own, that has this one's dependencies but not its cond_ddpm: train, load, sample, card."""
     _run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], tmp_path)
@@ -77,3 +80,15 @@ print(Path(cond_ddpm.configs.__file__).with_name("hybrid_cifar10_cpu.yaml"))
     assert (tmp_path / "run" / "pipeline" / "README.md").is_file()
     _run([command, "sample", "--model", "run/pipeline", "--num_images_per_class", "1", "--output", "out.png"], tmp_path)
     assert (tmp_path / "out.png").is_file()
+
+
+def test_the_checks_before_a_commit_and_on_github_are_those_here():
+    (ruff,) = re.findall(r"^ruff==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert {hook["repo"].rpartition("/")[2]: hook["rev"] for hook in hooks}["ruff-pre-commit"] == f"v{ruff}"
+    steps = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["ci"]["steps"]
+    assert steps[-1] == {"run": ".ci/run"}
+    assert all(re.search(r"@v\d+$", step["uses"]) for step in steps[:-1])
+    makefile, ci = ((ROOT / name).read_text() for name in ("Makefile", ".ci/run"))
+    targets = re.findall(r"^make (.*)$", ci, re.MULTILINE)
+    assert targets == ["quality", "test", "integration"] and all(f"\n{target}:" in makefile for target in targets)

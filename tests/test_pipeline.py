@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import NAMES, make_unet
+from conftest import NAMES, make_pipeline, make_unet
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -212,33 +212,38 @@ def test_with_the_package_no_code_of_the_folder_runs(tiny_pipeline, tmp_path):
     assert np.array_equal(_sample(CondDDPMPipeline.from_pretrained(tmp_path)), _sample(tiny_pipeline))
 
 
-def test_without_the_package_diffusers_loads_it(tiny_pipeline, tmp_path):
-    """It loads where `import cond_ddpm` fails, and saves the same folder again."""
-    folder, copy = tmp_path / "published", tmp_path / "copy"
-    tiny_pipeline.save_pretrained(folder)
+@pytest.mark.end_to_end
+def test_without_the_package_diffusers_loads_it(tmp_path):
+    """It loads in a process where `import cond_ddpm` fails, and saves the same folder again."""
+    pipelines = {model: make_pipeline(make_unet(model)) for model in ("simple", "attention", "hybrid")}
+    for model, pipeline in pipelines.items():
+        pipeline.save_pretrained(tmp_path / model / "published")
     script = f"""
 import sys, numpy, torch
 sys.modules["cond_ddpm"] = None
 from diffusers import DiffusionPipeline
-pipeline = DiffusionPipeline.from_pretrained({str(folder)!r}, trust_remote_code=True)
-images = pipeline(["cross", 0], torch.Generator().manual_seed(0), num_inference_steps=3, output_type="np").images
-numpy.save({str(tmp_path / "images.npy")!r}, images)
-pipeline.save_pretrained({str(copy)!r})
-try:
-    type(pipeline).from_pretrained({str(folder)!r})
-except ValueError as error:
-    assert "trust_remote_code" in str(error), error
+for model in {list(pipelines)}:
+    pipeline = DiffusionPipeline.from_pretrained(f"{{model}}/published", trust_remote_code=True)
+    images = pipeline(["cross", 0], torch.Generator().manual_seed(0), num_inference_steps=3, output_type="np").images
+    numpy.save(f"{{model}}/images.npy", images)
+    pipeline.save_pretrained(f"{{model}}/copy")
+    try:
+        type(pipeline).from_pretrained(f"{{model}}/published")
+    except ValueError as error:
+        assert "trust_remote_code" in str(error), error
 """
     env = {"HF_HOME": str(tmp_path / "home"), "PATH": "", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), _sample(tiny_pipeline))
-    one, two = (
-        {p.relative_to(f): p.read_bytes() for p in f.rglob("*.*") if "__pycache__" not in p.parts} for f in (folder, copy)
-    )
-    assert one == two
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        DiffusionPipeline.from_pretrained(folder)
+    for model, pipeline in pipelines.items():
+        np.testing.assert_array_equal(np.load(tmp_path / model / "images.npy"), _sample(pipeline))
+        one, two = (
+            {p.relative_to(f): p.read_bytes() for p in f.rglob("*.*") if "__pycache__" not in p.parts}
+            for f in (tmp_path / model / "published", tmp_path / model / "copy")
+        )
+        assert one == two
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            DiffusionPipeline.from_pretrained(tmp_path / model / "published")
 
 
 def test_a_folder_of_something_else(tmp_path, tiny_pipeline):
@@ -263,6 +268,7 @@ def test_components_given_are_used(tiny_pipeline, tmp_path):
         CondDDPMPipeline.from_pretrained(tmp_path, custom_pipeline="x")
 
 
+@pytest.mark.end_to_end
 def test_saving_leaves_other_files_alone_and_unwraps_a_compiled_network(tiny_pipeline, tmp_path):
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "tsconfig.json").write_text("{} // mine")

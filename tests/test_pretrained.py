@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from conftest import ROOT
 
 from cond_ddpm import CondDDPMPipeline
@@ -24,6 +25,7 @@ def test_names_reach_the_classes():
     assert pipeline.label_ids(["airplane", "horse", "truck"]) == [0, 7, 9]
 
 
+@pytest.mark.end_to_end
 def test_it_could_be_published_as_it_is():
     """Loads without this package, samples, has finite weights, and its results are of these weights."""
     assert check(FOLDER) == []

@@ -566,6 +566,7 @@ def test_weights_that_are_not_finite(tiny_pipeline, value):
 # Seeds, batches, intermediates, callbacks
 
 
+@pytest.mark.end_to_end
 def test_an_image_is_a_function_of_its_label_and_seed(tiny_pipeline):
     """Bitwise at the same place of a batch, else to within 1/255, also with samplers that draw noise at each step."""
     labels, seeds = [0, 1, 2, 0, 1, 2, 0, 1], list(range(8))

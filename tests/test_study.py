@@ -46,6 +46,7 @@ def _study(folder, base):
     )
 
 
+@pytest.mark.end_to_end
 def test_study_measures_each_model_along_its_course(base, tmp_path, monkeypatch):
     from cond_ddpm.training import train
 
@@ -93,6 +94,7 @@ def test_study_measures_each_model_along_its_course(base, tmp_path, monkeypatch)
         study(dataclasses.replace(config, base={**base, "batch_size": 8}))
 
 
+@pytest.mark.end_to_end
 def test_study_by_the_command_line(base, tmp_path, capsys):
     settings = {"output_dir": str(tmp_path / "out"), "base": base, "models": {"one": {"max_train_steps": 2}}}
     settings |= {"evaluate": {"num_samples": 6}, "sampling": SAMPLING, "evaluations": 1}
@@ -168,6 +170,7 @@ def _tune(folder, base, **settings):
     return TuneConfig(**{"output_dir": str(folder), "base": fixed, "search": search, "trials": 3, **settings})
 
 
+@pytest.mark.end_to_end
 def test_search_goes_on_where_it_was_killed(base, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     from cond_ddpm.training import train
@@ -209,6 +212,7 @@ def test_search_goes_on_where_it_was_killed(base, tmp_path, monkeypatch):
     assert (folder / "trials.csv").read_text() == before
 
 
+@pytest.mark.end_to_end
 def test_search_by_distance_and_a_setting_that_does_not_fit(base, tmp_path):
     """A batch of 500 is larger than the data set: that trial fails, the search does not."""
     pytest.importorskip("optuna")

@@ -59,6 +59,7 @@ def _weights(run):
     return _unet(run / "pipeline")
 
 
+@pytest.mark.end_to_end
 def test_the_run_folder_holds_all_and_its_pipeline_samples(config):
     run = train(config)
     rows = _metrics(run)
@@ -66,7 +67,8 @@ def test_the_run_folder_holds_all_and_its_pipeline_samples(config):
     assert rows[-1]["train_loss"] < rows[0]["train_loss"] and rows[-1]["val_loss"] < rows[0]["val_loss"]
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["epoch_0002.png", "epoch_0004.png"]
     for picture in (run / "loss.png", *(run / "samples").iterdir()):
-        assert Image.open(picture).size[0] > 200
+        with Image.open(picture) as opened:
+            assert opened.size[0] > 200
     record = json.loads((run / "config.json").read_text())
     assert TrainConfig(**record["config"]) == config
     assert record["resolved"]["unet"]["num_classes"] == 3 and record["resolved"]["class_names"] == NAMES
@@ -77,6 +79,7 @@ def test_the_run_folder_holds_all_and_its_pipeline_samples(config):
     assert not (run / "pipeline.partial").exists()
 
 
+@pytest.mark.end_to_end
 def test_same_seed_same_weights_another_seed_others(config, tmp_path):
     runs = [
         train(dataclasses.replace(config, seed=seed, output_dir=str(tmp_path / f"{i}"), num_epochs=1, save_images_epochs=0))
@@ -87,12 +90,14 @@ def test_same_seed_same_weights_another_seed_others(config, tmp_path):
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
+@pytest.mark.end_to_end
 def test_max_train_steps_counts_steps_not_epochs(config):
     run = train(dataclasses.replace(config, num_epochs=1, max_train_steps=7, save_images_epochs=0))
     assert [row["step"] for row in _metrics(run)] == [5, 7]
     assert not list((run / "samples").iterdir())
 
 
+@pytest.mark.end_to_end
 def test_early_stopping_keeps_the_best_epoch(config, monkeypatch):
     """Validation losses 3, 2, 2, 2.5: epoch 2 is the best, and two epochs without better end the run."""
     losses, saved = iter([9, 3.0, 9, 2.0, 9, 2.0, 9, 2.5, 9, 1.0]), []  # of the raw weights, of the averaged ones, ...
@@ -104,6 +109,7 @@ def test_early_stopping_keeps_the_best_epoch(config, monkeypatch):
     assert (run / "loss.png").exists() and (run / "samples" / "epoch_0004.png").exists()
 
 
+@pytest.mark.end_to_end
 def test_without_ema_the_pipeline_has_the_last_weights(config, tmp_path):
     config = dataclasses.replace(config, num_epochs=1, save_images_epochs=0)
     with_ema = _weights(train(config))
@@ -111,6 +117,7 @@ def test_without_ema_the_pipeline_has_the_last_weights(config, tmp_path):
     assert not torch.equal(with_ema["conv_in.weight"], without["conv_in.weight"])
 
 
+@pytest.mark.end_to_end
 def test_an_earlier_run_is_not_overwritten_unless_told(config):
     config = dataclasses.replace(config, num_epochs=1, save_images_epochs=0)
     run = train(config)
@@ -125,6 +132,7 @@ def test_an_earlier_run_is_not_overwritten_unless_told(config):
     assert not (run / "samples" / "epoch_0099.png").exists()
 
 
+@pytest.mark.end_to_end
 def test_a_failed_start_is_not_in_the_way_of_the_next(config):
     with pytest.raises(FileNotFoundError):
         train(dataclasses.replace(config, dataset="./nowhere"))
@@ -140,6 +148,7 @@ def test_a_folder_of_something_else_is_never_touched(config, flags):
     assert (Path(config.output_dir) / "samples" / "mine.txt").read_text() == "mine"
 
 
+@pytest.mark.end_to_end
 def test_resuming_deletes_no_run_without_a_good_checkpoint(config):
     config = dataclasses.replace(config, num_epochs=1, save_images_epochs=0)
     run = train(dataclasses.replace(config, checkpointing_steps=0))
@@ -153,6 +162,7 @@ def test_resuming_deletes_no_run_without_a_good_checkpoint(config):
     assert list(run.glob("checkpoint-*"))
 
 
+@pytest.mark.end_to_end
 def test_resuming_into_another_folder(config, tmp_path):
     first = train(dataclasses.replace(config, num_epochs=1))
     other = dataclasses.replace(config, num_epochs=2, output_dir=str(tmp_path / "other"))
@@ -161,6 +171,7 @@ def test_resuming_into_another_folder(config, tmp_path):
 
 
 @pytest.mark.parametrize("precision, dtype", [("no", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.end_to_end
 def test_mixed_precision_holds_in_training_and_not_for_the_noising(config, monkeypatch, precision, dtype):
     import cond_ddpm.training.state as module
 
@@ -178,6 +189,7 @@ def test_mixed_precision_holds_in_training_and_not_for_the_noising(config, monke
     assert seen == {(True, dtype), (False, dtype)}
 
 
+@pytest.mark.end_to_end
 def test_a_runs_settings_can_be_run_again(config):
     run = train(dataclasses.replace(config, num_epochs=1, save_images_epochs=0))
     assert parse_train(["--config", str(run / "config.yaml")]) == dataclasses.replace(
@@ -205,6 +217,7 @@ def test_warm_up_by_hand():
     assert [lr_factor(config, step, 0) for step in (0, 1, 3, 4, 9)] == [0.25, 0.5, 1, 1, 1]
 
 
+@pytest.mark.end_to_end
 def test_the_samples_of_two_epochs_start_from_the_same_noise(config, monkeypatch):
     seen = []
     monkeypatch.setattr(
@@ -231,6 +244,7 @@ def test_presets_train_on_real_cifar10_with_tiny_networks(preset, tmp_path):
     assert pipeline(["horse"], num_inference_steps=2).images[0].size == (32, 32)
 
 
+@pytest.mark.end_to_end
 def test_a_time_budget_ends_the_run_and_the_learning_rate(config):
     """By a clock that goes on by a second whenever it is read, which happens a few times a step."""
     config = dataclasses.replace(config, max_train_minutes=5, lr_scheduler="linear", save_images_epochs=0)
@@ -244,6 +258,7 @@ def test_a_time_budget_ends_the_run_and_the_learning_rate(config):
     assert (run / "pipeline").is_dir()
 
 
+@pytest.mark.end_to_end
 def test_tensorboard_gets_losses_and_images(config):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -256,6 +271,7 @@ def test_tensorboard_gets_losses_and_images(config):
     assert events.Tags()["images"] and [event.step for event in events.Scalars("val_loss")] == [5, 10, 15, 20]
 
 
+@pytest.mark.end_to_end
 def test_gradient_accumulation_gives_the_same_losses(config, tmp_path):
     whole = train(dataclasses.replace(config, num_epochs=2, save_images_epochs=0))
     parts = dataclasses.replace(config, num_epochs=2, save_images_epochs=0, output_dir=str(tmp_path / "parts"))
@@ -265,12 +281,14 @@ def test_gradient_accumulation_gives_the_same_losses(config, tmp_path):
         assert other["val_loss"] == pytest.approx(one["val_loss"], rel=1e-5)
 
 
+@pytest.mark.end_to_end
 def test_both_losses_are_logged_and_equal_without_an_average(config, tmp_path):
     assert all(row["val_loss"] != row["val_loss_raw"] for row in _metrics(train(config))[1:])
     raw = train(dataclasses.replace(config, use_ema=False, output_dir=str(tmp_path / "raw")))
     assert all(row["val_loss"] == row["val_loss_raw"] for row in _metrics(raw))
 
 
+@pytest.mark.end_to_end
 def test_dry_run_counts_and_trains_nothing(config):
     """FLOPs of a network whose convolutions can be counted by hand, times three for the backward."""
     text = dry_run(config)
@@ -307,6 +325,7 @@ def test_dry_run_times_the_step_of_the_run(config, monkeypatch, optimizer, expec
     assert calls["orthogonalize"] >= expected * calls["ema"]
 
 
+@pytest.mark.end_to_end
 def test_dry_run_refuses_what_train_refuses(config, tmp_path):
     run = train(dataclasses.replace(config, max_train_steps=2, checkpointing_steps=1, save_images_epochs=0))
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
@@ -329,6 +348,7 @@ def test_dry_run_refuses_what_train_refuses(config, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if "lock" not in path.name}.items() <= before.items()
 
 
+@pytest.mark.end_to_end
 def test_ema_command_writes_a_pipeline_of_another_horizon(config, capsys):
     run = train(dataclasses.replace(config, save_images_epochs=0, num_epochs=8))
     assert len(list((run / "ema").glob("step-*.safetensors"))) == 20
@@ -356,6 +376,7 @@ def test_a_batch_that_cannot_be_split(config):
 
 
 @pytest.mark.parametrize("switch", [pytest.param("compile", marks=pytest.mark.slow), "channels_last"])
+@pytest.mark.end_to_end
 def test_speed_switches_follow_the_same_course(config, tmp_path, switch):
     config = dataclasses.replace(config, num_epochs=1, save_images_epochs=0)
     plain = _metrics(train(config))[-1]
@@ -365,6 +386,7 @@ def test_speed_switches_follow_the_same_course(config, tmp_path, switch):
 
 
 @pytest.mark.hostile(9)
+@pytest.mark.end_to_end
 def test_ema_command_overwrites_no_other_weights(config, tmp_path, capsys):
     config = dataclasses.replace(config, save_images_epochs=0, max_train_steps=5, num_ema_snapshots=5, report_to="none")
     run = train(config)
@@ -388,6 +410,7 @@ def test_ema_command_overwrites_no_other_weights(config, tmp_path, capsys):
 
 
 @pytest.mark.hostile(13)
+@pytest.mark.end_to_end
 def test_a_folder_that_another_run_is_in_is_refused_at_once(config):
     """... and left as it is; once the other is gone, however it ended, its lock is in nobody's way."""
     run = Path(config.output_dir)
@@ -413,6 +436,7 @@ def test_a_folder_that_another_run_is_in_is_refused_at_once(config):
 
 
 @pytest.mark.hostile(13)
+@pytest.mark.end_to_end
 def test_a_second_run_started_while_the_first_decodes_its_data_is_refused(config, monkeypatch):
     """... and does not end with a result that the first one then removes."""
     import cond_ddpm.training.batches as module
@@ -439,6 +463,7 @@ def test_a_folder_of_something_else_gets_no_lock(config):
 
 
 @pytest.mark.hostile(5)
+@pytest.mark.end_to_end
 def test_tensorboard_shows_no_step_that_was_gone_back_from(config):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -452,6 +477,7 @@ def test_tensorboard_shows_no_step_that_was_gone_back_from(config):
 
 
 @pytest.mark.hostile(13)
+@pytest.mark.end_to_end
 def test_all_processes_stop_where_the_main_one_is_refused(config, shapes_parquet):
     run = Path(config.output_dir)
     run.mkdir()
@@ -493,6 +519,7 @@ def test_files_that_cannot_be_written_are_named_in_one_line(config, monkeypatch,
 
 
 @pytest.mark.hostile(14)
+@pytest.mark.end_to_end
 def test_what_was_there_stays_where_new_content_cannot_be_written(config, tmp_path, monkeypatch):
     run = train(dataclasses.replace(config, max_train_steps=1, save_images_epochs=0, report_to="none"))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -19,6 +19,7 @@ def _places(path, values):
 
 
 @pytest.mark.parametrize("extra", [{}, {"column_names": ["a", "b", "c"], "captions": [f"caption\n{i}" for i in range(6)]}])
+@pytest.mark.end_to_end
 def test_class_grid_shows_each_image_in_its_place(tmp_path, extra):
     """Six images of one grey value each, in two rows: the values appear in reading order."""
     values = np.array([30, 70, 110, 150, 190, 230], np.uint8)
@@ -31,6 +32,7 @@ def test_class_grid_shows_each_image_in_its_place(tmp_path, extra):
     assert (np.diff(rows, axis=0) > 50).all() and (np.diff(columns, axis=1) > 50).all()
 
 
+@pytest.mark.end_to_end
 def test_loss_curve_of_one_epoch_and_of_many_and_of_several_runs(tmp_path):
     rows = [{"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 1.1 / epoch} for epoch in range(1, 60)]
     for runs in ({"run": rows[:1]}, {"run": rows}, {"one": rows, "other": rows[:9]}):
@@ -142,6 +144,7 @@ def test_each_picture_by_the_command_line(kind, flags, run, shapes_parquet, tmp_
         ),
     ],
 )
+@pytest.mark.end_to_end
 def test_bad_input(arguments, code, words, run, shapes_parquet, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"MODEL": str(run / "pipeline"), "RUN": str(run), "DATA": str(shapes_parquet)}
@@ -274,6 +277,7 @@ def test_letters_come_from_an_installed_font_that_has_them():
 
 
 @pytest.mark.hostile(20)
+@pytest.mark.end_to_end
 def test_any_names_in_every_picture(tmp_path):
     """Line breaks, mathematics, control characters, 5000 letters: pictures of a usual size."""
     names = ["two\nlines", "$x^$", "\x1b[31m", "x" * 5000, "_hidden", "<b>"]
@@ -289,6 +293,7 @@ def test_any_names_in_every_picture(tmp_path):
 
 
 @pytest.mark.hostile(24)
+@pytest.mark.end_to_end
 def test_a_picture_of_many_images_is_drawn_smaller(tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr(

@@ -23,7 +23,7 @@ at any time and started again: training goes on from its last checkpoint, and wh
 
 Start one runner for each core, each with one thread (the default): they take different trials, and programs of one thread each
 do not wait for each other, while OpenMP's threads do, at every operation, once there are more of them than cores
-(RESULTS.md, "Neighbours"). Seconds are not compared here, since the queue shares the machine: `benchmarks/step_time.py`
+(docs/LOG.md, 2026-11-25). Seconds are not compared here, since the queue shares the machine: `benchmarks/step_time.py`
 measures a step, alone and in turn.
 """
 
