@@ -21,8 +21,8 @@ def main(images: int, repeats: int) -> None:
     import torch
 
     from cond_ddpm.evaluate.classifier import NUM_FEATURES, Classifier
-    from cond_ddpm.evaluate.evaluate import Tally
     from cond_ddpm.evaluate.extractors import Extractor
+    from cond_ddpm.evaluate.statistics import Tally
 
     network = Classifier(10).eval()
 

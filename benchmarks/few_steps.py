@@ -38,12 +38,13 @@ def main(
     import machine
 
     from cond_ddpm import CondDDPMPipeline
-    from cond_ddpm.evaluate.evaluate import Protocol, evaluate
+    from cond_ddpm.config.evaluation import EvaluationConfig
+    from cond_ddpm.evaluate.evaluate import evaluate
 
     pipeline = CondDDPMPipeline.from_pretrained(model)
     pipeline.unet.compile()  # as `cond-ddpm evaluate --fast`
     guide = guide and CondDDPMPipeline.from_pretrained(guide)
-    protocol = Protocol(dataset, num_samples=samples, subset=samples)
+    protocol = EvaluationConfig(dataset=dataset, num_samples=samples, subset=samples)
     rows = []
     for count in forwards:
         for name in only:

@@ -1,6 +1,7 @@
-"""The demo in a browser: choose a class, see images. Published beside the Space's app.py, so it stays self-contained.
+"""A demo page in the browser: choose a class and see images of it. This file is published with a demo Space's app.py.
 
-May import: the standard library, torch, diffusers, gradio; nothing of ours.
+May import: the standard library, torch, diffusers and gradio; nothing of this package, so that it works alone.
+It stands at the end of the data's way: `hub/` uploads it with a pipeline folder.
 """
 
 import gradio
@@ -8,10 +9,10 @@ from diffusers import DiffusionPipeline
 
 
 def make_demo(pipeline: DiffusionPipeline) -> gradio.Blocks:
-    """A page with a class, how many images, seed, guidance and steps; the same choice gives the same images.
+    """A page to choose class, number of images, seed, guidance and steps. The same choice always gives the same images.
 
     Args:
-        pipeline: a `CondDDPMPipeline`, loaded by this package or by diffusers.
+        pipeline: a `CondDDPMPipeline`, loaded by this package or by diffusers. Its code may be of an earlier version.
     """
     config, schedule = pipeline.unet.config, pipeline.scheduler.config
     names = pipeline.id2label or {label: str(label) for label in range(config.num_classes)}
@@ -24,11 +25,11 @@ def make_demo(pipeline: DiffusionPipeline) -> gradio.Blocks:
         labels = None if label < 0 else [int(label)]
         settings = {"guidance_scale": guidance if labels else 1.0, "num_inference_steps": int(steps)}
         images = pipeline(labels, seeds=seeds, num_images_per_label=len(seeds), **settings).images
-        scale = max(1, 128 // config.sample_size)  # whole pixels, else the browser blurs them
+        scale = max(1, 128 // config.sample_size)  # enlarged here, because the browser would blur the pixels
         return [image.resize((config.sample_size * scale,) * 2, resample=0) for image in images]
 
     with gradio.Blocks(title="cond_ddpm") as demo:
-        gradio.Markdown(f"# Images of {config.num_classes} classes\nA class-conditional DDPM draws what you choose.")
+        gradio.Markdown(f"# Images of {config.num_classes} classes\nA class-conditional DDPM draws the class that you choose.")
         with gradio.Row():
             with gradio.Column(scale=1):
                 label = gradio.Dropdown(choices, value=choices[1][1], label="class")

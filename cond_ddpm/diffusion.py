@@ -1,8 +1,8 @@
-"""The training objective: noise schedule, timesteps, label drop, target, loss weighting.
+"""The training objective: noise schedule, timesteps, label dropout, prediction target, loss weighting.
 
-May import: `config` at most. Next on the data's way: `train.py` averages the losses and steps the optimizer.
-Everything random in a training step is drawn here, as a function of (seed, step) alone and for the whole global batch, of
-which each process takes its slice: so a run does not depend on the number of processes or on how often it was resumed.
+May import: `config`. Next on the data's way: `train.py` averages the losses and steps the optimizer.
+All randomness of a training step is drawn here. It depends only on (seed, step), and it is drawn for the whole global batch,
+of which each process takes its part. So a run depends neither on the number of processes nor on how often it was resumed.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from cond_ddpm.config import TrainConfig
 
 
 def make_noise_scheduler(config: TrainConfig) -> DDPMScheduler:
-    """The forward process. Its config is the one place of the betas; other samplers come from `from_config` of it."""
+    """The forward process. Only its config holds the betas; other schedulers are made from it by `from_config`."""
     return DDPMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         beta_start=config.beta_start,
@@ -29,30 +29,30 @@ def make_noise_scheduler(config: TrainConfig) -> DDPMScheduler:
 
 @dataclass(frozen=True)
 class StepRandomness:
-    """What chance decides for a batch of B images."""
+    """The random choices of one training step, for a batch of B images."""
 
     timesteps: torch.Tensor  # (B,) int64 in [0, num_train_timesteps)
     noise: torch.Tensor  # (B, C, H, W) standard normal, float32
-    drop_label: torch.Tensor  # (B,) bool: told the null label in place of its class
-    flip: np.ndarray  # (B,) bool: mirrored
-    dropout_seed: int
+    drop_label: torch.Tensor  # (B,) bool: whether the null label replaces the class
+    flip: np.ndarray  # (B,) bool: whether the image is mirrored
+    dropout_seed: int  # of the network's dropout layers
 
     def part(self, index: int, parts: int) -> "StepRandomness":
-        """The index-th of equal parts, which is what one process sees of the global batch."""
+        """The index-th of equal parts of the global batch, for one process."""
         size = len(self.flip) // parts
-        mine = slice(index * size, (index + 1) * size)
+        rows = slice(index * size, (index + 1) * size)
         seed = (self.dropout_seed * parts + index) % 2**63
-        return StepRandomness(self.timesteps[mine], self.noise[mine], self.drop_label[mine], self.flip[mine], seed)
+        return StepRandomness(self.timesteps[rows], self.noise[rows], self.drop_label[rows], self.flip[rows], seed)
 
 
 def draw_training(config: TrainConfig, step: int, image_shape: tuple[int, int, int], device: torch.device) -> StepRandomness:
-    """Chance in optimizer step `step`, for the global batch; the noise is drawn on `device`, the rest on the CPU."""
+    """The randomness of optimizer step `step` for the global batch. The noise is drawn on `device`, the rest on the CPU."""
     rng = np.random.default_rng((config.seed, step))
-    size, last = config.batch_size, config.num_train_timesteps
+    size, num_timesteps = config.batch_size, config.num_train_timesteps
     if config.timestep_sampling == "logit_normal":  # Esser 2024 (SD3), eq. 19, location 0 and scale 1
-        timesteps = (last / (1 + np.exp(-rng.standard_normal(size)))).astype(np.int64).clip(0, last - 1)
+        timesteps = (num_timesteps / (1 + np.exp(-rng.standard_normal(size)))).astype(np.int64).clip(0, num_timesteps - 1)
     else:
-        timesteps = rng.integers(last, size=size)
+        timesteps = rng.integers(num_timesteps, size=size)
     drop_label = rng.random(size) < config.class_dropout_prob
     flip = rng.random(size) < 0.5
     noise_seed, dropout_seed = rng.integers(2**62, size=2).tolist()
@@ -67,8 +67,8 @@ def draw_training(config: TrainConfig, step: int, image_shape: tuple[int, int, i
 
 
 def draw_validation(num_images: int, num_train_timesteps: int, image_shape: tuple[int, int, int]) -> StepRandomness:
-    """The same for every run and epoch, so that validation losses compare: timesteps evenly spread, no label dropped."""
-    timesteps = (2 * torch.arange(num_images) + 1) * num_train_timesteps // (2 * num_images)  # middles of equal parts
+    """Evenly spaced timesteps without label dropout, the same for every run and epoch, so that validation losses compare."""
+    timesteps = (2 * torch.arange(num_images) + 1) * num_train_timesteps // (2 * num_images)  # centres of equal intervals
     timesteps = timesteps[torch.randperm(num_images, generator=torch.Generator().manual_seed(0))]
     noise = torch.randn((num_images, *image_shape), generator=torch.Generator().manual_seed(0))
     none = torch.zeros(num_images, dtype=torch.bool)
@@ -76,14 +76,14 @@ def draw_validation(num_images: int, num_train_timesteps: int, image_shape: tupl
 
 
 def drop_labels(class_labels: torch.Tensor, drop: torch.Tensor, null_label: int) -> torch.Tensor:
-    """Labels (B,), those where `drop` (B,) is true replaced by the null label: each image by itself, not the batch."""
+    """The labels (B,) with the null label where `drop` (B,) is true. Labels are dropped one by one, not by the batch."""
     return torch.where(drop, null_label, class_labels)
 
 
 def prediction_target(
     scheduler: DDPMScheduler, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """What the scheduler's `prediction_type` says the network predicts, (B, C, H, W)."""
+    """What the network is trained to predict, (B, C, H, W), according to the scheduler's `prediction_type`."""
     prediction_type = scheduler.config.prediction_type
     if prediction_type == "epsilon":
         return noise
@@ -97,11 +97,11 @@ def prediction_target(
 
 
 def loss_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, min_snr_gamma: float | None) -> torch.Tensor:
-    """Weights (B,) of the squared errors: ones, or min-SNR-gamma (Hang 2023, sec. 3.4), for each prediction type."""
+    """The weights (B,) of the squared errors: ones, or min-SNR-gamma (Hang 2023, sec. 3.4) for any prediction type."""
     if min_snr_gamma is None:
         return torch.ones_like(timesteps, dtype=torch.float32)
     snr = compute_snr(scheduler, timesteps)  # alphas_cumprod / (1 - alphas_cumprod)
-    clipped = snr.clamp(max=min_snr_gamma)  # the weight of a squared error in x; the others follow from its scale
+    clipped = snr.clamp(max=min_snr_gamma)  # the weight of a squared error in x_0; the other types differ by a factor
     return {"epsilon": clipped / snr, "sample": clipped, "v_prediction": clipped / (snr + 1)}[scheduler.config.prediction_type]
 
 
@@ -110,17 +110,17 @@ def diffusion_losses(
     scheduler: DDPMScheduler,
     images: torch.Tensor,
     class_labels: torch.Tensor,
-    draw: StepRandomness,
+    randomness: StepRandomness,
     null_label: int,
     min_snr_gamma: float | None = None,
 ) -> torch.Tensor:
-    """Loss of each image, (B,) float32: DDPM's eq. 14 (Ho 2020), weighted.
+    """The weighted loss of each image, (B,) float32 (DDPM, Ho 2020, eq. 14).
 
-    Noising and the loss are in float32 whatever the autocast type: in bfloat16, x_t at small t would lose the noise.
+    Noise is added in float32, also under autocast, since bfloat16 would round it away at small t. The loss is in float32 too.
     """
-    noisy = scheduler.add_noise(images, draw.noise, draw.timesteps)
-    told = drop_labels(class_labels, draw.drop_label, null_label)
-    prediction = unet(noisy, draw.timesteps, told).sample.float()
-    target = prediction_target(scheduler, images, draw.noise, draw.timesteps)
+    noisy = scheduler.add_noise(images, randomness.noise, randomness.timesteps)
+    class_labels = drop_labels(class_labels, randomness.drop_label, null_label)
+    prediction = unet(noisy, randomness.timesteps, class_labels).sample.float()
+    target = prediction_target(scheduler, images, randomness.noise, randomness.timesteps)
     errors = F.mse_loss(prediction, target, reduction="none").mean(dim=(1, 2, 3))
-    return errors * loss_weights(scheduler, draw.timesteps, min_snr_gamma)
+    return errors * loss_weights(scheduler, randomness.timesteps, min_snr_gamma)

@@ -5,7 +5,7 @@ average of another horizon without training.
 
 An average with power-function profile of exponent gamma weighs the weights of step tau in [0, t] by
     p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1)                                              (EDM2, sec. 3.1)
-whose relative width is a fixed share `std` of t: it forgets the start by itself, however long the run is.
+whose relative width is a fixed share `std` of t, so that it forgets the start of the run, however long the run is.
 """
 
 import json
@@ -40,14 +40,14 @@ class PowerEMA:
 
     @torch.no_grad()
     def update(self, parameters: Iterable[torch.nn.Parameter], step: int) -> None:
-        """Fold in the parameters after optimizer step `step`, counted from 1 (EDM2, sec. 3.1)."""
+        """Include the parameters after optimizer step `step`, counted from 1 (EDM2, sec. 3.1)."""
         parameters = list(parameters)
         for std, gamma in self.gammas.items():
             torch._foreach_lerp_(self.averages[std], parameters, 1 - (1 - 1 / step) ** (gamma + 1))
 
 
 def save_snapshot(ema: PowerEMA, names: Iterable[str], folder: Path, step: int) -> None:
-    """Keep the averages of this step in half precision, as `step-N.safetensors`.
+    """Save the averages of this step in half precision, as `step-N.safetensors`.
 
     Raises:
         OSError: it could not be written; no part of it is left.
@@ -66,7 +66,7 @@ def save_snapshot(ema: PowerEMA, names: Iterable[str], folder: Path, step: int) 
 
 
 def snapshot_steps(folder: Path) -> list[int]:
-    """The steps that have a snapshot, rising.
+    """The steps that have a snapshot, in increasing order.
 
     Raises:
         ValueError: there are none.
@@ -82,12 +82,12 @@ def combine_snapshots(folder: Path, std: float, step: int | None = None) -> tupl
     """Weights averaged with relative width `std` up to `step`, as a least-squares combination of the snapshots.
 
     Args:
-        folder: of the `step-N.safetensors` files.
+        folder: the folder of the `step-N.safetensors` files.
         std: relative width, in (0, 0.288).
-        step: where the average ends, one of the snapshots; None is the last.
+        step: the step at which the average ends, that of a snapshot; None is the last.
 
     Returns:
-        The weights, float32, and the share of the wanted profile that the snapshots cannot express (0 is exact).
+        The weights, float32, and the share of the requested profile that the snapshots cannot express (0 is exact).
 
     Raises:
         ValueError: no snapshots, a step that has none, a std out of range, a snapshot that cannot be read.
@@ -127,8 +127,8 @@ def _open(path: Path) -> tuple["safetensors.safe_open", list[float]]:  # noqa: F
         return file, [float(std) for std in json.loads(file.metadata()["stds"])]
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise ValueError(
-            f"{path}: expected a snapshot of the run's averages, got a file that cannot be read ({error}); move it away, and"
-            " the others are enough."
+            f"{path}: expected a snapshot of the run's averages, got a file that cannot be read ({error}); move it away:"
+            " the other snapshots are enough."
         ) from None
 
 

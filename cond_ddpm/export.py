@@ -1,10 +1,10 @@
-"""The network as one file that other runtimes take, and a pipeline that samples from it without torch's weights.
+"""Exports the network to one file for other runtimes, and makes a pipeline that samples from such a file.
 
-May import: the pipeline. Beside the data's way: `CondDDPMPipeline` takes the exported network in place of the UNet.
+May import: `fingerprints`, the pipeline. Next on the data's way: `CondDDPMPipeline` samples with the exported network in
+place of the UNet.
 """
 
 import copy
-import hashlib
 import json
 import shutil
 import warnings
@@ -14,30 +14,31 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
+from cond_ddpm.fingerprints import file_checksum
 from cond_ddpm.pipelines.pipeline_cond_ddpm import (
     SAMPLERS,
     CondDDPMPipeline,
     installed_scheduler,
-    says_which_part,
+    one_line_errors,
 )
 
 FILES = {"onnx": "unet.onnx", "torch": "unet.pt2"}
-TOLERANCE = 1e-4  # of an output that is of about unit variance
+TOLERANCE = 1e-4  # the largest difference from the network, whose output has a variance of about 1
 
 
 def export(pipeline: CondDDPMPipeline, format: str, output: Path) -> float:
-    """Write a folder with the network, for batches of any size, its scheduler and the names of its classes.
+    """Write a folder with the network, for batches of any size, its scheduler and its class names.
 
     Args:
-        pipeline: what is exported, as float32 on the CPU; it is left as it is.
-        format: `onnx`, for onnxruntime and others; or `torch`, a `torch.export` program.
-        output: a new or empty folder: `unet.onnx` or `unet.pt2`, `export.json`, `scheduler/`. `load_exported` reads it.
+        pipeline: exported as float32 for the CPU. The pipeline itself is not changed.
+        format: `onnx`, for onnxruntime and other runtimes; or `torch`, a `torch.export` program.
+        output: a new or empty folder for `unet.onnx` or `unet.pt2`, `export.json` and `scheduler/`. `load_exported` reads it.
 
     Returns:
         The largest difference from the network, over batches of several sizes and the timesteps of every sampler.
 
     Raises:
-        ValueError: a folder with other files; a format not known, or whose packages are not installed; an exported network.
+        ValueError: a folder with other files; an unknown format, or one whose packages are missing; an exported network.
         FloatingPointError: the difference is more than 1e-4.
     """
     if format not in FILES:
@@ -46,19 +47,19 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path) -> float:
         raise ValueError(f"output: expected a new or empty folder, got {output}.")
     unet = getattr(pipeline.unet, "_orig_mod", pipeline.unet)  # without torch.compile's wrapper
     if isinstance(unet, ExportedUNet):
-        raise ValueError("model: expected a network with its weights, got an exported one; export the model it came from.")
-    network = _Plain(copy.deepcopy(unet).cpu().float()).eval()  # the caller's keeps its type and its device
+        raise ValueError("model: expected a network with its weights, got an exported one; export the original model.")
+    network = _TensorsOnly(copy.deepcopy(unet).cpu().float()).eval()  # the caller's network keeps its type and its device
     config = unet.config
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         with torch.no_grad():
-            # Of two images: of one, the batch would be taken for a constant.
+            # The example has two images, because torch would take a batch of one for a constant.
             batch = [{0: torch.export.Dim("batch")}] * 3
             program = torch.export.export(network, _example(config, 2), dynamic_shapes=batch)
             for node in program.graph.nodes:
-                node.meta.pop("stack_trace", None)  # it names the files of this machine
+                node.meta.pop("stack_trace", None)  # it contains paths of this machine
             if format == "torch":
                 torch.export.save(program, partial / FILES[format])
             else:
@@ -69,13 +70,15 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path) -> float:
             "id2label": pipeline.id2label,
             "class_dropout_prob": pipeline.class_dropout_prob,
             "guidance_scale": pipeline.guidance_scale,
-            "timestep_dtype": "float32",  # int64 in folders from before, which have no such entry
+            "timestep_dtype": "float32",  # folders of earlier versions lack this entry; theirs is int64
         }
         (partial / "export.json").write_text(json.dumps(record, indent=2) + "\n")
         pipeline.scheduler.save_pretrained(partial / "scheduler")
         difference = _difference(network, load_exported(partial).unet, _timesteps(pipeline))
         if not difference <= TOLERANCE:
-            raise FloatingPointError(f"{format}: expected at most {TOLERANCE} from the network, got {difference:.1e}.")
+            raise FloatingPointError(
+                f"{format}: expected a difference of at most {TOLERANCE} from the network, got {difference:.1e}."
+            )
         output.mkdir(parents=True, exist_ok=True)
         partial.rename(output)
     finally:
@@ -84,41 +87,40 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path) -> float:
 
 
 def load_exported(folder: Path, threads: int | None = None) -> CondDDPMPipeline:
-    """A pipeline that samples from what `export` wrote; of torch's weights and of the network's code it needs nothing.
+    """A pipeline that samples with an exported network. It needs neither torch's weights nor the network's code.
 
-    Folders that an earlier version exported take whole timesteps only, which all samplers have but heun and euler: those are
-    refused.
+    Folders that an earlier version exported take whole timesteps only, so they refuse the samplers heun and euler.
 
     Args:
-        folder: what `export` wrote.
-        threads: of onnxruntime; as many as torch has, if not given.
+        folder: a folder that `export` wrote.
+        threads: number of threads for onnxruntime; None for as many as torch has.
 
     Raises:
-        ValueError: onnxruntime is not installed; a file that is not what `export` wrote.
+        ValueError: onnxruntime is not installed; a file is not what `export` wrote.
     """
-    with says_which_part(str(folder)):
+    with one_line_errors(str(folder)):
         record = json.loads((folder / "export.json").read_text())
         file = folder / FILES[record["format"]]
         run = _OnnxRun(file, threads or torch.get_num_threads()) if record["format"] == "onnx" else _TorchRun(file)
         timestep_dtype = getattr(torch, record.get("timestep_dtype", "int64"))
-        unet = ExportedUNet(run, record["unet"], hashlib.sha256(file.read_bytes()).hexdigest(), timestep_dtype)
+        unet = ExportedUNet(run, record["unet"], file_checksum(file), timestep_dtype)
         scheduler_class = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
         scheduler = installed_scheduler("diffusers", scheduler_class).from_pretrained(folder, subfolder="scheduler")
-        known = {name: record[name] for name in ("id2label", "class_dropout_prob", "guidance_scale") if name in record}
-        return CondDDPMPipeline(unet, scheduler, **known)
+        settings = {name: record[name] for name in ("id2label", "class_dropout_prob", "guidance_scale") if name in record}
+        return CondDDPMPipeline(unet, scheduler, **settings)
 
 
 class ExportedUNet(torch.nn.Module):
-    """An exported network as `CondDDPMPipeline` calls a UNet: the same arguments, the same answer, float32 on the CPU.
+    """An exported network with the interface of a UNet, for `CondDDPMPipeline`; float32 on the CPU.
 
     Args:
         run: (sample (B, C, H, W) float32, timestep (B,), class_labels (B,) int64) -> prediction (B, C, H, W).
-        config: that of the UNet.
-        checksum: of the file, in hexadecimal; tells networks apart where weights would.
-        timestep_dtype: that `run` takes.
+        config: the config of the UNet.
+        checksum: of the exported file, in hexadecimal; it identifies the network in place of its weights.
+        timestep_dtype: the type of the timesteps that `run` takes.
 
     Raises:
-        ValueError: (of a call) a fractional timestep, where only whole ones can be told.
+        ValueError: (when called) a fractional timestep, if `run` takes only whole ones.
     """
 
     dtype, device = torch.float32, torch.device("cpu")
@@ -126,19 +128,19 @@ class ExportedUNet(torch.nn.Module):
     def __init__(self, run, config: dict, checksum: str, timestep_dtype: torch.dtype = torch.float32):
         super().__init__()
         self.run, self.config, self.timestep_dtype = run, FrozenDict(config), timestep_dtype
-        self.register_buffer("checksum", torch.frombuffer(bytearray.fromhex(checksum), dtype=torch.uint8))  # as its weights
+        self.register_buffer("checksum", torch.frombuffer(bytearray.fromhex(checksum), dtype=torch.uint8))  # for state_dict
 
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor, return_dict: bool = True
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         timestep = torch.as_tensor(timestep).expand(len(sample))
-        told = timestep.to(self.timestep_dtype)
-        if not self.timestep_dtype.is_floating_point and not torch.equal(told.to(timestep.dtype), timestep):
+        converted = timestep.to(self.timestep_dtype)
+        if not self.timestep_dtype.is_floating_point and not torch.equal(converted.to(timestep.dtype), timestep):
             raise ValueError(
-                f"timestep: expected whole ones, which are all that this older export takes, got {timestep[0]:g}; export the"
-                " model again, or take a sampler other than heun and euler."
+                f"timestep: expected a whole number, because this export is of an earlier version, got {timestep[0]:g}; export"
+                " the model again, or take a sampler other than heun and euler."
             )
-        prediction = self.run(sample.float(), told, class_labels)
+        prediction = self.run(sample.float(), converted, class_labels)
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
 
@@ -168,8 +170,8 @@ class _TorchRun:
         return self.module(sample, timestep, class_labels)
 
 
-class _Plain(torch.nn.Module):
-    """Tensors in, a tensor out."""
+class _TensorsOnly(torch.nn.Module):
+    """The network as a function from tensors to a tensor, which is what can be exported."""
 
     def __init__(self, unet: torch.nn.Module):
         super().__init__()
@@ -182,8 +184,8 @@ class _Plain(torch.nn.Module):
 def _example(config, batch: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     sample = torch.randn(batch, config.in_channels, config.sample_size, config.sample_size, generator=generator)
-    labels = torch.randint(config.num_classes + 1, (batch,), generator=generator)  # the null label is one of them
-    return sample, torch.zeros(batch), labels  # a float timestep, for some samplers have fractional ones
+    labels = torch.randint(config.num_classes + 1, (batch,), generator=generator)  # also the null label
+    return sample, torch.zeros(batch), labels  # timesteps are floats, because some samplers have fractional ones
 
 
 def _save_onnx(program: torch.export.ExportedProgram, dynamic_shapes: list[dict], file: Path) -> None:
@@ -192,10 +194,10 @@ def _save_onnx(program: torch.export.ExportedProgram, dynamic_shapes: list[dict]
         import onnxscript  # noqa: F401
     except ImportError:
         raise ValueError(
-            'format: onnx needs onnx and onnxscript, which are not installed; pip install "cond_ddpm[onnx]".'
+            'format: onnx needs the packages onnx and onnxscript, which are not installed; pip install "cond_ddpm[onnx]".'
         ) from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, of its own code
+        warnings.simplefilter("ignore")  # torch warns of its own code
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -205,22 +207,22 @@ def _save_onnx(program: torch.export.ExportedProgram, dynamic_shapes: list[dict]
             verbose=False,
         )
     model = exported.model_proto
-    _forget_origins(model)
+    _remove_metadata(model)
     file.write_bytes(model.SerializeToString())
 
 
-def _forget_origins(message) -> None:
-    """Clear torch's notes of where in the code each part of an ONNX model comes from, an eighth of a file."""
+def _remove_metadata(message) -> None:
+    """Remove torch's notes about where in the code each part of an ONNX model comes from: an eighth of the file."""
     for field, value in message.ListFields():
         if field.name == "metadata_props":
             message.ClearField(field.name)
         elif field.type == field.TYPE_MESSAGE:
             for part in [value] if hasattr(value, "ListFields") else value:
-                _forget_origins(part)
+                _remove_metadata(part)
 
 
 def _timesteps(pipeline: CondDDPMPipeline) -> torch.Tensor:
-    """The first, the last, some between, and those at which each sampler asks the network in 20 steps, fractional ones too."""
+    """The first, the last and some between, and all those, also fractional, that any sampler needs for 20 steps."""
     last = pipeline.scheduler.config.num_train_timesteps - 1
     timesteps = {round(share * last) for share in (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)}
     for sampler in SAMPLERS:
@@ -232,11 +234,11 @@ def _timesteps(pipeline: CondDDPMPipeline) -> torch.Tensor:
 
 @torch.no_grad()
 def _difference(network: torch.nn.Module, exported: ExportedUNet, timesteps: torch.Tensor) -> float:
-    """The largest over the timesteps, batches of 1, 2 and 5 images and one of an image for each, and each kind of label."""
+    """The largest difference, in batches of 1, 2 and 5 images at six of the timesteps, and in one batch of all timesteps."""
     largest = 0.0
     few = timesteps[torch.linspace(0, len(timesteps) - 1, 6).round().long()]
     for index, timestep in enumerate([*(t.expand(batch) for batch in (1, 2, 5) for t in few), timesteps]):
         sample, _, labels = _example(exported.config, len(timestep), seed=index)
-        wanted = network(sample, timestep, labels)
-        largest = max(largest, (exported(sample, timestep, labels).sample - wanted).abs().max().item())
+        expected = network(sample, timestep, labels)
+        largest = max(largest, (exported(sample, timestep, labels).sample - expected).abs().max().item())
     return largest

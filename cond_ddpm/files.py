@@ -1,6 +1,6 @@
-"""Folders that one command at a time may write to, and files that are written whole or not at all.
+"""Folders to which one command at a time may write, and files that are written completely or not at all.
 
-May import: nothing of ours. Whatever a run keeps on the disk is written by these.
+May import: nothing of ours. Everything that a run keeps on disk is written by these functions.
 """
 
 import contextlib
@@ -15,29 +15,31 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-LOCK = ".lock"  # files of this beginning stay when a command has ended: to remove a lock would let two others hold one each
+# The names of lock files begin so. They are kept when a command ends, because after the removal of a lock two other commands
+# could hold one each.
+LOCK = ".lock"
 
 
 class NotWritten(OSError):
-    """A file or folder could not be written; what was there before is as it was."""
+    """A file or folder could not be written; what was there before is unchanged."""
 
 
 @contextlib.contextmanager
 def held(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder, which exists, against other commands. The system lets go of it when the process ends, however it ends.
+    """Lock an existing folder against other commands; the system releases the lock when the process ends, even by a crash.
 
     Args:
-        folder: where the lock lies.
-        what: the setting that names it, for the error.
+        folder: what is locked.
+        what: the setting that names the folder, for the error.
 
     Raises:
-        ValueError: another process holds it; says which one, and since when.
+        ValueError: another process holds the lock; the error says which one, and since when.
     """
     lock, owner = folder / LOCK, folder / f"{LOCK}.json"
     try:
         lock = FileLock(lock, timeout=0).acquire()
     except Timeout:
-        try:  # a file of its own: on Windows nobody can read one that is locked
+        try:  # kept in a file of its own, because on Windows a locked file cannot be read
             by = "process {process} on {host} has held since {since}".format(**json.loads(owner.read_text()))
         except (OSError, ValueError, KeyError, TypeError):
             by = "another process holds"
@@ -47,24 +49,22 @@ def held(folder: Path, what: str) -> Iterator[None]:
         ) from None
     with lock:
         since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-        mine = {"process": os.getpid(), "host": platform.node(), "since": since}
-        with replacing(owner) as partial:
-            partial.write_text(json.dumps(mine))
+        write(owner, json.dumps({"process": os.getpid(), "host": platform.node(), "since": since}))
         yield
 
 
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """Give the path of a new file or folder beside `path`, from which the caller brings it there.
+    """A path next to `path` for a new file or folder, which the caller moves to `path` when it is complete.
 
     Raises:
-        NotWritten: whatever came in between; what was written beside is removed.
+        NotWritten: any error in the meantime; what was written next to `path` is removed.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
         remove(partial)
         yield partial
-    except Exception as error:  # safetensors, torch.save and PIL raise types of their own when the disk is full
+    except Exception as error:  # on a full disk, safetensors, torch.save and PIL raise their own types
         with contextlib.suppress(OSError):
             remove(partial)
         raise NotWritten(f"{path}: could not be written: {_reason(error)}") from error
@@ -72,7 +72,7 @@ def beside(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """As `beside`; what has been written whole takes the place of `path`."""
+    """As `beside`, but what was written replaces `path` at the end."""
     with beside(path) as partial:
         yield partial
         if partial.is_dir():
@@ -81,13 +81,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Raises NotWritten, and the file is as it was."""
+    """Write a file; if that fails, NotWritten is raised and the file is unchanged."""
     with replacing(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def append(path: Path, text: str) -> None:
-    """Raises NotWritten, and the file is as it was."""
+    """Append to a file; if that fails, NotWritten is raised and the file is unchanged."""
     size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a") as file:
@@ -99,7 +99,7 @@ def append(path: Path, text: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """A file, a folder, or nothing."""
+    """Remove a file or a folder, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -107,16 +107,16 @@ def remove(path: Path) -> None:
 
 
 def step_of(path: Path, suffix: str) -> int | None:
-    """N of a name such as checkpoint-N or step-N.safetensors; None if it has another form or suffix."""
+    """N in a name such as checkpoint-N or step-N.safetensors; None for a name of another form or suffix."""
     number = path.stem.rpartition("-")[2]
     return int(number) if path.suffix == suffix and number.isdecimal() else None
 
 
 def is_full(error: OSError) -> bool:
-    """Whether the disk, or the user's share of it, is what is full."""
+    """Whether the reason is a full disk or a quota that is used up."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _reason(error: Exception) -> str:
-    """In one line; Python's own errors without the path, which is told anyway."""
+    """The reason in one line; for Python's own errors without the path, which the message contains already."""
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

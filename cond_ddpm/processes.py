@@ -1,6 +1,6 @@
-"""The processes of a run, or of sampling: started as asked for, stopped together.
+"""The processes of a run or of sampling: as many as were launched, each with its threads, stopped together.
 
-May import: `config`.
+May import: `config`. Training, sampling and evaluation ask here which process they are.
 """
 
 import datetime
@@ -52,13 +52,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def process_state() -> PartialState:
-    """This process among those that were launched, for work without training.
+    """This process among those that were launched, for work other than training.
 
     Raises:
         ValueError: fewer processes than were asked for.
     """
     fresh = not PartialState._shared_state
-    # Others wait while the main process trains a judge or decodes a data set: longer than the half hour that is the default.
+    # Others wait while the main process trains a classifier or decodes a data set, which may exceed the default half hour.
     waiting = {"timeout": datetime.timedelta(hours=24)} if fresh and int(os.environ.get("WORLD_SIZE", 1)) > 1 else {}
     state = PartialState(cpu=_several_on_cpus(), **waiting)
     _check_launch(state.num_processes)
@@ -68,13 +68,13 @@ def process_state() -> PartialState:
 
 
 def _several_on_cpus() -> bool:
-    """Then accelerate must be told cpu=True, or it takes each process for the only one."""
+    """In that case accelerate needs cpu=True; otherwise each process takes itself for the only one."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
 
 
 def _check_launch(processes: int) -> None:
     launched = int(os.environ.get("WORLD_SIZE", 1))
-    # `accelerate launch --num_processes 2` on a CPU sets an address to meet at, then starts one process.
+    # On a CPU, `accelerate launch --num_processes 2` sets an address for the processes to meet at, but starts only one.
     only_one = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
     if processes != launched or only_one:
         raise ValueError(
@@ -84,14 +84,14 @@ def _check_launch(processes: int) -> None:
 
 
 def _set_threads(device: torch.device, asked_for: int | None) -> None:
-    """As many as asked for, by the setting or by OMP_NUM_THREADS; else the usable cores, shared by the processes here."""
+    """The number given by the setting or by OMP_NUM_THREADS; else the usable cores, divided among the processes here."""
     if device.type != "cpu":
         return
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     physical = psutil.cpu_count(logical=False) or usable
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    # Where nobody asked for a number, torchrun sets 1, and accelerate 1 or the machine's cores over its processes: under
-    # them these numbers may be nobody's wish, and a user who does wish for one of them gives --num_cpu_threads.
+    # Where the user set no number, torchrun sets 1, and accelerate sets 1 or the machine's cores divided by its processes. So
+    # under a launcher these numbers may not be the user's; a user who wants one of them gives --num_cpu_threads.
     given = os.environ.get("OMP_NUM_THREADS", "")
     launched = "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
     if not given.isdecimal() or int(given) == 0 or (launched and int(given) in (1, physical // here)):
@@ -100,11 +100,11 @@ def _set_threads(device: torch.device, asked_for: int | None) -> None:
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
-    """What `function` returns, called on the main process alone. Where it fails, no process goes on, or waits for others.
+    """Call `function` on the main process alone and return its result on all. If it fails, every process ends.
 
     Raises:
         Exception: on the main process, what `function` raised.
-        SystemExit: 1, on the others; the main process says why.
+        SystemExit: 1, on the other processes; the main process says why.
     """
     result = error = None
     if accelerator.is_main_process:
@@ -122,7 +122,7 @@ def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
 
 
 class Stopping:
-    """SIGTERM and Ctrl-C ask for a stop after the step; a second one stops at once. Use as a context manager."""
+    """A context manager, within which SIGTERM or Ctrl-C asks for a stop after the current step; a second one stops at once."""
 
     def __init__(self, accelerator: Accelerator, elapsed_seconds: float, clock: Callable[[], float] = time.perf_counter):
         self.clock = clock
@@ -135,7 +135,7 @@ class Stopping:
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 self.before[number] = signal.signal(number, self._ask)
-            except ValueError:  # not in the main thread, where a caller that runs threads handles signals
+            except ValueError:  # only the main thread may handle signals; a caller that runs threads does it there
                 break
         return self
 
@@ -148,7 +148,7 @@ class Stopping:
         self.__exit__()
 
     def agree(self) -> tuple[int, float]:
-        """(signal or 0, seconds the run has taken): the same in all processes, so that all stop after the same step."""
+        """(signal or 0, seconds that the run has taken), the same on all processes, so that all stop after the same step."""
         agreed = torch.tensor([float(self.signal), self.clock() - self.started], dtype=torch.float64)
         if self.group is not None:
             torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX, group=self.group)

@@ -1,6 +1,7 @@
-"""The quickstart's last step: are the digits what was asked for? Writes a labelled grid and prints two figures.
+"""The last step of the quickstart: draw digits, and count how many a classifier recognises as the requested digit.
 
-May import: everything, since nothing imports it. scikit-learn judges, trained on the real digits here and now.
+May import: everything, since nothing imports it. The classifier is scikit-learn's, trained here on real digits.
+It stands at the end of the data's way: it writes a labelled grid and prints two accuracies.
 """
 
 import argparse
@@ -14,21 +15,21 @@ from cond_ddpm.data import MNIST5K, load_images
 
 
 def digit_classifier():
-    """A support vector machine trained on the 4,000 digits of mnist5k's training split, and its accuracy on the other 1,000.
+    """A support vector machine trained on the 4,000 training digits of mnist5k, and its accuracy on the other 1,000.
 
-    Each training digit is also seen moved by one pixel in four directions, since samples are not centred as MNIST is.
+    It also sees each training digit shifted by one pixel in four directions, since samples are not centred like MNIST.
     """
     from sklearn.svm import SVC
 
     train, test = (load_images(MNIST5K, split) for split in ("train", "test"))
-    moved = [np.roll(train.images, shift, axis=axis) for axis in (2, 3) for shift in (-1, 1)]
-    images = np.concatenate([train.images, *moved])
+    shifted = [np.roll(train.images, shift, axis=axis) for axis in (2, 3) for shift in (-1, 1)]
+    images = np.concatenate([train.images, *shifted])
     classifier = SVC(C=10).fit(_features(images), np.tile(train.labels, 5))
     return classifier, float(np.mean(classifier.predict(_features(test.images)) == test.labels))
 
 
 def _features(images: np.ndarray) -> np.ndarray:
-    """(N, 1, 32, 32) uint8 -> (N, 256) in [0, 1]: means of 2x2 pixels, to which noise in a single pixel matters little."""
+    """(N, 1, 32, 32) uint8 -> (N, 256) in [0, 1]: means of 2x2 pixels, which noise in single pixels hardly changes."""
     return images.reshape(-1, 16, 2, 16, 2).mean(axis=(2, 4)).reshape(len(images), -1) / 255
 
 
@@ -48,8 +49,8 @@ def judge_digits(model: str, images_per_class: int, num_inference_steps: int, ou
     accuracy = float(np.mean(classifier.predict(_features(images)) == labels))
     shown = images.reshape(10, images_per_class, *images.shape[1:])[:, :10]
     class_grid(shown.reshape(-1, *images.shape[1:]), [str(digit) for digit in range(10)], output)
-    print(f"classifier on {len(load_images(MNIST5K, 'test'))} real digits it never saw: {held_out:.1%} right")
-    print(f"samples that are the digit asked for: {accuracy:.1%} of {len(labels)}")
+    print(f"held-out real digits that the classifier recognises: {held_out:.1%} of {len(load_images(MNIST5K, 'test'))}")
+    print(f"samples recognised as the requested digit: {accuracy:.1%} of {len(labels)}")
     print(f"grid of samples: {output}")
 
 

@@ -1,12 +1,11 @@
-"""Seeds and labels -> images, in any batch size, on any number of processes.
+"""Draws images for seeds and class labels, in batches of any size and on any number of processes.
 
-May import: `data, processes`, the pipelines. Next on the data's way: `visualize.py` draws the images, `evaluate/` measures
-them.
+May import: `data, fingerprints, processes`, the pipelines. Next on the data's way: `visualize/` shows the images, and
+`evaluate/` measures them.
 """
 
 import contextlib
 import copy
-import hashlib
 import json
 import os
 import re
@@ -14,17 +13,19 @@ import shutil
 import time
 import unicodedata
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
 from cond_ddpm.data import CLASSES_FILE
+from cond_ddpm.fingerprints import SHORT, sha256, value_fingerprint
 from cond_ddpm.pipelines.pipeline_cond_ddpm import whole_number
 from cond_ddpm.processes import process_state
 
@@ -39,25 +40,24 @@ def sample_batches(
     mixed_precision: str = "no",
     **arguments,
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """This process's share of the images, a batch at a time: which of them, and (B, C, H, W) uint8.
+    """This process's share of the images, batch by batch: their indices, and the images as (B, C, H, W) uint8.
 
-    Where there are `batch_size` images for each process, the batches are the same ones on any number of processes, and so are
-    the images: to the last bit, if each process has as many CPU threads. Where there are fewer, batches are smaller, so that
-    each process has some.
+    With at least `batch_size` images for each process, any number of processes draws the same batches, and bitwise the same
+    images if each process has as many CPU threads. With fewer, the batches are smaller, so that each process has some.
 
     Args:
-        pipeline: a `CondDDPMPipeline`; it is left as it is, and a callback is given a copy that shares its network.
-        class_labels: ids or names, (N,); None for images of no class in particular.
-        seeds: (N,). An image is a function of its label and seed; see `CondDDPMPipeline.__call__` for how exactly.
-        batch_size: images at a time in each process; bounds the memory.
-        progress: show a bar, on the main process.
-        skip: how many of this process's batches to leave out, since they are done.
-        mixed_precision: "bf16" or "fp16" for autocast of the network; "no" leaves it as it is.
-        arguments: passed on to the pipeline: `num_inference_steps`, `guidance_scale`, `sampler`...
+        pipeline: a `CondDDPMPipeline`. It is not changed; a callback receives a copy that shares its network.
+        class_labels: ids or names, (N,); None for unconditional images.
+        seeds: (N,). An image depends only on its label and seed; `CondDDPMPipeline.__call__` says how exactly.
+        batch_size: images in a batch of each process; limits the memory.
+        progress: show a progress bar on the main process.
+        skip: number of this process's batches that are done and are left out.
+        mixed_precision: "bf16" or "fp16" to run the network under autocast; "no" to leave it as it is.
+        arguments: passed on to the pipeline, such as `num_inference_steps`, `guidance_scale` and `sampler`.
 
     Raises:
-        ValueError: numbers of labels and seeds that differ, and what the pipeline raises; of every label and seed before the
-            first image.
+        ValueError: different numbers of labels and seeds; a label, a seed or an argument that the pipeline refuses. All
+            labels and seeds are checked before the first image.
     """
     if class_labels is not None:
         _check_lengths(class_labels, seeds)
@@ -67,7 +67,7 @@ def sample_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more, got {batch_size}.")
     state = process_state()
-    pipeline = copy.copy(pipeline)  # its progress bars are the user's; there is one for all batches here
+    pipeline = copy.copy(pipeline)  # keeps the user's progress bar settings; here one bar shows all batches
     pipeline.set_progress_bar_config(disable=True)
     batches = _batches(len(seeds), batch_size, state.num_processes)[state.process_index :: state.num_processes][skip:]
     total = sum(map(len, batches))
@@ -86,10 +86,29 @@ def sample_batches(
             bar.update(len(rows))
 
 
+def _check_lengths(class_labels: Sequence, seeds: Sequence[int]) -> None:
+    if len(class_labels) != len(seeds):
+        raise ValueError(f"seeds: expected one for each of the {len(class_labels)} labels, got {len(seeds)}.")
+
+
 def _batches(count: int, batch_size: int, num_processes: int) -> list[list[int]]:
-    """Which images are in each batch; the processes take them in turn."""
+    """The indices of the images in each batch. The processes take the batches in turn."""
     size = min(batch_size, -(-count // num_processes)) or 1
     return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+def autocast(mixed_precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """Autocast to "bf16" or "fp16"; for "no" a context that does nothing, so that an outer autocast still holds.
+
+    Raises:
+        ValueError: another name.
+    """
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if mixed_precision == "no":
+        return contextlib.nullcontext()
+    if mixed_precision not in types:
+        raise ValueError(f"mixed_precision: expected no, bf16 or fp16, got {mixed_precision!r}.")
+    return torch.autocast(device.type, dtype=types[mixed_precision])
 
 
 def generate(
@@ -100,17 +119,15 @@ def generate(
     progress: bool = False,
     **arguments,
 ) -> np.ndarray:
-    """One image for each label and seed, as (N, C, H, W) uint8, also for N = 0; every process gets them all.
+    """One image for each label and seed, as (N, C, H, W) uint8, also for N = 0. Every process receives all of them.
 
     Arguments and errors: those of `sample_batches`.
     """
-    images = [
-        pair
-        for rows, batch in sample_batches(pipeline, class_labels, seeds, batch_size, progress, **arguments)
-        for pair in zip(rows, batch)
-    ]
+    numbered = []
+    for rows, batch in sample_batches(pipeline, class_labels, seeds, batch_size, progress, **arguments):
+        numbered += zip(rows, batch)
+    images = [image for _, image in sorted(gather_object(numbered), key=lambda pair: pair[0])]
     config = pipeline.unet.config
-    images = [image for _, image in sorted(gather_object(images), key=lambda pair: pair[0])]
     return np.array(images, np.uint8).reshape(-1, config.in_channels, config.sample_size, config.sample_size)
 
 
@@ -124,219 +141,217 @@ def save_samples(
     resume_key: str | None = None,
     **arguments,
 ) -> tuple[list[Path], float]:
-    """Write each image once, whatever the number of processes and of images, at the memory of one batch.
+    """Draw images and write each of them once, with any number of processes, in the memory of one batch.
 
     Args:
-        output: `NAME.npz`, with arrays `images` (N, H, W, C) uint8, `class_labels` (N,) and `seeds` (N,), both int64 (seeds
-            of 2^63 and more: uint64); or a folder of PNG files, `CLASS/SEED.png`, and of `classes.json`, which says the class
-            of each folder, since not every name can be a folder's. `load_images` reads it as a data set of these classes.
-        resume_key: what the images are a function of, beside labels, seeds and batches. A call that was interrupted goes on
-            where it was, if it is made again with the same key, and makes nothing where all has been made.
+        output: `NAME.npz`, with arrays `images` (N, H, W, C) uint8, `class_labels` (N,) and `seeds` (N,), both int64 (uint64
+            for seeds of 2^63 and more); or a folder of PNG files, `CLASS/SEED.png`. Its `classes.json` holds the class of
+            each folder, since not every class name can be a folder's name. `load_images` reads it as a data set.
+        resume_key: identifies what the images depend on besides labels, seeds and batches. If a call was interrupted, the
+            next one with the same key continues it; if all images are there, it draws none.
         pipeline, class_labels, seeds, batch_size, progress, arguments: those of `sample_batches`.
 
     Returns:
-        The files that say how far this is, for whoever gives a key to remove when a further call is not to go on from them;
-        and the seconds that earlier calls took. Nothing and 0 without a key.
+        The progress files, which the caller removes when no further call is to continue from them, and the seconds that
+        earlier calls took. Without a key, an empty list and 0.
 
     Raises:
-        ValueError: a folder that has other files, and what `sample_batches` raises.
+        ValueError: the folder has other files; two images would have the same file; what `sample_batches` raises.
     """
     state = process_state()
-    config = pipeline.unet.config
-    ids = [config.num_classes] * len(seeds) if class_labels is None else pipeline.label_ids(class_labels)
+    ids = [pipeline.unet.config.num_classes] * len(seeds) if class_labels is None else pipeline.label_ids(class_labels)
     _check_lengths(ids, seeds)
     is_folder = output.suffix.lower() != ".npz"
-    record = _Record(output, is_folder, [resume_key, ids, list(seeds), batch_size, state.num_processes], state.process_index)
-    resumed = resume_key is not None and record.of_this_call()
-    if is_folder:
-        if output.suffix and not output.suffix[1:].isdecimal():
-            raise ValueError(f"output: expected a folder, or a name ending in .npz, got {output}.")
-        others = [] if resumed or not output.is_dir() else [file for file in output.iterdir() if file.name[0] != "."]
-        if others or (output.exists() and not output.is_dir()):
-            raise ValueError(f"output: expected a new or empty folder, or a name ending in .npz, got {output}.")
-        if len(set(zip(ids, seeds))) < len(seeds):
-            raise ValueError("seeds: expected another one for each image of a class, since files are named by them.")
-    done, earlier = record.read() if resumed else (0, 0.0)
+    progress_file = output / ".progress" if is_folder else output.with_name(f".{output.name}.progress")
+    key = None if resume_key is None else [resume_key, ids, list(seeds), batch_size, state.num_processes]
+    record = _ProgressRecord(progress_file, key, state.process_index)
+    resuming = record.exists()
+    writer = (_FolderWriter if is_folder else _ArchiveWriter)(output, pipeline, ids, seeds, resuming)
     batches = _batches(len(seeds), max(batch_size, 1), state.num_processes)
-    folders = _class_folders(pipeline)
-    if is_folder:
-        pictures = [output / folders[label] / f"{seed:06d}.png" for label, seed in zip(ids, seeds)]
-        mine = batches[state.process_index :: state.num_processes][:done]
-        # What someone has removed since is made again, and what comes after it.
-        done = next((i for i, rows in enumerate(mine) if not all(pictures[row].is_file() for row in rows)), done)
-    else:
-        images_file = output.with_name(f".{output.name}.images.npy")
-        if resumed and not images_file.is_file():
-            if output.is_file() and record.all_done() == len(batches):
-                return record.all_files(), earlier
-            done = 0
-    state.wait_for_everyone()  # until all have looked
-    if state.is_main_process and not resumed:
-        for file in record.all_files():
-            file.unlink()
+    if resuming and record.total_done() == len(batches) and writer.is_complete():
+        return record.files(), record.read()[1]
+    done, earlier_seconds = record.read()
+    done = writer.count_written(batches[state.process_index :: state.num_processes][:done])
+
+    state.wait_for_everyone()  # until every process has looked at what is there
+    if state.is_main_process and not resuming:
+        for file in [*record.files(), *writer.unfinished_files]:
+            file.unlink(missing_ok=True)
     state.wait_for_everyone()
     started = time.perf_counter()
 
     def sampled() -> Iterator[tuple[list[int], np.ndarray]]:
-        """What is left to be made. A batch is done when it has been written, and the next one is asked for."""
-        note = lambda done: resume_key is None or record.write(done, earlier + time.perf_counter() - started)  # noqa: E731
+        """The batches that are left. When the writer asks for the next one, it has written the one before."""
         left = sample_batches(pipeline, class_labels, seeds, batch_size, progress, done, **arguments)
         for number, batch in enumerate(left, done):
-            if number == done:
-                note(number)  # before anything is written: whose it is
+            if number == done:  # before anything is written, mark the output as this call's
+                record.write(number, earlier_seconds + time.perf_counter() - started)
             yield batch
-            note(number + 1)
+            record.write(number + 1, earlier_seconds + time.perf_counter() - started)
 
-    if is_folder:
-        names = {folders[label]: _class_name(pipeline, label) for label in sorted(set(ids) - {config.num_classes})}
-        _write_pictures(sampled(), output, pictures, names)
-    else:
-        shape = (len(seeds), config.sample_size, config.sample_size, config.in_channels)
-        if state.is_main_process and not (resumed and images_file.is_file()):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            np.lib.format.open_memmap(images_file, mode="w+", dtype=np.uint8, shape=shape)
+    try:
+        writer.write(sampled(), state)
+    except BaseException:
+        for file in writer.unfinished_files if resume_key is None else ():
+            file.unlink(missing_ok=True)
+        raise
+    state.wait_for_everyone()
+    return record.files(), earlier_seconds
+
+
+class _FolderWriter:
+    """Writes `CLASS/SEED.png`, and in `classes.json` the class of each folder."""
+
+    def __init__(self, output: Path, pipeline: DiffusionPipeline, labels: list[int], seeds: Sequence[int], resuming: bool):
+        if output.suffix and not output.suffix[1:].isdecimal():
+            raise ValueError(f"output: expected a folder, or a name ending in .npz, got {output}.")
+        others = [] if resuming or not output.is_dir() else [file for file in output.iterdir() if file.name[0] != "."]
+        if others or (output.exists() and not output.is_dir()):
+            raise ValueError(f"output: expected a new or empty folder, or a name ending in .npz, got {output}.")
+        if len(set(zip(labels, seeds))) < len(seeds):
+            raise ValueError("seeds: expected a different one for each image of a class, since files are named by them.")
+        null_label = pipeline.unet.config.num_classes
+        names = pipeline.id2label or {label: str(label) for label in range(null_label)}
+        folders = _class_folders(names) | {null_label: "unconditional"}
+        self.output, self.unfinished_files = output, []
+        self.pictures = [output / folders[label] / f"{seed:06d}.png" for label, seed in zip(labels, seeds)]
+        self.names = {folders[label]: names[label] for label in sorted(set(labels) - {null_label})}
+
+    def is_complete(self) -> bool:
+        return all(picture.is_file() for picture in self.pictures)
+
+    def count_written(self, batches: list[list[int]]) -> int:
+        """The number of batches before the first one of which someone has removed a picture."""
+        missing = (i for i, rows in enumerate(batches) if not all(self.pictures[row].is_file() for row in rows))
+        return next(missing, len(batches))
+
+    def write(self, batches: Iterable, state: PartialState) -> None:
+        for rows, images in batches:
+            self.output.mkdir(parents=True, exist_ok=True)
+            if 0 in rows and self.names:  # so one process writes it, before the first batch counts as done
+                (self.output / CLASSES_FILE).write_text(json.dumps(self.names, indent=2) + "\n")
+            for row, image in zip(rows, images):
+                self.pictures[row].parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(self.pictures[row])
+
+
+class _ArchiveWriter:
+    """Writes all images into one file as they come, and at the end into an archive with their labels and seeds."""
+
+    def __init__(self, output: Path, pipeline: DiffusionPipeline, labels: list[int], seeds: Sequence[int], resuming: bool):
+        self.output, self.images_file = output, output.with_name(f".{output.name}.images.npy")
+        self.unfinished_files = [self.images_file]
+        self.labels, self.seeds, config = labels, seeds, pipeline.unet.config
+        self.shape = (len(seeds), config.sample_size, config.sample_size, config.in_channels)
+
+    def is_complete(self) -> bool:
+        return self.output.is_file() and not self.images_file.is_file()
+
+    def count_written(self, batches: list[list[int]]) -> int:
+        return len(batches) if self.images_file.is_file() else 0
+
+    def write(self, batches: Iterable, state: PartialState) -> None:
+        if state.is_main_process and not self.images_file.is_file():
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            np.lib.format.open_memmap(self.images_file, mode="w+", dtype=np.uint8, shape=self.shape)
         state.wait_for_everyone()
-        try:
-            _write_rows(sampled(), images_file)
-        except BaseException:
-            if resume_key is None:
-                images_file.unlink(missing_ok=True)
-            raise
+        header = np.lib.format.open_memmap(self.images_file, mode="r").offset
+        with self.images_file.open("r+b") as file:  # each process writes its own rows
+            for rows, images in batches:
+                for row, image in zip(rows, images):
+                    file.seek(header + row * image.size)
+                    file.write(image.transpose(1, 2, 0).tobytes())
+                file.flush()
         state.wait_for_everyone()
         if state.is_main_process:
-            _write_archive(images_file, {"class_labels": ids, "seeds": seeds}, output)
-    state.wait_for_everyone()
-    return (record.all_files(), earlier) if resume_key is not None else ([], 0.0)
+            self._write_archive()
+
+    def _write_archive(self) -> None:
+        """The archive holds no time of writing, so that equal images give equal files."""
+        partial = self.output.with_name(f".{self.output.name}.partial")
+        with zipfile.ZipFile(partial, "w") as archive:
+            entry = zipfile.ZipInfo("images.npy")
+            with self.images_file.open("rb") as images, archive.open(entry, "w", force_zip64=True) as file:
+                shutil.copyfileobj(images, file, 2**24)
+            for name, values in {"class_labels": self.labels, "seeds": self.seeds}.items():
+                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as file:
+                    kind = np.uint64 if max(values, default=0) >= 2**63 else np.int64
+                    np.lib.format.write_array(file, np.asarray(values, kind))
+        os.replace(partial, self.output)
+        self.images_file.unlink()
 
 
-def _write_pictures(batches: Iterator, output: Path, pictures: list[Path], names: dict[str, str]) -> None:
-    for rows, images in batches:
-        output.mkdir(parents=True, exist_ok=True)
-        if 0 in rows and names:  # by one process, before any batch of it is done
-            (output / CLASSES_FILE).write_text(json.dumps(names, indent=2) + "\n")
-        for row, image in zip(rows, images):
-            pictures[row].parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(pictures[row])
+class _ProgressRecord:
+    """How many batches have been written: a hidden file for each process, `FILE-RANK`. Without a key nothing is recorded."""
 
+    def __init__(self, file: Path, key: list | None, rank: int):
+        self.folder, self.stem = file.parent, f"{file.name}-"
+        self.key = None if key is None else value_fingerprint(key, digits=64)
+        self.file = self.folder / f"{self.stem}{rank}"
 
-def _write_rows(batches: Iterator, images_file: Path) -> None:
-    """Into a file that all processes write into."""
-    header = np.lib.format.open_memmap(images_file, mode="r").offset
-    with images_file.open("r+b") as file:
-        for rows, images in batches:
-            for row, image in zip(rows, images):
-                file.seek(header + row * image.size)
-                file.write(image.transpose(1, 2, 0).tobytes())
-            file.flush()
-
-
-def _write_archive(images_file: Path, others: dict[str, Sequence[int]], output: Path) -> None:
-    """One archive of all, without the time of its making, so that equal images are equal files."""
-    partial = output.with_name(f".{output.name}.partial")
-    with zipfile.ZipFile(partial, "w") as archive:
-        with images_file.open("rb") as images, archive.open(zipfile.ZipInfo("images.npy"), "w", force_zip64=True) as file:
-            shutil.copyfileobj(images, file, 2**24)
-        for name, values in others.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as file:
-                kind = np.uint64 if max(values, default=0) >= 2**63 else np.int64
-                np.lib.format.write_array(file, np.asarray(values, kind))
-    os.replace(partial, output)
-    images_file.unlink()
-
-
-class _Record:
-    """How many batches have been written: a hidden file for each process, in the folder or beside the archive."""
-
-    def __init__(self, output: Path, is_folder: bool, key: list, rank: int):
-        self.folder, self.stem = (output, ".progress") if is_folder else (output.parent, f".{output.name}.progress")
-        self.key = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-        self.file = self.folder / f"{self.stem}-{rank}"
-
-    def all_files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """Those of all processes."""
         there = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(file for file in there if file.name.startswith(f"{self.stem}-"))
+        return sorted(file for file in there if file.name.startswith(self.stem))
 
-    def of_this_call(self) -> bool:
-        """Whether any process has begun on what is asked for."""
-        return any(self._content(file) is not None for file in self.all_files())
+    def exists(self) -> bool:
+        """Whether any process has begun to write what this call asks for."""
+        return any(self._content(file) is not None for file in self.files())
 
     def read(self) -> tuple[int, float]:
-        """Batches that are done, and the seconds that they took."""
+        """The number of batches that this process has written, and the seconds that they took."""
         content = self._content(self.file) or {"done": 0, "seconds": 0.0}
         return content["done"], content["seconds"]
 
-    def all_done(self) -> int:
-        """Batches that are done in all processes."""
-        whole = [file for file in self.all_files() if file.suffix != ".partial"]  # that of a kill says it a second time
+    def total_done(self) -> int:
+        """The number of batches that all processes have written."""
+        whole = [file for file in self.files() if file.suffix != ".partial"]  # a killed call leaves a partial copy
         return sum((self._content(file) or {"done": 0})["done"] for file in whole)
 
-    def _content(self, file: Path) -> dict | None:
-        try:
-            content = json.loads(file.read_bytes())
-            return content if content["key"] == self.key else None
-        except (OSError, ValueError, TypeError, KeyError):  # none, or not one of ours: as if nothing were done
-            return None
-
     def write(self, done: int, seconds: float) -> None:
+        if self.key is None:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.file.with_name(f"{self.file.name}.partial")
         partial.write_text(json.dumps({"key": self.key, "done": done, "seconds": seconds}))
         os.replace(partial, self.file)
 
-
-def autocast(mixed_precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """Of "bf16" or "fp16"; nothing for "no", also within another's.
-
-    Raises:
-        ValueError: another name.
-    """
-    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    if mixed_precision == "no":
-        return contextlib.nullcontext()
-    if mixed_precision not in types:
-        raise ValueError(f"mixed_precision: expected no, bf16 or fp16, got {mixed_precision!r}.")
-    return torch.autocast(device.type, dtype=types[mixed_precision])
+    def _content(self, file: Path) -> dict | None:
+        try:
+            content = json.loads(file.read_bytes())
+            return content if content["key"] == self.key else None
+        except (OSError, ValueError, TypeError, KeyError):  # missing, or not one of ours: nothing has been written
+            return None
 
 
-def _check_lengths(class_labels: Sequence, seeds: Sequence[int]) -> None:
-    if len(class_labels) != len(seeds):
-        raise ValueError(f"seeds: expected one for each of the {len(class_labels)} labels, got {len(seeds)}.")
-
-
-# Names that Windows keeps for devices, whatever follows their first dot.
+# Names that Windows reserves for devices, whatever follows their first dot.
 _DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³]) *(\.|$)", re.IGNORECASE)
 
 
-def _class_name(pipeline: DiffusionPipeline, label: int) -> str:
-    return (pipeline.id2label or {}).get(label, str(label))
+def _class_folders(names: dict[int, str]) -> dict[int, str]:
+    """A folder name for each class, which no disk confuses with another.
 
-
-def _class_folders(pipeline: DiffusionPipeline) -> dict[int, str]:
-    """A folder's name for each class, each another one on any disk; the null label's is "unconditional".
-
-    A name that can be a folder's everywhere is kept. Of others, what cannot be in it is written as %XX, as in a URL, from
-    which the name can be read back; but for those that are too long, of which the end becomes a checksum.
+    A class name that any disk can store is kept. In the others, each character that cannot be stored is written as %XX, as in
+    a URL, from which the name can be read back. A name that is too long ends in a checksum.
     """
-    count = pipeline.unet.config.num_classes
-    names = {label: _class_name(pipeline, label) for label in range(count)}
-    taken = [_alike(name) for name in names.values()]
-    folders = {label: _folder(name, taken.count(_alike(name)) > 1) for label, name in names.items()}
-    return folders | {count: "unconditional"}
+    taken = [_folded(name) for name in names.values()]
+    return {label: _folder(name, taken.count(_folded(name)) > 1) for label, name in names.items()}
 
 
-def _alike(name: str) -> str:
-    """The same for names that some disks do not tell apart: by their case, or by how accents are written."""
+def _folded(name: str) -> str:
+    """Equal for names that some disks do not tell apart: by their case, or by how accents are encoded."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _folder(name: str, has_a_double: bool) -> str:
-    escape = lambda text: "".join(f"%{byte:02X}" for byte in text.encode(errors="surrogatepass"))  # noqa: E731
-    kept = lambda c: re.match(r"[\w .,()+-]", c) and not (has_a_double and _alike(c) != c)  # noqa: E731
-    if unicodedata.normalize("NFC", name) != name or (has_a_double and not _alike(name).isascii()):
-        kept = lambda c: re.match(r"[a-z0-9 .,()+_-]", c)  # noqa: E731
-    characters = [c if kept(c) else escape(c) for c in name] or ["%"]
-    # datasets leaves out what begins with two underscores.
-    if _DEVICES.match(name) or characters[0] in " ." or name.startswith("__") or _alike(name) == CLASSES_FILE:
+    def escape(text: str) -> str:
+        return "".join(f"%{byte:02X}" for byte in text.encode(errors="surrogatepass"))
+
+    only_ascii = unicodedata.normalize("NFC", name) != name or (has_a_double and not _folded(name).isascii())
+    allowed = r"[a-z0-9 .,()+_-]" if only_ascii else r"[\w .,()+-]"
+    characters = [c if re.match(allowed, c) and not (has_a_double and _folded(c) != c) else escape(c) for c in name] or ["%"]
+    # The datasets library skips names that begin with two underscores.
+    if _DEVICES.match(name) or characters[0] in " ." or name.startswith("__") or _folded(name) == CLASSES_FILE:
         characters[0] = escape(name[0])
     if characters[-1] in " .":
         characters[-1] = escape(name[-1])
@@ -344,4 +359,4 @@ def _folder(name: str, has_a_double: bool) -> str:
     if len(folder.encode()) <= 120:
         return folder
     start = folder.encode()[:80].decode(errors="ignore")
-    return f"{start}%%{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
+    return f"{start}%%{sha256([name.encode(errors='surrogatepass')])[:SHORT]}"

@@ -1,7 +1,7 @@
-"""CondDDPMPipeline: class labels and noise -> images. Published beside the model, so this file must stay self-contained.
+"""CondDDPMPipeline draws images of given classes from noise. This file is published beside the model's weights.
 
-May import: the standard library, torch, diffusers (absolute names), nothing of ours.
-What is trained by `cond_ddpm/train.py` is saved by `save_pretrained` here: the one writer of the published folder.
+May import: the standard library, torch and diffusers, by absolute names; nothing of this package, so that it works alone.
+Next on the data's way: `cond_ddpm/sampling.py` calls the pipeline for any number of images on any number of processes.
 """
 
 import contextlib
@@ -17,23 +17,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import (
-    DDIMParallelScheduler,
-    DDIMScheduler,
-    DDPMParallelScheduler,
-    DDPMScheduler,
-    DiffusionPipeline,
-    HeunDiscreteScheduler,
-    ImagePipelineOutput,
-    ModelMixin,
-    SchedulerMixin,
-)
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.hub_utils import _get_model_file
 from diffusers.utils.torch_utils import randn_tensor
 
-# How timesteps are chosen, as settings of a scheduler. "quadratic" is ours, see `_set_timesteps`.
+# How the timesteps are chosen, as settings of a scheduler. "quadratic" is our own; see `_set_timesteps`.
 SPACINGS = {
     "leading": {"timestep_spacing": "leading", "use_karras_sigmas": False},
     "trailing": {"timestep_spacing": "trailing", "use_karras_sigmas": False},
@@ -41,47 +32,42 @@ SPACINGS = {
     "karras": {"timestep_spacing": "linspace", "use_karras_sigmas": True},  # Karras 2022, eq. 5
     "quadratic": {"use_karras_sigmas": False},
 }
-# The samplers by name: a diffusers scheduler, and its settings. All deterministic but ddpm and dpm++sde.
-# ddim (eta 0) is DPM-Solver++ of order 1 (Lu 2022, DPM-Solver++, sec. 4.1), which unlike diffusers' DDIMScheduler steps to
-# the right timestep at any spacing.
-_DPM = {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
+# The samplers by name: a diffusers scheduler and its settings. All are deterministic except ddpm and dpm++sde.
+# ddim (eta 0) is DPM-Solver++ of order 1 (Lu 2022, DPM-Solver++, sec. 4.1). Unlike diffusers' DDIMScheduler, it steps to the
+# right timestep with any spacing.
+_ODE = {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
+_SDE = {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "zero"}
 SAMPLERS = {
     "ddpm": ("DDPMScheduler", SPACINGS["trailing"]),
-    "ddim": ("DPMSolverMultistepScheduler", {**_DPM, "solver_order": 1, **SPACINGS["trailing"]}),
-    "dpm++1": ("DPMSolverMultistepScheduler", {**_DPM, "solver_order": 1, **SPACINGS["karras"]}),
-    "dpm++2": ("DPMSolverMultistepScheduler", {**_DPM, "solver_order": 2, **SPACINGS["karras"]}),
-    "dpm++3": ("DPMSolverMultistepScheduler", {**_DPM, "solver_order": 3, **SPACINGS["karras"]}),
-    "dpm++sde": (
-        "DPMSolverMultistepScheduler",
-        {**_DPM, "solver_order": 2, **SPACINGS["karras"], "algorithm_type": "sde-dpmsolver++"},
-    ),
+    "ddim": ("DPMSolverMultistepScheduler", {**_ODE, "solver_order": 1, **SPACINGS["trailing"]}),
+    "dpm++1": ("DPMSolverMultistepScheduler", {**_ODE, "solver_order": 1, **SPACINGS["karras"]}),
+    "dpm++2": ("DPMSolverMultistepScheduler", {**_ODE, "solver_order": 2, **SPACINGS["karras"]}),
+    "dpm++3": ("DPMSolverMultistepScheduler", {**_ODE, "solver_order": 3, **SPACINGS["karras"]}),
+    "dpm++sde": ("DPMSolverMultistepScheduler", {**_SDE, "solver_order": 2, **SPACINGS["karras"]}),
     "unipc": ("UniPCMultistepScheduler", {"solver_order": 2, **SPACINGS["karras"]}),
     "heun": ("HeunDiscreteScheduler", SPACINGS["karras"]),
     "euler": ("EulerDiscreteScheduler", SPACINGS["karras"]),
 }
-# The schedulers that in the loop below come to the exact solution of Gaussian data (tests/test_samplers.py). diffusers' others
-# need other networks or arguments, or go wrong without a word: CogVideoXDDIMScheduler gives half the deviation at 320 steps.
+DEFAULT_SAMPLER = "dpm++2"  # training saves it with the model, for 20 steps
+# The schedulers that reach the exact solution for Gaussian data with this pipeline (tests/test_samplers.py). Others need other
+# networks or arguments, or silently give wrong images: CogVideoXDDIMScheduler halves the standard deviation.
 TESTED_SCHEDULERS = (
     *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "DPMSolverMultistepScheduler"),
     *("DPMSolverSinglestepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler"),
     *("HeunDiscreteScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler"),
 )
-# What may lie beside the model in its folder: the card, what was measured, pictures. Saved again with what was loaded.
-COMPANIONS = (
-    *("README.md", "results.json", "samples.png", "loss.png"),
-    *("results-confusion.png", "results-neighbours.png"),
-)
-DEFAULT_SAMPLER = "dpm++2"  # what training saves with the model, for 20 steps
+# Optional files of a pipeline folder: the model card, the results, pictures. A loaded pipeline saves them again.
+COMPANIONS = ("README.md", "results.json", "samples.png", "loss.png", "results-confusion.png", "results-neighbours.png")
 
 
 @dataclass
 class CondDDPMPipelineOutput(ImagePipelineOutput):
-    """The `images`; and with `return_intermediates=k` how they came to be, in the network's range, on the CPU.
+    """The `images`, and with `return_intermediates=k` the steps that led to them, in the network's range, on the CPU.
 
     Args:
-        intermediate_timesteps: (k,), from the first, of pure noise, to the last.
-        intermediate_samples: x_t, (k, N, C, H, W), of about unit variance.
-        intermediate_predictions: the x_0 predicted there, (k, N, C, H, W).
+        intermediate_timesteps: (k,), from the first one, of pure noise, to the last.
+        intermediate_samples: x_t, (k, N, C, H, W), with a variance of about 1.
+        intermediate_predictions: x_0 as predicted at these timesteps, (k, N, C, H, W).
     """
 
     intermediate_timesteps: torch.Tensor | None = None
@@ -89,23 +75,60 @@ class CondDDPMPipelineOutput(ImagePipelineOutput):
     intermediate_predictions: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """The guided prediction `base + scale * (cond - base)`; its settings are arguments of `CondDDPMPipeline.__call__`.
+
+    The base is the unconditional prediction (classifier-free guidance, Ho & Salimans 2022) or, where there is a `guide`, the
+    conditional prediction of that worse network (autoguidance, Karras 2024).
+    """
+
+    null_label: int  # for the unconditional prediction
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, math.inf)
+    rescale: float = 0.0
+    guide: torch.nn.Module | None = None
+
+    def predict(
+        self, unet: torch.nn.Module, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor, sigma: float
+    ) -> torch.Tensor:
+        """The prediction (B, C, H, W) in float32 for `sample`, which is x_t (B, C, H, W) at noise level `sigma`."""
+        low, high = self.interval
+        if self.scale == 1 or not low < sigma <= high:
+            return _forward(unet, sample, timestep, class_labels)
+        null_labels = torch.full_like(class_labels, self.null_label)
+        if self.guide is not None:
+            cond = _forward(unet, sample, timestep, class_labels)
+            base = _forward(self.guide, sample, timestep, class_labels)
+        elif self.scale == 0 and not self.rescale:
+            return _forward(unet, sample, timestep, null_labels)
+        else:  # both in one batch, which is faster than two
+            labels = torch.cat([null_labels, class_labels])
+            base, cond = _forward(unet, torch.cat([sample, sample]), timestep, labels).chunk(2)
+        guided = base + self.scale * (cond - base)
+        if self.rescale:  # each image by itself (Lin 2024, eq. 15 and 16)
+            deviations = cond.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
+            guided = guided * (1 + self.rescale * (deviations - 1))
+        return guided
+
+
 class CondDDPMPipeline(DiffusionPipeline):
-    """Images of the classes asked for, from a class-conditional UNet and a diffusers scheduler with its betas.
+    """Draws images of given classes with a class-conditional UNet and a diffusers scheduler.
 
     Args:
-        unet: a model with `forward(sample, timestep, class_labels)` and, in its config, `sample_size`, `in_channels` and
+        unet: a model with `forward(sample, timestep, class_labels)` whose config has `sample_size`, `in_channels` and
             `num_classes`; label `num_classes` is its null label.
-        scheduler: one of `TESTED_SCHEDULERS`, or one's own; another one is made by
-            `Scheduler.from_config(pipeline.scheduler.config)`. The predicted x_0 is clipped to [-1, 1], where images are,
-            unless its config has `clip_sample` False.
-        id2label: name of each class id, `{0: "airplane", ...}`; None where classes have no names.
-        class_dropout_prob: share of labels replaced by the null label in training; at 0 that label means nothing, so
-            guidance by it is refused. None is not known.
-        guidance_scale: of a call that gives none; see `__call__`. A network that was trained for short needs much of it.
+        scheduler: one of `TESTED_SCHEDULERS`, or a class of your own. To change it, use
+            `Scheduler.from_config(pipeline.scheduler.config)`. The predicted x_0 is clipped to [-1, 1], the range of images,
+            unless the scheduler's config has `clip_sample` False.
+        id2label: the name of each class id, `{0: "airplane", ...}`; None if the classes have no names.
+        class_dropout_prob: share of the labels that were replaced by the null label in training. At 0 the null label was
+            never trained, so guidance by it is refused. None if it is not known.
+        guidance_scale: the default of `__call__`. Briefly trained networks need stronger guidance.
 
     Raises:
-        ValueError: names that are not one for each class; a share or a scale that is no number; guidance by a null label
-            that was never trained.
+        ValueError: names that are not one for each class; a share or a scale out of range; guidance by a null label that was
+            never trained.
     """
 
     model_cpu_offload_seq = "unet"
@@ -115,48 +138,40 @@ class CondDDPMPipeline(DiffusionPipeline):
         self,
         unet: ModelMixin,
         scheduler: SchedulerMixin,
-        id2label: dict | None = None,  # of strings as keys, when diffusers loads it
+        id2label: dict | None = None,  # diffusers loads it with strings as keys
         class_dropout_prob: float | None = None,
         guidance_scale: float = 1.0,
     ):
         super().__init__()
-        channels = {unet.config.in_channels, getattr(unet.config, "out_channels", unet.config.in_channels)}
-        if len(channels) > 1:
-            raise ValueError(
-                f"unet: expected as many channels out as in, got {sorted(channels)}; variances are not sampled by."
-            )
+        channels = unet.config.in_channels
+        if getattr(unet.config, "out_channels", channels) != channels:
+            got = unet.config.out_channels
+            raise ValueError(f"unet: expected as many output channels as input channels, {channels}, got {got}.")
         if id2label is not None:
-            try:
-                id2label = {int(label): str(name) for label, name in id2label.items()}  # JSON made the ids strings
-            except (AttributeError, TypeError, ValueError):
-                raise ValueError(f"id2label: expected {{id: name}} of each class, got {id2label!r}.") from None
-            if sorted(id2label) != list(range(unet.config.num_classes)):
-                raise ValueError(
-                    f"id2label: expected a name for each id from 0 to {unet.config.num_classes - 1}, got ids"
-                    f" {sorted(id2label)}; name every class of the model, or none."
-                )
-            if len(set(id2label.values())) < len(id2label):
-                raise ValueError(f"id2label: expected a name of its own for each class, got {list(id2label.values())}.")
+            id2label = _checked_names(id2label, unet.config.num_classes)
         if class_dropout_prob is not None and not (_is_finite(class_dropout_prob) and 0 <= class_dropout_prob <= 1):
             raise ValueError(f"class_dropout_prob: expected a share from 0 to 1 or None, got {class_dropout_prob!r}.")
-        # `from_config` hands on what was set, not what was left at its default, and other schedulers have other betas by
-        # default: what this one has counts as set.
+        # Mark all settings as given, also default betas: `from_config` passes on no others, and classes differ in defaults.
         scheduler.register_to_config(_use_default_values=[])
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(id2label=id2label, class_dropout_prob=class_dropout_prob, guidance_scale=guidance_scale)
         self.id2label, self.class_dropout_prob, self.guidance_scale = id2label, class_dropout_prob, guidance_scale
-        self._check_guidance([0], guidance_scale, None, 0.0, None)
+        self._make_guidance(guidance_scale)  # refuses a scale that no call could use
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
         self._companions: dict[str, bytes] | None = None
-        self._source: tuple[str, dict] | None = None  # where loaded from: folder or repository, and how it is asked for
+        self._loaded_from: dict | None = None  # arguments that find another file of the same folder or repository
+
+    def class_name(self, label: int | None) -> str:
+        """The name of a class id: "horse", or "class 7" where classes have no names; "any class" for None."""
+        return "any class" if label is None else (self.id2label or {}).get(label, f"class {label}")
 
     def label_ids(self, class_labels: int | str | Sequence[int | str] | torch.Tensor) -> list[int]:
-        """The ids of labels given as ids, names, or a mixture.
+        """The ids of labels that are given as ids, as names, or as a mixture of both.
 
         Raises:
-            ValueError: an unknown name or an id outside [0, num_classes); says which there are.
+            ValueError: an unknown name, or an id outside [0, num_classes).
         """
-        if hasattr(class_labels, "tolist"):  # a tensor or an array, also of one number
+        if hasattr(class_labels, "tolist"):  # a tensor or an array, also of a single number
             class_labels = class_labels.tolist()
         if isinstance(class_labels, str) or not isinstance(class_labels, Sequence):
             class_labels = [class_labels]
@@ -165,7 +180,6 @@ class CondDDPMPipeline(DiffusionPipeline):
         return [self._label_id(label) for label in class_labels]
 
     def _label_id(self, label: int | str) -> int:
-        num_classes = self.unet.config.num_classes
         ids = {name: label for label, name in (self.id2label or {}).items()}
         if isinstance(label, str):
             if label in ids:
@@ -176,49 +190,52 @@ class CondDDPMPipeline(DiffusionPipeline):
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"class_labels: expected one of {', '.join(ids)}, got {label!r}.{hint}")
         try:
-            index = label.__index__()  # int and numpy's integers, not 7.0
+            index = label.__index__()  # accepts int and numpy's integers, but not 7.0
         except (AttributeError, TypeError):
             raise ValueError(f"class_labels: expected ids or names, got {label!r}; give whole numbers.") from None
-        if isinstance(label, bool) or not 0 <= index < num_classes:
-            raise ValueError(f"class_labels: expected ids from 0 to {num_classes - 1}, got {label}.")
+        last = self.unet.config.num_classes - 1
+        if isinstance(label, bool) or not 0 <= index <= last:
+            raise ValueError(f"class_labels: expected ids from 0 to {last}, got {label}.")
         return index
 
     def make_scheduler(self, sampler: str | None = None, timestep_spacing: str | None = None) -> SchedulerMixin:
-        """A new scheduler, which no other call steps with, of the betas and the prediction type of this pipeline's own.
+        """A new scheduler with the betas and the prediction type of this pipeline's own.
 
         Args:
-            sampler: a name in `SAMPLERS`; None is the pipeline's own scheduler.
-            timestep_spacing: a name in `SPACINGS`; None is the sampler's own.
+            sampler: a name in `SAMPLERS`; None for a copy of the pipeline's own scheduler.
+            timestep_spacing: a name in `SPACINGS`; None for the sampler's own.
 
         Raises:
-            ValueError: an unknown name; a scheduler of diffusers that is not one of `TESTED_SCHEDULERS`, or predicts by
-                something else than epsilon, sample or v_prediction.
+            ValueError: an unknown name; a diffusers scheduler that is not in `TESTED_SCHEDULERS`; a prediction type other
+                than epsilon, sample or v_prediction.
         """
         if sampler is not None and sampler not in SAMPLERS:
             raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}.")
         if timestep_spacing is not None and timestep_spacing not in SPACINGS:
             raise ValueError(f"timestep_spacing: expected one of {', '.join(SPACINGS)}, got {timestep_spacing!r}.")
-        class_, changes = type(self.scheduler), {}
+        scheduler_class, changes = type(self.scheduler), {}
         if sampler is not None:
             class_name, changes = SAMPLERS[sampler]
-            class_ = getattr(importlib.import_module("diffusers"), class_name)
-        _check_tested(class_, self.scheduler.config)
+            scheduler_class = getattr(diffusers, class_name)
+        _check_tested(scheduler_class, self.scheduler.config)
         if sampler is None and timestep_spacing is None:
-            # A copy, for `from_config` would lose what a scheduler, such as a user's own subclass, has beside its config.
+            # A copy, because `from_config` would lose any state that a scheduler of your own has beside its config.
             return copy.deepcopy(self.scheduler)
-        changes = {**changes, **SPACINGS.get(timestep_spacing, {})}
         setting = {"karras": "use_karras_sigmas", "quadratic": None, None: None}.get(timestep_spacing, "timestep_spacing")
-        if setting and setting not in inspect.signature(class_).parameters:
+        if setting and setting not in inspect.signature(scheduler_class).parameters:
             raise ValueError(
-                f"timestep_spacing: expected a scheduler that has {setting}, got {class_.__name__}, which has not."
+                f"timestep_spacing: expected a scheduler that has the setting {setting} for {timestep_spacing!r}, got"
+                f" {scheduler_class.__name__}, which does not."
             )
-        return class_.from_config({**self.scheduler.config, "_use_default_values": []}, **changes)
+        changes = {**changes, **SPACINGS.get(timestep_spacing, {})}
+        return scheduler_class.from_config({**self.scheduler.config, "_use_default_values": []}, **changes)
 
     @staticmethod
     def default_steps(scheduler: SchedulerMixin) -> int:
-        """20, or all the timesteps trained on for DDPM, which is poor at fewer."""
+        """20 steps, or for DDPM all training timesteps, because its samples are poor with fewer."""
         train_steps = scheduler.config.num_train_timesteps
-        return train_steps if isinstance(scheduler, (DDPMScheduler, DDPMParallelScheduler)) else min(20, train_steps)
+        is_ddpm = isinstance(scheduler, (diffusers.DDPMScheduler, diffusers.DDPMParallelScheduler))
+        return train_steps if is_ddpm else min(20, train_steps)
 
     @torch.no_grad()
     def __call__(
@@ -242,64 +259,50 @@ class CondDDPMPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[["CondDDPMPipeline", int, int, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> "CondDDPMPipelineOutput | tuple":
-        """Sample `num_images_per_label` images for each label.
+        """Draw `num_images_per_label` images of each label.
 
-        With `seeds`, or a list of generators, an image is a function of its label and its own seed: bitwise the same in the
-        same place of any batch of the same size, and to within 1/255 (float32) in another place or batch size, where the
-        rows of a matrix product may be rounded differently. `cond_ddpm.generate` makes the same batches on any number of
-        processes.
+        With `seeds` or a list of generators, an image depends only on its label and its own seed. It is bitwise the same at
+        the same place of any batch of the same size; elsewhere it is the same to within 1/255 (float32), because the rows of
+        a matrix product may be rounded differently.
 
-        A call changes nothing of the pipeline: it steps with a scheduler of its own. So threads can call one pipeline at the
-        same time, and a callback can call it again. (Not where diffusers' CPU offload moves the network about.)
+        A call leaves the pipeline unchanged. So threads may call one pipeline at the same time, and a callback may call it
+        again, unless diffusers' CPU offload moves the network.
 
         Args:
-            class_labels: ids, names, or both mixed; None for images of no class in particular.
-            generator: one for each image, or a single one for them all.
+            class_labels: ids, names, or a mixture; None for unconditional images.
+            generator: one for each image, or a single one for all.
             num_inference_steps: steps of the scheduler, at most its `num_train_timesteps`. None is 20, or all of them for
-                DDPM, which is poor at fewer. Heun's method costs two forwards a step (but the last), all others one.
-            guidance_scale: `w` in `uncond + w * (cond - uncond)` (Ho & Salimans 2022, written so that 1 is conditional and
-                0 unconditional, both at one forward a step; other values cost two, in one batch). None is the pipeline's own
-                `guidance_scale`, but 1 where no class is asked for.
+                DDPM. Heun's method takes two forward passes a step (except the last), all other samplers take one.
+            guidance_scale: `w` in `uncond + w * (cond - uncond)` (Ho & Salimans 2022): 1 is conditional and 0 unconditional,
+                at one forward pass a step; other values cost two. None is the pipeline's own, or 1 without class labels.
             num_images_per_label: images of each label, one after the other.
             seeds: one for each image, in place of generators.
             guidance_interval: guide only at noise levels lo < sigma <= hi, where sigma = sqrt((1 - alphas_cumprod) /
-                alphas_cumprod), and be conditional elsewhere (Kynkaanniemi 2024); None is everywhere.
-            guidance_rescale: how far, from 0 to 1, to bring the guided prediction's standard deviation back to the
-                conditional one's (Lin 2024, eq. 15 and 16).
-            guide: a pipeline of a worse network for the same images and schedule, whose conditional prediction takes the
-                place of the unconditional one (autoguidance, Karras 2024).
+                alphas_cumprod), and use the conditional prediction elsewhere (Kynkaanniemi 2024). None guides everywhere.
+            guidance_rescale: how far, from 0 to 1, to move the standard deviation of the guided prediction back to that of
+                the conditional one (Lin 2024, eq. 15 and 16).
+            guide: a pipeline with a worse network for the same images and noise schedule, whose conditional prediction
+                replaces the unconditional one (autoguidance, Karras 2024).
             sampler: one of `SAMPLERS`, in place of the pipeline's own scheduler.
-            timestep_spacing: one of `SPACINGS`, in place of the sampler's.
-            batch_size: images at a time, which bounds the memory.
-            output_type: "pil", "np" (B, H, W, C in [0, 1]) or "pt" (B, C, H, W in [0, 1]).
+            timestep_spacing: one of `SPACINGS`, in place of the sampler's own.
+            batch_size: images in a batch; limits the memory.
+            output_type: "pil", "np" (N, H, W, C in [0, 1]) or "pt" (N, C, H, W in [0, 1]).
             return_dict: False for a plain tuple.
-            return_intermediates: how many of the steps, evenly spaced from the first to the last, to keep x_t and the
-                predicted x_0 of.
+            return_intermediates: number of steps, from the first to the last, of which to return x_t and the predicted x_0.
             callback_on_step_end: called after each step with the pipeline, the step's index, its timestep and a dict of the
-                tensors asked for; a `sample` in the dict that it returns takes the sample's place.
-            callback_on_step_end_tensor_inputs: among "sample" (the scheduler's, after the step) and "pred_original_sample".
-
-        Returns:
-            `CondDDPMPipelineOutput`.
+                requested tensors. A `sample` in the dict that it returns replaces the sample.
+            callback_on_step_end_tensor_inputs: any of "sample" (the scheduler's, after the step) and "pred_original_sample".
 
         Raises:
-            ValueError: an argument that does not fit; guidance by a null label that was never trained; a scheduler that is
-                not one of `TESTED_SCHEDULERS`, or a spacing of timesteps that it gets wrong; a network whose predictions
-                are not finite.
+            ValueError: an argument out of range; guidance by a null label that was never trained; a scheduler that is not in
+                `TESTED_SCHEDULERS`, or timesteps that it gets wrong; a network whose predictions are not finite.
         """
-        labels = self._image_labels(class_labels, num_images_per_label)
-        if guidance_scale is None:
-            guidance_scale = 1.0 if class_labels is None else self.guidance_scale
-        if seeds is not None and generator is not None:
-            raise ValueError("seeds: expected no generator beside them; give one of the two.")
-        if seeds is not None:
-            seeds = list(seeds) if isinstance(seeds, Iterable) else [seeds]
-            _check_length("seeds", seeds, labels)
-            generator = [torch.Generator().manual_seed(whole_number("seeds", seed, 0, 2**64 - 1)) for seed in seeds]
-        if isinstance(generator, (list, tuple)):
-            generator = list(generator)
-            _check_length("generator", generator, labels)
-        self._check_guidance(class_labels, guidance_scale, guidance_interval, guidance_rescale, guide)
+        unconditional = class_labels is None
+        ids = [self.unet.config.num_classes] if unconditional else self.label_ids(class_labels)
+        num_images_per_label = whole_number("num_images_per_label", num_images_per_label, 1)
+        labels = [label for label in ids for _ in range(num_images_per_label)]
+        generator = _image_generators(generator, seeds, len(labels))
+        guidance = self._make_guidance(guidance_scale, guidance_interval, guidance_rescale, guide, unconditional)
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type: expected 'pil', 'np' or 'pt', got {output_type!r}.")
         batch_size = whole_number("batch_size", batch_size, 1)
@@ -309,169 +312,136 @@ class CondDDPMPipeline(DiffusionPipeline):
             raise ValueError(f"callback_on_step_end_tensor_inputs: expected names among {names}, got {sorted(unknown)}.")
 
         scheduler = self.make_scheduler(sampler, timestep_spacing)
-        steps = self._num_steps(scheduler, num_inference_steps)
-        quadratic = timestep_spacing == "quadratic"
-        _set_timesteps(scheduler, steps, quadratic, self._execution_device)
+        steps = self.default_steps(scheduler) if num_inference_steps is None else num_inference_steps
+        train_steps = scheduler.config.num_train_timesteps
+        steps = whole_number("num_inference_steps", steps, 1, train_steps, " (the training timesteps)")
+        _set_timesteps(scheduler, steps, timestep_spacing == "quadratic", self._execution_device)
         forwards = len(scheduler.timesteps)
         kept = _evenly_spaced(return_intermediates, forwards)
+        size = self.unet.config.sample_size
+        kept_samples, kept_predictions = torch.empty(2, len(kept), len(labels), self.unet.config.in_channels, size, size)
 
-        images, intermediates = [], []
-        starts = range(0, len(labels), batch_size)
+        def after_step(index, timestep, noisy, original, sample):
+            """Keep the intermediates, call the callback, and return the sample to continue with."""
+            if index in kept:
+                kept_samples[kept.index(index), batch] = noisy.cpu()
+                kept_predictions[kept.index(index), batch] = original.cpu()
+            if callback_on_step_end is not None:
+                tensors = {"sample": sample, "pred_original_sample": original}
+                requested = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                sample = (callback_on_step_end(self, index, timestep, requested) or {}).get("sample", sample)
+            bar.update()
+            return sample
+
+        images, starts = [], range(0, len(labels), batch_size)
         with self.progress_bar(total=len(starts) * forwards) as bar:
             for start in starts:
-                rows = slice(start, start + batch_size)
-                _set_timesteps(scheduler, steps, quadratic, self._execution_device)  # forgets the batch before
-                sample, of_batch = self._denoise(
-                    scheduler,
-                    labels[rows],
-                    generator[rows] if isinstance(generator, list) else generator,
-                    (guidance_scale, guidance_interval or (0.0, math.inf), guidance_rescale, guide),
-                    kept,
-                    (callback_on_step_end, callback_on_step_end_tensor_inputs),
-                    bar,
-                )
+                batch = slice(start, start + batch_size)
+                generators = generator[batch] if isinstance(generator, list) else generator
+                sample = self._denoise(copy.deepcopy(scheduler), guidance, labels[batch], generators, after_step)
                 images += self.image_processor.postprocess(sample, output_type="pil" if output_type == "pil" else "pt")
-                intermediates.append(of_batch)
         self.maybe_free_model_hooks()
         if output_type != "pil":
             images = torch.stack(images)
-        steps_kept = (
-            (scheduler.timesteps[kept].cpu(), *(torch.cat(tensors, dim=1) for tensors in zip(*intermediates))) if kept else ()
-        )
-        output = CondDDPMPipelineOutput(
-            VaeImageProcessor.pt_to_numpy(images) if output_type == "np" else images,
-            *steps_kept,
-        )
+        if output_type == "np":
+            images = VaeImageProcessor.pt_to_numpy(images)
+        output = CondDDPMPipelineOutput(images)
+        if kept:
+            output = CondDDPMPipelineOutput(images, scheduler.timesteps[kept].cpu(), kept_samples, kept_predictions)
         return output if return_dict else output.to_tuple()
 
-    def _denoise(self, scheduler, labels, generator, guidance, kept, callback, bar) -> tuple[torch.Tensor, tuple]:
-        """The loop: noise -> (B, C, H, W) in [-1, 1], in float32 whatever the network's type; and what is to be kept."""
+    def _denoise(
+        self, scheduler: SchedulerMixin, guidance: Guidance, labels: list[int], generator, after_step: Callable
+    ) -> torch.Tensor:
+        """One batch, from noise to images (B, C, H, W) in [-1, 1], in float32 whatever the type of the network's weights."""
         config, device = self.unet.config, self._execution_device
-        guidance_scale, (low, high), guidance_rescale, guide = guidance
-        callback, tensor_inputs = callback
-        cond_labels = torch.tensor(labels, device=device)
-        null_labels = torch.full_like(cond_labels, config.num_classes)
-        sigmas = _noise_levels(scheduler)
+        class_labels = torch.tensor(labels, device=device)
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        step_kwargs = {"generator": generator} if takes_generator else {}
-        noisy, predicted = [], []
-
-        def predict(unet, model_input, timestep, told):
-            return unet(model_input.to(unet.dtype), timestep, told).sample.float()
-
+        step_arguments = {"generator": generator} if takes_generator else {}
         shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
         sample = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32) * scheduler.init_noise_sigma
+        sigmas = _noise_levels(scheduler)
         for index, (timestep, sigma) in enumerate(zip(scheduler.timesteps, sigmas)):
-            model_input = scheduler.scale_model_input(sample, timestep)  # x_t = alpha x_0 + sigma alpha noise
-            scale = guidance_scale if low < sigma <= high else 1.0
-            if scale == 1.0:
-                prediction = predict(self.unet, model_input, timestep, cond_labels)
-            elif guide is not None:
-                cond = predict(self.unet, model_input, timestep, cond_labels)
-                prediction = _guided(predict(guide.unet, model_input, timestep, cond_labels), cond, scale, guidance_rescale)
-            elif scale == 0.0 and not guidance_rescale:
-                prediction = predict(self.unet, model_input, timestep, null_labels)
-            else:
-                told = torch.cat([null_labels, cond_labels])
-                both = predict(self.unet, torch.cat([model_input, model_input]), timestep, told)
-                prediction = _guided(*both.chunk(2), scale, guidance_rescale)
-            if index in (0, len(sigmas) - 1) and not prediction.isfinite().all():  # not at each step: it waits for the device
+            noisy = scheduler.scale_model_input(sample, timestep)  # x_t = alpha x_0 + sigma alpha noise
+            prediction = guidance.predict(self.unet, noisy, timestep, class_labels, sigma)
+            if index in (0, len(sigmas) - 1) and not prediction.isfinite().all():  # not always: it waits for the device
                 raise ValueError(
-                    f"unet: expected finite predictions, got NaN or infinity at timestep {timestep:g}; its weights are broken"
-                    " or its type overflows: load it again, in float32 or bfloat16."
+                    f"unet: expected finite predictions, got NaN or infinity at timestep {timestep:g}; its weights are"
+                    " damaged, or its type overflows: load it again, in float32 or bfloat16."
                 )
-            prediction, original = _clip_predicted_original(scheduler, prediction, model_input, sigma)
-            sample = scheduler.step(prediction, timestep, sample, **step_kwargs).prev_sample
+            prediction, original = _clip_predicted_original(scheduler, prediction, noisy, sigma)
+            sample = scheduler.step(prediction, timestep, sample, **step_arguments).prev_sample
+            sample = after_step(index, timestep, noisy, original, sample)
+        return sample
 
-            if index in kept:
-                noisy.append(model_input.cpu())
-                predicted.append(original.cpu())
-            if callback is not None:
-                tensors = {"sample": sample, "pred_original_sample": original}
-                changed = callback(self, index, timestep, {name: tensors[name] for name in tensor_inputs})
-                sample = (changed or {}).get("sample", sample)
-            bar.update()
-        return sample, (torch.stack(noisy), torch.stack(predicted)) if kept else ()
-
-    def _image_labels(self, class_labels, num_images_per_label: int) -> list[int]:
-        num_images_per_label = whole_number("num_images_per_label", num_images_per_label, 1)
-        if class_labels is None:
-            self._check_null_label("class_labels=None")
-            return [self.unet.config.num_classes] * num_images_per_label
-        return [label for label in self.label_ids(class_labels) for _ in range(num_images_per_label)]
-
-    def _check_null_label(self, what: str) -> None:
-        if self.class_dropout_prob == 0:
+    def _make_guidance(self, scale=None, interval=None, rescale=0.0, guide=None, unconditional: bool = False) -> Guidance:
+        """The guidance that these arguments of `__call__` describe; a ValueError if this pipeline cannot have it."""
+        if scale is None:
+            scale = 1.0 if unconditional else self.guidance_scale
+        if not _is_finite(scale):
+            raise ValueError(f"guidance_scale: expected a finite number, got {scale!r}.")
+        levels = (0.0, math.inf) if interval is None else interval
+        if not isinstance(levels, Sequence) or len(levels) != 2 or not 0 <= levels[0] < levels[1]:
+            raise ValueError(f"guidance_interval: expected noise levels (lo, hi), 0 <= lo < hi, got {interval}.")
+        if not 0 <= rescale <= 1:
+            raise ValueError(f"guidance_rescale: expected a share from 0 to 1, got {rescale}.")
+        if scale == 1 and (guide is not None or interval is not None or rescale):
             raise ValueError(
-                f"{what}: expected a model trained with its labels dropped now and then, got one whose null label was never"
-                " trained (class_dropout_prob 0); give class_labels and guidance_scale 1, or a guide."
+                "guidance_scale: expected a value other than 1 with guide, guidance_interval or guidance_rescale, which have"
+                " no effect at 1, got 1; set it, or leave them out."
             )
-
-    def _check_guidance(self, class_labels, guidance_scale, guidance_interval, guidance_rescale, guide) -> None:
-        if not _is_finite(guidance_scale):
-            raise ValueError(f"guidance_scale: expected a finite number, got {guidance_scale!r}.")
-        interval = (0.0, math.inf) if guidance_interval is None else guidance_interval
-        if not isinstance(interval, Sequence) or len(interval) != 2 or not 0 <= interval[0] < interval[1]:
-            raise ValueError(f"guidance_interval: expected noise levels (lo, hi), 0 <= lo < hi, got {guidance_interval}.")
-        if not 0 <= guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale: expected a share from 0 to 1, got {guidance_rescale}.")
-        if guidance_scale == 1 and (guide is not None or guidance_interval is not None or guidance_rescale):
-            raise ValueError(
-                "guidance_scale: expected another than 1 with guide, guidance_interval or guidance_rescale, which have no"
-                " effect at 1, got 1; set it, or leave them out."
-            )
-        if guide is None:
-            if guidance_scale != 1:
-                self._check_null_label(f"guidance_scale={guidance_scale:g}")
-            if class_labels is None and guidance_scale not in (0, 1):
+        if unconditional:
+            _check_null_label(self, "class_labels=None")
+        if guide is not None:
+            self._check_guide(guide)
+            if unconditional:
+                _check_null_label(guide, "class_labels=None with this guide")
+        elif scale != 1:
+            _check_null_label(self, f"guidance_scale={scale:g}")
+            if unconditional and scale != 0:
                 raise ValueError(
-                    f"guidance_scale: expected 1 with class_labels=None, got {guidance_scale}; there is no class to guide to."
+                    f"guidance_scale: expected 1 with class_labels=None, got {scale}; there is no class to guide to."
                 )
-            return
+        return Guidance(self.unet.config.num_classes, scale, tuple(levels), rescale, None if guide is None else guide.unet)
+
+    def _check_guide(self, guide: "CondDDPMPipeline") -> None:
+        """Only public attributes of the guide are read: its class may be the one that came with its own folder."""
         if not isinstance(guide, DiffusionPipeline) or not hasattr(guide, "label_ids"):
             raise ValueError(f"guide: expected a CondDDPMPipeline, got {type(guide).__name__}; load one by from_pretrained.")
         for name in ("sample_size", "in_channels", "out_channels", "num_classes"):
-            mine, its = (getattr(network.config, name, None) for network in (self.unet, guide.unet))
-            if mine != its:
-                raise ValueError(f"guide: expected a network of the same {name}, {mine}, got {its}.")
+            own, other = (getattr(network.config, name, None) for network in (self.unet, guide.unet))
+            if own != other:
+                raise ValueError(f"guide: expected a network of the same {name}, {own}, got {other}.")
         if guide.unet.device != self.unet.device:
             raise ValueError(
                 f"guide: expected it on {self.unet.device}, got {guide.unet.device}; move it by guide.to(device)."
             )
-        if class_labels is None:
-            guide._check_null_label("class_labels=None with this guide")
-        if (self.id2label or {}) and (guide.id2label or {}) and self.id2label != guide.id2label:
+        if self.id2label and guide.id2label and self.id2label != guide.id2label:
             raise ValueError(f"guide: expected the classes {self.id2label}, got {guide.id2label}.")
-        mine, its = self.scheduler, guide.scheduler
-        same_betas = torch.equal(mine.alphas_cumprod.cpu(), its.alphas_cumprod.cpu())
-        if not same_betas or mine.config.prediction_type != its.config.prediction_type:
+        own, other = self.scheduler, guide.scheduler
+        same_betas = torch.equal(own.alphas_cumprod.cpu(), other.alphas_cumprod.cpu())
+        if not same_betas or own.config.prediction_type != other.config.prediction_type:
             raise ValueError(
-                f"guide: expected the noise schedule and prediction_type of this pipeline ({mine.config.prediction_type}),"
-                f" got {'others' if not same_betas else its.config.prediction_type}; train them with the same."
+                f"guide: expected the noise schedule and prediction_type of this pipeline ({own.config.prediction_type}),"
+                f" got {other.config.prediction_type if same_betas else 'another noise schedule'}; train both with the same."
             )
 
-    def _num_steps(self, scheduler: SchedulerMixin, num_inference_steps: int | None) -> int:
-        train_steps = scheduler.config.num_train_timesteps
-        if num_inference_steps is None:
-            return self.default_steps(scheduler)
-        return whole_number("num_inference_steps", num_inference_steps, 1, train_steps, " (the steps trained on)")
-
     def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
-        """Write model_index.json, and beside it the companions and the code of each class that diffusers does not have.
+        """Write model_index.json, the companions, and the code of each class that is not diffusers' own.
 
-        diffusers would name our classes by their dotted module, which its loader rejects, and copy no code; with
+        diffusers alone would copy no code and would name our classes by their dotted module, which its loader rejects. With
         [file stem, class] and the file in the folder, `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)`
-        loads it where this package is not installed.
+        loads the folder where this package is not installed.
         """
         if push_to_hub:
-            raise ValueError("save_config writes no weights; to publish, call pipeline.push_to_hub(repo_id).")
+            raise ValueError("save_config writes no weights; to publish them too, call pipeline.push_to_hub(repo_id).")
         super().save_config(save_directory, **kwargs)
         folder = Path(save_directory)
         for name, content in self.companions.items():
             (folder / name).write_bytes(content)
         code = {"_class_name": _copy_code(type(self), folder)}
         for name, component in self.components.items():
-            component = getattr(component, "_orig_mod", component)  # torch.compile's wrapper is not what is published
+            component = getattr(component, "_orig_mod", component)  # publish the network without torch.compile's wrapper
             if not type(component).__module__.startswith("diffusers."):
                 code[name] = _copy_code(type(component), folder / name)
             if (folder / name / component.config_name).is_file():
@@ -480,18 +450,20 @@ class CondDDPMPipeline(DiffusionPipeline):
 
     @property
     def companions(self) -> dict[str, bytes]:
-        """Files that `save_pretrained` writes too, by name, one of `COMPANIONS`: card, results, pictures.
+        """The contents of the files in `COMPANIONS`, by name, which `save_pretrained` writes too.
 
-        If they have not been set, those that lie where this was loaded from. (None, if that was the Hub and by diffusers,
-        which does not keep the revision.)
+        Until they are set, they are read from where this pipeline was loaded. (There are none if diffusers loaded it from the
+        Hub, because diffusers does not keep the revision.)
         """
         if self._companions is None:
             folder = self.config.get("_name_or_path")
-            source = self._source or ((folder, {}) if folder and Path(folder).is_dir() else None)
+            source = self._loaded_from
+            if source is None and folder and Path(folder).is_dir():
+                source = {"pretrained_model_name_or_path": folder}
             self._companions = {}
             for name in COMPANIONS if source else ():
-                with contextlib.suppress(OSError, ValueError):  # there is none of that name, or no folder any more
-                    self._companions[name] = Path(_get_model_file(source[0], weights_name=name, **source[1])).read_bytes()
+                with contextlib.suppress(OSError, ValueError):  # there is no such file, or the folder is gone
+                    self._companions[name] = Path(_get_model_file(**source, weights_name=name)).read_bytes()
         return self._companions
 
     @companions.setter
@@ -519,46 +491,38 @@ class CondDDPMPipeline(DiffusionPipeline):
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> "CondDDPMPipeline":
-        """Load a folder or a Hub repository with the installed classes; none of its code is executed.
-
-        (diffusers' own `from_pretrained` would import the code that the folder brings, since it names it.)
+        """Load a folder or a Hub repository with the installed classes; unlike diffusers' loader, run none of its code.
 
         Args:
-            pretrained_model_name_or_path: what `save_pretrained` wrote, or the name of its repository.
-            unet, scheduler, id2label, class_dropout_prob, guidance_scale: given, they are used in place of the saved ones.
-            torch_dtype, variant, device_map: of the UNet's `from_pretrained`.
+            pretrained_model_name_or_path: a folder that `save_pretrained` wrote, or the name of a repository with its files.
+            unet, scheduler, id2label, class_dropout_prob, guidance_scale: used in place of the saved ones.
+            torch_dtype, variant, device_map: as in the UNet's `from_pretrained`.
             cache_dir, force_download, local_files_only, proxies, revision, token: as everywhere in diffusers.
 
         Raises:
-            ValueError: the folder holds another pipeline, or one whose network this package does not have; weights that lack
-                a tensor; a file that is not what `save_pretrained` wrote.
-            OSError: there is no such folder or repository, or a file of it is missing or no JSON.
+            ValueError: the folder holds another pipeline, or a network that this package does not have; the weights lack a
+                tensor; a file is not what `save_pretrained` wrote.
+            OSError: there is no such folder or repository; a file is missing or not JSON.
         """
         where = str(pretrained_model_name_or_path)
-        hub = {
-            "cache_dir": cache_dir,
-            "force_download": force_download,
-            "local_files_only": local_files_only,
-            "proxies": proxies,
-            "revision": revision,
-            "token": token,
-        }
+        hub = {"cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only}
+        hub |= {"proxies": proxies, "revision": revision, "token": token}
         index = cls.load_config(where, **hub)
         class_name = index.get("_class_name") if isinstance(index, dict) else None
         if (class_name[-1] if isinstance(class_name, list) and class_name else class_name) != cls.__name__:
             raise ValueError(
-                f"{where}: expected a {cls.__name__}, got a {class_name} in its model_index.json; load another pipeline by"
+                f"{where}: expected a {cls.__name__}, got a {class_name} in its model_index.json; load other pipelines by"
                 " DiffusionPipeline.from_pretrained."
             )
         if unet is None:
             unet_class = _installed_model(*_module_and_class(index, "unet"))
             weights = {"torch_dtype": torch_dtype, "variant": variant, "device_map": device_map}
-            with says_which_part(f"{where}, unet"):
+            with one_line_errors(f"{where}, unet"):
                 _component_config(unet_class, where, "unet", hub)
                 unet = unet_class.from_pretrained(where, subfolder="unet", **hub, **weights)
         if scheduler is None:
             scheduler_class = installed_scheduler(*_module_and_class(index, "scheduler"))
-            with says_which_part(f"{where}, scheduler"):
+            with one_line_errors(f"{where}, scheduler"):
                 scheduler = scheduler_class.from_config(_component_config(scheduler_class, where, "scheduler", hub))
         if class_dropout_prob is None:
             class_dropout_prob = index.get("class_dropout_prob")
@@ -566,29 +530,30 @@ class CondDDPMPipeline(DiffusionPipeline):
             guidance_scale = index.get("guidance_scale", 1.0)
         pipeline = cls(unet, scheduler, id2label or index.get("id2label"), class_dropout_prob, guidance_scale)
         pipeline.register_to_config(_name_or_path=where)
-        pipeline._source = (where, hub)
+        pipeline._loaded_from = {"pretrained_model_name_or_path": where, **hub}
         return pipeline
 
     @classmethod
     def from_pipe(cls, pipeline: "CondDDPMPipeline", **kwargs) -> "CondDDPMPipeline":
-        """Another pipeline of the same network and scheduler, which are shared, not copied.
+        """Another pipeline that shares the network and the scheduler of this one; they are not copied.
 
         Args:
             pipeline: a `CondDDPMPipeline`.
-            kwargs: arguments of this class in place of the pipeline's own, and those of diffusers' `from_pipe`; `dtype`, the
-                network's by default, changes the shared network.
+            kwargs: arguments of this class in place of the pipeline's own, and those of diffusers' `from_pipe`. A `dtype`
+                other than the network's changes the shared network.
         """
-        # diffusers wants components of exactly the annotated class, ModelMixin, and would make the network float32.
+        # diffusers accepts components of exactly the annotated class, ModelMixin, and would make the network float32.
         kwargs.setdefault("unet", pipeline.unet)
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", kwargs["unet"].dtype)
         other = super().from_pipe(pipeline, **kwargs)
-        other._source, other._companions = getattr(pipeline, "_source", None), getattr(pipeline, "_companions", None)
+        other._loaded_from = getattr(pipeline, "_loaded_from", None)
+        other._companions = getattr(pipeline, "_companions", None)
         return other
 
 
 def _is_finite(value: float) -> bool:
-    """Whether it is a number, also torch's or numpy's, and a finite one."""
+    """Whether a value is a finite number, also one of torch's or numpy's."""
     try:
         return math.isfinite(value)
     except (TypeError, ValueError):
@@ -596,7 +561,7 @@ def _is_finite(value: float) -> bool:
 
 
 def whole_number(name: str, value: int, low: int, high: int | None = None, what: str = "") -> int:
-    """A whole number in a range, also numpy's."""
+    """The value as an int, also from numpy's integers; a ValueError outside [low, high] or for anything else."""
     number = value.__index__() if hasattr(value, "__index__") and not isinstance(value, bool) else None
     if number is None or number < low or (high is not None and number > high):
         expected = f"{low} or more" if high is None else f"{low} to {high}{what}"
@@ -604,109 +569,145 @@ def whole_number(name: str, value: int, low: int, high: int | None = None, what:
     return number
 
 
-def _check_length(name: str, given: list, labels: list[int]) -> None:
-    if len(given) != len(labels):
-        raise ValueError(f"{name}: expected {len(labels)}, one for each image, got {len(given)}.")
+def _checked_names(id2label: dict, num_classes: int) -> dict[int, str]:
+    """The names by ids, which are strings where they come from JSON."""
+    try:
+        names = {int(label): str(name) for label, name in id2label.items()}
+    except (AttributeError, TypeError, ValueError):
+        names = {}
+    if sorted(names) != list(range(num_classes)) or len(set(names.values())) < num_classes:
+        raise ValueError(
+            f"id2label: expected {{id: name}} with a different name for each id from 0 to {num_classes - 1}, got {id2label!r};"
+            " name every class of the model, or none."
+        )
+    return names
 
 
-def _check_tested(class_: type[SchedulerMixin], config: dict) -> None:
-    """Raise for a scheduler of diffusers, or a class derived from one, that is not among the tested ones."""
-    bases = [base for base in class_.__mro__ if issubclass(base, SchedulerMixin) and base is not SchedulerMixin]
-    origin = next((base.__name__ for base in bases if base.__module__.startswith("diffusers.")), None)  # None: all one's own
+def _check_null_label(pipeline: CondDDPMPipeline, argument: str) -> None:
+    if pipeline.class_dropout_prob == 0:
+        raise ValueError(
+            f"{argument}: expected a model trained with label dropout, got one whose null label was never trained"
+            " (class_dropout_prob 0); give class_labels and guidance_scale 1, or a guide."
+        )
+
+
+def _image_generators(generator, seeds, num_images: int) -> torch.Generator | list[torch.Generator] | None:
+    """A list with a generator for each image if there are seeds or several generators; otherwise the one given, or None."""
+    if seeds is not None and generator is not None:
+        raise ValueError("seeds: expected no generator as well; give one of the two.")
+    if seeds is not None:
+        seeds = list(seeds) if isinstance(seeds, Iterable) else [seeds]
+        generator = [torch.Generator().manual_seed(whole_number("seeds", seed, 0, 2**64 - 1)) for seed in seeds]
+    if isinstance(generator, (list, tuple)) and len(generator) != num_images:
+        name = "generator" if seeds is None else "seeds"
+        raise ValueError(f"{name}: expected {num_images}, one for each image, got {len(generator)}.")
+    return list(generator) if isinstance(generator, tuple) else generator
+
+
+def _check_tested(scheduler_class: type[SchedulerMixin], config: dict) -> None:
+    """A ValueError for a scheduler of diffusers, or a class derived from one, that is not among the tested ones."""
+    bases = [base for base in scheduler_class.__mro__ if issubclass(base, SchedulerMixin) and base is not SchedulerMixin]
+    origin = next((base.__name__ for base in bases if base.__module__.startswith("diffusers.")), None)  # None: all your own
     if origin is not None and origin not in TESTED_SCHEDULERS:
         raise ValueError(
-            f"scheduler: expected one that was tested in this loop, {', '.join(TESTED_SCHEDULERS)}, got {class_.__name__};"
-            " set pipeline.scheduler to one of them by from_config(pipeline.scheduler.config), or give a sampler."
+            f"scheduler: expected one that was tested with this pipeline, {', '.join(TESTED_SCHEDULERS)}, got"
+            f" {scheduler_class.__name__}; set pipeline.scheduler to one of them by from_config(pipeline.scheduler.config), or"
+            " give a sampler."
         )
-    kinds = ["epsilon", "v_prediction"] + ["sample"] * (origin != "EulerAncestralDiscreteScheduler")  # which has none of that
-    if config.get("prediction_type", "epsilon") not in kinds:
+    types = ["epsilon", "v_prediction"]
+    if origin != "EulerAncestralDiscreteScheduler":  # its step does not know this type
+        types.append("sample")
+    if config.get("prediction_type", "epsilon") not in types:
         raise ValueError(
-            f"prediction_type: expected one of {', '.join(kinds)} with {class_.__name__}, got {config['prediction_type']!r}."
+            f"prediction_type: expected one of {', '.join(types)} with {scheduler_class.__name__}, got"
+            f" {config['prediction_type']!r}."
         )
 
 
 def _evenly_spaced(count: int | None, steps: int) -> list[int]:
-    """Indices of `count` of the steps, the first and the last among them."""
+    """Indices of `count` of the steps, including the first and the last."""
     if count is None:
         return []
     if steps < 2:
-        raise ValueError(f"return_intermediates: expected two steps or more to show, got {steps}; take more steps.")
-    count = whole_number("return_intermediates", count, 2, steps, ", the steps there are")
+        raise ValueError(f"return_intermediates: expected two or more steps to choose from, got {steps}; take more steps.")
+    count = whole_number("return_intermediates", count, 2, steps, " (the number of steps)")
     return [round(i * (steps - 1) / (count - 1)) for i in range(count)]
 
 
 def _set_timesteps(scheduler: SchedulerMixin, steps: int, quadratic: bool, device: torch.device) -> None:
-    """As many timesteps as asked for, falling, among those trained on; else a ValueError.
+    """Set `steps` timesteps; a ValueError if the scheduler cannot, or gets them wrong.
 
     Quadratic spacing, dense where there is little noise: t_i = (T - 1) (i / n)^2, as in DDIM (Song 2021, app. D.2), but from
-    the last timestep and not from 0.8 T, so that it starts where the noise is.
+    the last timestep instead of 0.8 T, so that sampling starts at pure noise.
     """
-    name, last = type(scheduler).__name__, scheduler.config.num_train_timesteps - 1
     if quadratic:
         if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
             raise ValueError(
-                f"timestep_spacing: expected a scheduler that takes timesteps with 'quadratic', got {name}; take"
-                " sampler='dpm++2', 'ddim', 'ddpm', 'heun' or 'euler'."
+                "timestep_spacing: expected a scheduler that takes timesteps with 'quadratic', got"
+                f" {type(scheduler).__name__}; take sampler='dpm++2', 'ddim', 'ddpm', 'heun' or 'euler'."
             )
+        last = scheduler.config.num_train_timesteps - 1
         timesteps = [max(round(last * (i / steps) ** 2), i - 1) for i in range(1, steps + 1)]
         scheduler.set_timesteps(timesteps=timesteps[::-1], device=device)
     else:
         scheduler.set_timesteps(steps, device=device)
-
     if hasattr(scheduler, "set_begin_index"):
-        # Else diffusers looks for the first timestep, and where rounding has made it the second's equal, begins at that.
+        # Otherwise diffusers searches for the first timestep, and begins at the second if rounding has made it equal.
         scheduler.set_begin_index(0)
+    _check_timesteps(scheduler, steps)
+
+
+def _check_timesteps(scheduler: SchedulerMixin, steps: int) -> None:
+    """A ValueError unless there are `steps` different timesteps that fall from pure noise, all of them trained."""
+    name, last = type(scheduler).__name__, scheduler.config.num_train_timesteps - 1
     timesteps = scheduler.timesteps.tolist()
     strides = {here - there for here, there in itertools.pairwise(timesteps)}
-    if isinstance(scheduler, HeunDiscreteScheduler):  # each timestep but the first comes twice
+    if isinstance(scheduler, diffusers.HeunDiscreteScheduler):  # every timestep except the first appears twice
         timesteps = timesteps[:1] + timesteps[1::2]
     advice = "take another number of steps or another timestep_spacing"
     falling = min(strides, default=0) >= 0 and len(set(_noise_levels(scheduler))) == steps
     if len(timesteps) != steps or min(timesteps) < 0 or max(timesteps) > last or not falling:
-        # diffusers' "trailing" has a timestep -1 for 61 steps, 103, and 60 others; its "leading" only zeros for 1000.
+        # diffusers' "trailing" has a timestep -1 for 61 steps, 103, and 60 others; its "leading" has only zeros for 1000.
         raise ValueError(
             f"num_inference_steps: {name} makes wrong timesteps ({len(timesteps)}, from {max(timesteps):g} to"
-            f" {min(timesteps):g}) of {steps} steps on {last + 1}; {advice}, or another sampler."
+            f" {min(timesteps):g}) for {steps} of {last + 1} steps; {advice}, or another sampler."
         )
     alphas_cumprod = scheduler.alphas_cumprod
     if alphas_cumprod[int(timesteps[0])] > max(0.01, 1.5 * alphas_cumprod[-1]):
-        # diffusers' "leading" starts at 500 of 1000 for 501 steps, and at 0 for 1.
+        # diffusers' "leading" starts at 500 of 1000 for 501 steps, and at 0 for 1 step.
         raise ValueError(
             f"num_inference_steps: {name} starts {steps} steps at timestep {timesteps[0]:g}, where images are not yet noise;"
             f" {advice}."
         )
-    if isinstance(scheduler, (DDIMScheduler, DDIMParallelScheduler)) and strides - {(last + 1) // steps}:
+    is_ddim = isinstance(scheduler, (diffusers.DDIMScheduler, diffusers.DDIMParallelScheduler))
+    if is_ddim and strides - {(last + 1) // steps}:
         # Its step goes to t - T // n, whatever the next timestep is (diffusers #11347).
         raise ValueError(
-            f"num_inference_steps: {name} can only step by {last + 1} // {steps}, but its timesteps are spaced otherwise;"
-            f" take sampler='ddim', which is right at any spacing, or {advice}."
+            f"num_inference_steps: {name} can only step by {last + 1} // {steps}, but its timesteps are spaced differently;"
+            f" take sampler='ddim', which is right for any spacing, or {advice}."
         )
 
 
 def _noise_levels(scheduler: SchedulerMixin) -> list[float]:
     """sigma = sqrt((1 - alphas_cumprod) / alphas_cumprod) at each of the scheduler's timesteps."""
-    if hasattr(scheduler, "sigmas"):  # DPM-Solver, UniPC, Heun, Euler; then one more, of the image itself
+    if hasattr(scheduler, "sigmas"):  # DPM-Solver, UniPC, Heun and Euler have one more, for the image itself
         return scheduler.sigmas[: len(scheduler.timesteps)].tolist()
     alphas_cumprod = scheduler.alphas_cumprod[scheduler.timesteps.long().cpu()]
     return ((1 - alphas_cumprod) / alphas_cumprod).sqrt().tolist()
 
 
-def _guided(base: torch.Tensor, cond: torch.Tensor, scale: float, rescale: float) -> torch.Tensor:
-    """`base + scale * (cond - base)`, its standard deviation brought back to that of `cond` by the share `rescale`."""
-    guided = base + scale * (cond - base)
-    if rescale:
-        dims = tuple(range(1, cond.ndim))
-        guided = guided * (1 + rescale * (cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True) - 1))
-    return guided
+def _forward(unet: torch.nn.Module, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+    """The network's prediction as float32, (B, C, H, W), for a sample of any type."""
+    return unet(sample.to(unet.dtype), timestep, class_labels).sample.float()
 
 
 def _clip_predicted_original(
     scheduler: SchedulerMixin, prediction: torch.Tensor, sample: torch.Tensor, sigma: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The prediction whose x_0 is clipped to the range of images, and that x_0; `sample` is x_t of about unit variance.
+    """The prediction whose x_0 is clipped to the range of images, and this x_0; all (B, C, H, W), `sample` is x_t.
 
-    In terms of the prediction, so that a scheduler's step takes noise and x_0 from one and the same: DDIM's own clipping,
-    with the noise of the unclipped x_0, lets x_t drift off the schedule, and with guidance digits become blobs.
+    The prediction itself is changed, so that a scheduler's step computes its noise from the clipped x_0 too. DDIM's own
+    clipping keeps the noise of the unclipped x_0: then x_t drifts off the noise schedule, and guided digits become blobs.
     """
     config = scheduler.config
     alpha = 1 / math.sqrt(1 + sigma**2)  # sqrt(alphas_cumprod)
@@ -722,16 +723,14 @@ def _clip_predicted_original(
     limit = config.get("clip_sample_range", 1.0)
     original = original.clamp(-limit, limit)
     if config.prediction_type == "epsilon":
-        prediction = (sample - alpha * original) / std
-    elif config.prediction_type == "v_prediction":
-        prediction = (alpha * sample - original) / std
-    else:
-        prediction = original
-    return prediction, original
+        return (sample - alpha * original) / std, original
+    if config.prediction_type == "v_prediction":
+        return (alpha * sample - original) / std, original
+    return original, original
 
 
 def _copy_code(class_: type, folder: Path) -> list[str]:
-    """Copy the file that defines `class_` into `folder`; return [file stem, class], as model_index.json names it."""
+    """Copy the file that defines `class_` into `folder`; return [file stem, class], its entry in model_index.json."""
     source = Path(inspect.getsourcefile(class_))
     target = folder / source.name
     if not (target.exists() and target.samefile(source)):
@@ -740,29 +739,28 @@ def _copy_code(class_: type, folder: Path) -> list[str]:
 
 
 def _edit_json(file: Path, changes: dict) -> None:
-    """Apply `changes`; drop `_name_or_path`, which would publish where on this machine the model was loaded from."""
+    """Apply `changes`, and remove `_name_or_path`, which would publish a path of this machine."""
     content = json.loads(file.read_text()) | changes
     content.pop("_name_or_path", None)
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def _installed_model(stem: str, class_name: str) -> type[ModelMixin]:
-    """The class of that name from the package around this file; its modules only, whatever a repository names."""
+    """The network class of that name in the package around this file, whatever code a repository has."""
     package = __name__.rpartition(".pipelines.")[0] or "cond_ddpm"  # the published copy of this file is in no package
     try:
-        found = getattr(importlib.import_module(f"{package}.models.{stem}"), class_name)
+        return getattr(importlib.import_module(f"{package}.models.{stem}"), class_name)
     except (ImportError, AttributeError):
         raise ValueError(
             f"unet: expected a network of the installed package, got {class_name} from {stem}.py; install the newest"
             " cond_ddpm, or, if you trust the code in that folder, load it by"
             " DiffusionPipeline.from_pretrained(..., trust_remote_code=True)."
         ) from None
-    return found
 
 
 def installed_scheduler(module: str, class_name: str) -> type[SchedulerMixin]:
-    """diffusers' class of that name."""
-    found = getattr(importlib.import_module("diffusers"), class_name, None) if module == "diffusers" else None
+    """The scheduler class of that name in diffusers."""
+    found = getattr(diffusers, class_name, None) if module == "diffusers" else None
     if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
         raise ValueError(
             f"scheduler: expected one of diffusers, got {class_name} from {module}; give one by from_pretrained(...,"
@@ -772,15 +770,15 @@ def installed_scheduler(module: str, class_name: str) -> type[SchedulerMixin]:
 
 
 def _module_and_class(index: dict, name: str) -> list[str]:
-    """How model_index.json names a component."""
-    named = index.get(name)
-    if not isinstance(named, list) or len(named) != 2 or not all(isinstance(part, str) for part in named):
-        raise ValueError(f"{name}: expected [module, class] in model_index.json, got {named!r}; save the pipeline again.")
-    return named
+    """The entry of a component in model_index.json."""
+    entry = index.get(name)
+    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
+        raise ValueError(f"{name}: expected [module, class] in model_index.json, got {entry!r}; save the pipeline again.")
+    return entry
 
 
 def _component_config(class_: type, where: str, name: str, hub: dict) -> dict:
-    """What its JSON file says; diffusers would take {} for all defaults, also of the betas, and a text for a repository."""
+    """The settings in a component's JSON file. diffusers itself would accept an empty file, and use its default betas."""
     config = class_.load_config(where, subfolder=name, **hub)
     if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
         raise ValueError(
@@ -791,13 +789,13 @@ def _component_config(class_: type, where: str, name: str, hub: dict) -> dict:
 
 
 @contextlib.contextmanager
-def says_which_part(where: str) -> Iterator[None]:
-    """Whatever a damaged file makes its reader raise becomes a ValueError of one line, which says what was read."""
+def one_line_errors(where: str) -> Iterator[None]:
+    """Turn any error that a damaged file causes into a ValueError of one line that names what was read."""
     try:
         yield
     except Exception as error:
         if isinstance(error, (ValueError, OSError)) and not isinstance(error, (json.JSONDecodeError, UnicodeError)):
-            raise  # it says so itself
+            raise  # its message already says so
         text = " ".join(str(error).split())
         raise ValueError(
             f"{where}: expected files as they were saved, got {type(error).__name__}: {text}; save or download them again."

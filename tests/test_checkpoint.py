@@ -20,6 +20,7 @@ import cond_ddpm.training.checkpoint as checkpoint
 from cond_ddpm import CondDDPMPipeline
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.ema import snapshot_steps
+from cond_ddpm.fingerprints import file_checksum
 from cond_ddpm.training import train
 from cond_ddpm.training.checkpoint import checkpoints, fault, find_checkpoint, load_checkpoint, save_checkpoint
 from cond_ddpm.training.state import Progress
@@ -249,7 +250,7 @@ def test_a_checkpoint_runs_no_code(tmp_path):
 def _signed(folder):
     """Write the manifest anew, so that what a test put into the checkpoint counts as its own."""
     names = [path.name for path in folder.iterdir() if path.name != "manifest.json"]
-    (folder / "manifest.json").write_text(json.dumps({name: checkpoint._checksum(folder / name) for name in names}))
+    (folder / "manifest.json").write_text(json.dumps({name: file_checksum(folder / name) for name in names}))
 
 
 @pytest.mark.hostile(22)

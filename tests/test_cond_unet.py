@@ -45,7 +45,7 @@ def test_each_label_tells_something_else_and_only_its_own_image(tiny_unet):
 
 @pytest.mark.parametrize("model, tiny", [("simple", TINY), ("attention", TINY), ("hybrid", TINY_HYBRID)])
 def test_the_network_starts_as_zero_and_all_of_it_learns(model, tiny):
-    """Zero-initialised output: the first prediction is 0. After one step, each parameter gets a gradient."""
+    """The output is initialised to zero, so the first prediction is 0. Once it is not, every parameter has a gradient."""
     unet = MODELS[model](sample_size=8, num_classes=3, **tiny)
     sample, labels = _inputs()
     assert not unet(sample, 5, labels).sample.any()
@@ -90,7 +90,7 @@ def test_attention_agrees_with_torch_multihead_attention():
 
 @pytest.mark.parametrize("tokens", [4, 64])
 def test_attention_in_bfloat16_is_the_products_that_torch_says(tokens):
-    """The two ways of `_attend` agree, and so do their gradients, to bfloat16's 8 bits."""
+    """The two implementations in `_attend`, and their gradients, agree to the 8 bits of bfloat16."""
     torch.manual_seed(0)
     single = [torch.randn(2, 3, tokens, 16, requires_grad=True) for _ in range(3)]
     half = [x.detach().bfloat16().requires_grad_() for x in single]
@@ -103,7 +103,7 @@ def test_attention_in_bfloat16_is_the_products_that_torch_says(tokens):
 
 
 def test_a_transformer_block_is_the_identity_until_its_gates_open():
-    """adaLN-Zero: with the gates at zero, tokens pass unchanged, bitwise; with them open, each token depends on all."""
+    """adaLN-Zero: while the gates are zero, tokens pass bitwise unchanged; afterwards each token depends on all others."""
     block = HybridUNet2DModel(sample_size=8, num_classes=3, **TINY_HYBRID).transformer_blocks[0]
     tokens, embedding = torch.randn(2, 4, 16), torch.randn(2, 16)
     assert torch.equal(block(tokens, embedding), tokens)
@@ -114,7 +114,7 @@ def test_a_transformer_block_is_the_identity_until_its_gates_open():
 
 
 def test_hybrid_tokens_know_where_they_are():
-    """Without positions, mirroring the patches' order of a constant image could not be told; with them it can."""
+    """The prediction for a constant image changes if the positions are reversed."""
     unet = make_unet("hybrid")
     before = unet(torch.ones(1, 3, 8, 8), 5, torch.tensor([0])).sample
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_hybrid_tokens_know_where_they_are():
 
 
 def test_the_hybrids_skip_passes_the_transformer_by():
-    """With nothing coming up from the tokens, the prediction still depends on the image."""
+    """Even if the tokens contribute nothing, the prediction depends on the image."""
     unet = make_unet("hybrid")
     nn.init.zeros_(unet.up.weight)
     sample, labels = _inputs(2)
@@ -133,7 +133,7 @@ def test_the_hybrids_skip_passes_the_transformer_by():
 
 @pytest.mark.parametrize("size, parameters, gflop", [("tiny", 0.2, 0.025), ("s", 8.5, 0.8), ("m", 50, 6), ("l", 160, 20)])
 def test_hybrid_sizes_cost_what_the_table_says(size, parameters, gflop):
-    """At 32x32x3: at most so many million parameters and GFLOP an image forward."""
+    """For 32x32x3 images, at most so many million parameters and GFLOP in a forward pass of one image."""
     with torch.device("meta"):
         unet = HybridUNet2DModel(size=size)
     assert 0.5 * parameters < sum(p.numel() for p in unet.parameters()) / 1e6 <= parameters
@@ -153,7 +153,7 @@ def test_a_published_hybrid_does_not_change_with_the_table(tmp_path, monkeypatch
         ({"size": "xl"}, "size: expected one of tiny, s, m, l, got 'xl'"),
         ({"sample_size": 10}, "sample_size: expected a multiple of 4"),
         ({"block_out_channels": (8, 16, 16)}, "block_out_channels: expected two"),
-        ({"block_out_channels": (8, 36)}, "multiple of attention_head_dim=8, got .* 36"),
+        ({"block_out_channels": (8, 36)}, "block_out_channels: expected a multiple of attention_head_dim=8 .* got 36"),
         ({"attention_head_dim": 0}, "attention_head_dim: expected a positive"),
         ({"mlp_ratio": 0}, "mlp_ratio: expected a positive"),
     ],
@@ -183,7 +183,10 @@ def test_round_trip_through_a_folder(tiny_unet, tmp_path):
         ({"pos_dim": 12}, "pos_dim: expected a multiple of 8, got 12"),
         ({"dropout": 1.0}, "dropout"),
         ({"attention_resolutions": (16,)}, r"attention_resolutions: expected sizes among .*\[8, 4\], got \[16\]"),
-        ({"block_out_channels": (8, 36), "attention_head_dim": 8}, "multiple of attention_head_dim=8, got .* 36"),
+        (
+            {"block_out_channels": (8, 36), "attention_head_dim": 8},
+            "block_out_channels: expected a multiple of attention_head_dim=8 .* got 36",
+        ),
     ],
 )
 def test_arguments_out_of_range(arguments, words):
@@ -212,7 +215,7 @@ def test_inputs_that_do_not_fit(tiny_unet, change, words):
 
 
 def test_the_study_networks_defaults():
-    """The defaults are the study's: 32x32x3, 10 classes, pos_dim 1024, no patches."""
+    """The defaults are those of the study: 32x32x3, 10 classes, pos_dim 1024, no patches."""
     for class_ in (SimpleUNet2DModel, AttentionUNet2DModel):
         config = class_().config
         assert (config.sample_size, config.in_channels, config.num_classes) == (32, 3, 10)

@@ -19,7 +19,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image as PILImage
 
 from cond_ddpm.data import LabelledImages, NoSuchSplit, data_fingerprint, epoch_order, hold_out, load_images, make_batch
-from cond_ddpm.evaluate.external_samples import given_samples
+from cond_ddpm.evaluate.external_samples import load_samples
 
 
 def _png(array, mode=None, **save):
@@ -82,7 +82,7 @@ def test_cifar10():
 
 def test_second_call_reads_the_cache(shapes_parquet, monkeypatch):
     first = load_images(str(shapes_parquet), resolution=8)
-    monkeypatch.setattr("cond_ddpm.data._to_array", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("cond_ddpm.data.cache.to_array", lambda *_: pytest.fail("decoded again"))
     assert np.array_equal(load_images(str(shapes_parquet), resolution=8).images, first.images)
     with pytest.raises(pytest.fail.Exception):
         load_images(str(shapes_parquet), resolution=4)  # another size is another file
@@ -117,7 +117,7 @@ def test_string_and_unnamed_labels(tmp_path):
     data = load_images(_parquet(tmp_path / "numbers", pictures, [0, 2, 1]))
     assert data.labels.tolist() == [0, 2, 1] and data.class_names == ["0", "1", "2"]
     (tmp_path / "gaps").mkdir()
-    data = load_images(_parquet(tmp_path / "gaps", pictures, [7, 1_000_000, 7]))  # what does not occur is no class
+    data = load_images(_parquet(tmp_path / "gaps", pictures, [7, 1_000_000, 7]))  # a number that does not occur is not a class
     assert data.labels.tolist() == [0, 1, 0] and data.class_names == ["7", "1000000"]
     (tmp_path / "decimal").mkdir()
     features = Features({"image": Image(), "label": Value("large_string")})
@@ -126,7 +126,7 @@ def test_string_and_unnamed_labels(tmp_path):
 
 @pytest.mark.parametrize("names", [["bus", "train_diesel", "train_steam"], ["bus", "car", "train"], ["flask", "test_tube"]])
 def test_folders_of_classes_whose_names_sound_like_splits(tmp_path, names):
-    """load_dataset by itself would take some of them for splits, and drop the others without a word."""
+    """load_dataset by itself would take some of them for splits, and drop the others silently."""
     for name in names:
         (tmp_path / name).mkdir()
         PILImage.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
@@ -253,7 +253,7 @@ NOISE = _png(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
         ([GOOD, b"not a picture", GOOD], [0, 0, 0], "row 1: expected a picture"),
         ([GOOD, NOISE[: len(NOISE) // 2]], [0, 0], "row 1: expected a picture"),
         ([GOOD, GOOD], [0, -1], "label: expected whole numbers from 0, or class names, got -1 in row 1"),
-        ([GOOD, FLOAT], [0, 0], "row 1: expected a picture, .*floating point"),
+        ([GOOD, FLOAT], [0, 0], "row 1: expected a picture, .*floating-point"),
         ([GOOD, GOOD], [1, None], "label: expected a label in each row, got none in row 1"),
         ([GOOD], None, "label_column: expected a column of labels, got the columns image"),
         ([], [], "expected a data set with a split 'train', got"),
@@ -278,7 +278,7 @@ def test_a_label_outside_its_names(tmp_path):
 
 
 def test_paths_splits_and_columns_that_are_not_there(shapes_parquet):
-    with pytest.raises(FileNotFoundError, match=r"got ./nowhere, which is not there"):
+    with pytest.raises(FileNotFoundError, match=r"got ./nowhere, which does not exist"):
         load_images("./nowhere")
     with pytest.raises(ValueError, match="split 'valid'"):
         load_images(str(shapes_parquet), "valid")
@@ -288,7 +288,7 @@ def test_paths_splits_and_columns_that_are_not_there(shapes_parquet):
 
 @pytest.mark.parametrize("name", ["my photos/typo", "a/b/c", "~/nothing", "~nobody_here/set", "nothing.parquet"])
 def test_what_can_be_no_id_is_a_path(name):
-    with pytest.raises(FileNotFoundError, match="which is not there"):
+    with pytest.raises(FileNotFoundError, match="which does not exist"):
         load_images(name)
 
 
@@ -304,7 +304,7 @@ def test_single_files_and_needless_columns(tmp_path, shapes_parquet):
 
 @pytest.mark.end_to_end
 def test_without_the_network_the_error_is_quick_and_names_three_ways(tmp_path):
-    """An endpoint on loopback that refuses connections stands in for no network; pauses before retries are added up."""
+    """An endpoint on loopback that refuses connections stands in for a missing one; pauses before retries are added up."""
     script = """
 import time
 pauses = []
@@ -382,13 +382,13 @@ def test_names_of_classes_and_files_are_literal(tmp_path):
 def test_names_of_the_pictures_that_metadata_name_are_literal(tmp_path):
     _with_metadata(tmp_path, 3, name="[a]*.bmp")
     _classes(tmp_path, 9, ["pictures"], "a.bmp")
-    with pytest.warns(UserWarning, match="pictures/a.bmp left out: metadata"):
+    with pytest.warns(UserWarning, match="pictures/a.bmp left out: the metadata"):
         assert (load_images(str(tmp_path), resolution=8).images == 3).all()
 
 
 @each_kind
 @pytest.mark.hostile(4)
-def test_files_rewritten_in_place_with_their_mtime_are_read_anew(tmp_path, make):
+def test_files_rewritten_in_place_with_their_mtime_are_read_again(tmp_path, make):
     """As `tar`, `rsync -t` and `cp -p` leave them: other pixels and labels, the same size and mtime."""
     source = make(tmp_path / "set", 1)
     files = [path for path in (source, *source.rglob("*")) if path.is_file()]
@@ -407,12 +407,12 @@ def test_files_rewritten_in_place_with_their_mtime_are_read_anew(tmp_path, make)
 
 
 @pytest.mark.hostile(4)
-def test_samples_rewritten_in_place_with_their_mtime_are_read_anew(tmp_path):
+def test_samples_rewritten_in_place_with_their_mtime_are_read_again(tmp_path):
     for value in (1, 2):
         _classes(tmp_path, value)
         for path in tmp_path.rglob("*.bmp"):
             os.utime(path, ns=(10**18, 10**18))
-        assert (given_samples(tmp_path, 8).images == value).all()
+        assert (load_samples(tmp_path, 8).images == value).all()
 
 
 @pytest.mark.hostile(4)
@@ -420,7 +420,7 @@ def test_what_has_not_changed_is_not_decoded_again(tmp_path, monkeypatch):
     sources = [make(tmp_path / name / "set") for name, make in KINDS.items() if not (tmp_path / name).mkdir()]
     for source in sources:
         load_images(str(source), resolution=8)
-    monkeypatch.setattr("cond_ddpm.data._to_array", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("cond_ddpm.data.cache.to_array", lambda *_: pytest.fail("decoded again"))
     for source in sources:
         load_images(str(source), resolution=8)
 
@@ -445,12 +445,12 @@ def test_grey_of_more_than_8_bits_is_scaled_from_the_range_of_its_bits_or_refuse
     assert (_one(tmp_path, b"P5 8 8 65535\n" + struct.pack(">64H", *[200 * 257] * 64), resolution=8) == 200).all()
     assert (_one(tmp_path, _tiff(12, 4095), resolution=8) == 255).all()
     for sample_format in (1, 2):
-        with pytest.raises(ValueError, match=r"row 0: .*32 bits, of unknown range; save it with 8 or 16 bits"):
+        with pytest.raises(ValueError, match=r"row 0: .*whose range is unknown; save it with 8 or 16 bits"):
             _one(tmp_path, _tiff(32, 200, sample_format), resolution=8)
 
 
-def _told(source, *arguments, **others):
-    """What `load_images` warns of."""
+def _warnings_of(source, *arguments, **others):
+    """The warnings of `load_images`."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         load_images(str(source), *arguments, **{"resolution": 8, **others})
@@ -458,77 +458,76 @@ def _told(source, *arguments, **others):
 
 
 @pytest.mark.hostile(11)
-def test_conversions_that_lose_something_are_told_each_time(tmp_path):
+def test_conversions_that_lose_something_are_reported_each_time(tmp_path):
     def save(name, picture, **others):
         (tmp_path / "a").mkdir(exist_ok=True)
         picture.convert("RGB").save(tmp_path / "a" / "0.png")
         picture.save(tmp_path / "a" / name, **others)
-        return [_told(tmp_path), _told(tmp_path), _told(tmp_path, channels=3)]
+        return [_warnings_of(tmp_path), _warnings_of(tmp_path), _warnings_of(tmp_path, channels=3)]
 
     plain = PILImage.new("RGB", (8, 8))
     assert save("1.png", plain) == [[], [], []]
     assert save("1.png", PILImage.new("RGBA", (8, 8), "white")) == [[], [], []]  # nothing of it is transparent
-    first, again, asked = save("1.png", PILImage.new("L", (8, 8)))
-    assert (
-        len(first) == 1 and "1 of 2 pictures, from row 1" in first[0] and "a/1.png) on, are in grey and become RGB" in first[0]
-    )
-    assert again == first and not asked
+    first, again, with_channels = save("1.png", PILImage.new("L", (8, 8)))
+    assert len(first) == 1 and "1 of 2 pictures, the first of them in row 1" in first[0]
+    assert "a/1.png), are grey and are converted to RGB" in first[0]
+    assert again == first and not with_channels
     (tmp_path / "a" / "1.png").unlink()
     for name, picture, words, others in (
-        ("1.png", PILImage.new("RGBA", (8, 8)), "transparent in parts, which become white", {}),
-        ("1.gif", plain, "of several frames", {"save_all": True, "append_images": [PILImage.new("RGB", (8, 8), "red")]}),
+        ("1.png", PILImage.new("RGBA", (8, 8)), "the transparent parts become white", {}),
+        ("1.gif", plain, "several pages", {"save_all": True, "append_images": [PILImage.new("RGB", (8, 8), "red")]}),
         ("1.jpg", PILImage.new("CMYK", (8, 8)), "in CMYK", {}),
     ):
-        for told in save(name, picture, **others):
-            assert len(told) == 1 and words in told[0]
+        for found in save(name, picture, **others):
+            assert len(found) == 1 and words in found[0]
         (tmp_path / "a" / name).unlink()
     PILImage.new("L", (8, 8)).save(tmp_path / "a" / "0.png")
     plain.save(tmp_path / "a" / "1.png")
-    (told,) = _told(tmp_path)
-    assert "in colour and become grey" in told
+    (warning,) = _warnings_of(tmp_path)
+    assert "in colour and are converted to grey" in warning
 
 
 @pytest.mark.hostile(11)
-def test_of_several_splits_it_is_told_which_is_read(tmp_path):
+def test_of_several_splits_it_is_reported_which_is_read(tmp_path):
     _classes(tmp_path / "train")
-    assert not _told(tmp_path)
+    assert not _warnings_of(tmp_path)
     _classes(tmp_path / "test")
-    (told,) = _told(tmp_path)
-    assert told == f"{tmp_path}: of its splits test, train, 'train' is read."
+    (warning,) = _warnings_of(tmp_path)
+    assert warning == f"{tmp_path}: it has the splits test, train, of which 'train' is read."
 
 
 @pytest.mark.hostile(11)
-def test_what_is_left_out_of_folders_of_classes_is_told(tmp_path):
+def test_what_is_left_out_of_folders_of_classes_is_reported(tmp_path):
     _classes(tmp_path)
-    (tmp_path / "labels.txt").touch()  # in no class: not told
+    (tmp_path / "labels.txt").touch()  # in no class folder: not reported
     (tmp_path / "cat" / ".hidden.txt").touch()
-    assert not _told(tmp_path)
+    assert not _warnings_of(tmp_path)
     (tmp_path / "bird").mkdir()
-    (told,) = _told(tmp_path)
-    assert told == f"{tmp_path}: bird left out: a folder without pictures is no class."
+    (warning,) = _warnings_of(tmp_path)
+    assert warning == f"{tmp_path}: bird left out: a folder without pictures is not a class."
     (tmp_path / "bird").rmdir()
     (tmp_path / "cat" / "a.txt").touch()
     (tmp_path / "dog" / "b.mp4").touch()
-    (told,) = _told(tmp_path)
-    assert told == f"{tmp_path}: cat/a.txt and 1 more left out: no picture by its name."
+    (warning,) = _warnings_of(tmp_path)
+    assert warning == f"{tmp_path}: cat/a.txt and 1 more left out: not a picture, by its name."
     (tmp_path / "cat" / "a.txt").unlink()
     (tmp_path / "dog" / "b.mp4").unlink()
     _classes(tmp_path, names=["__other__"])
-    (told,) = _told(tmp_path)
-    assert "__other__/0.bmp left out: folders that begin with two underscores are no classes" in told
+    (warning,) = _warnings_of(tmp_path)
+    assert "__other__/0.bmp left out: folders whose names begin with two underscores are not classes" in warning
 
 
 @pytest.mark.hostile(11)
-def test_a_picture_that_no_split_or_metadata_name_is_told(tmp_path):
+def test_a_picture_that_no_split_or_metadata_name_is_reported(tmp_path):
     _parquet_folder(tmp_path / "set")
-    assert not _told(tmp_path / "set")
+    assert not _warnings_of(tmp_path / "set")
     shutil.copy(tmp_path / "set" / "train.parquet", tmp_path / "set" / "more.parquet")
-    (told,) = _told(tmp_path / "set")
-    assert told == f"{tmp_path}/set: more.parquet left out: not among the files of its splits (train)."
-    assert not _told(_with_metadata(tmp_path / "described"))
+    (warning,) = _warnings_of(tmp_path / "set")
+    assert warning == f"{tmp_path}/set: more.parquet left out: not among the files of its splits (train)."
+    assert not _warnings_of(_with_metadata(tmp_path / "described"))
     PILImage.new("RGB", (8, 8)).save(tmp_path / "described" / "0.png")
-    (told,) = _told(tmp_path / "described")
-    assert told == f"{tmp_path}/described: 0.png left out: metadata of the split 'train' do not name it."
+    (warning,) = _warnings_of(tmp_path / "described")
+    assert warning == f"{tmp_path}/described: 0.png left out: the metadata of the split 'train' do not mention it."
 
 
 @pytest.mark.hostile(11)
@@ -553,14 +552,14 @@ def test_links_and_upper_case_suffixes_are_followed(tmp_path):
     _classes(tmp_path / "elsewhere", 3, names=["dog"], name="0.BMP")
     _classes(tmp_path / "set", 3, names=["cat"])
     (tmp_path / "set" / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
-    assert not _told(tmp_path / "set")
+    assert not _warnings_of(tmp_path / "set")
     assert load_images(str(tmp_path / "set"), resolution=8).class_names == ["cat", "dog"]
     (tmp_path / "set" / "cat" / "1.png").symlink_to(tmp_path / "gone.png")
     with pytest.raises(ValueError, match=r"cat/1.png: expected a file, got a link that leads nowhere"):
         load_images(str(tmp_path / "set"))
     (tmp_path / "set" / "cat" / "1.png").unlink()
     (tmp_path / "set" / "cat" / "again").symlink_to(tmp_path / "set")
-    with pytest.raises(ValueError, match="again: expected a folder, got a link to a folder that it is in"):
+    with pytest.raises(ValueError, match="again: expected a folder, got a link to a folder that contains it"):
         load_images(str(tmp_path / "set"))
     shutil.move(_parquet_file(tmp_path / "data"), tmp_path / "DATA.PARQUET")
     assert len(load_images(str(tmp_path / "DATA.PARQUET"), resolution=8)) == 2
@@ -568,18 +567,18 @@ def test_links_and_upper_case_suffixes_are_followed(tmp_path):
 
 @pytest.mark.parametrize("names", [["Cat", "cat"], ["caf\u00e9", "cafe\u0301"], ["a b", "a  b"]])
 @pytest.mark.hostile(11)
-def test_classes_whose_names_look_alike_are_told(tmp_path, names):
-    (told,) = _told(_parquet_file(tmp_path / "set", names=names))
-    assert "look alike, but are two classes" in told
+def test_classes_whose_names_look_alike_are_reported(tmp_path, names):
+    (warning,) = _warnings_of(_parquet_file(tmp_path / "set", names=names))
+    assert "look alike, but are two classes" in warning
 
 
 @pytest.mark.parametrize(
     "files, words",
     [
-        (["0.png", "cat/0.png"], "CLASS/NAME, all as deep in folders, got 0.png and cat/0.png"),
+        (["0.png", "cat/0.png"], "CLASS/NAME, all at the same depth, got 0.png and cat/0.png"),
         (["cat/0.png", "dog/old/0.png"], "got cat/0.png and dog/old/0.png; put each into the folder of its class"),
         (["cat/2024/0.png", "dog/2024/0.png"], "cat/2024, dog/2024 are all '2024'"),
-        (["train/0.png", "test/0.png"], "expected folders of classes in test/, train/, .* got test/0.png"),
+        (["train/0.png", "test/0.png"], "expected class folders inside test/, train/, .* got test/0.png"),
     ],
 )
 @pytest.mark.hostile(11)
@@ -592,14 +591,14 @@ def test_pictures_that_lie_in_no_folder_of_a_class(tmp_path, files, words):
 
 
 @pytest.mark.hostile(11)
-def test_folders_of_one_name_become_one_class_and_loose_pictures_none_but_it_is_told(tmp_path):
+def test_folders_of_one_name_become_one_class_and_loose_pictures_none_but_it_is_reported(tmp_path):
     for name in ("a/cat", "b/cat", "b/dog"):
         _classes(tmp_path / "deep", names=[name])
-    (told,) = _told(tmp_path / "deep")
-    assert "a/cat, b/cat are all 'cat': they become one class" in told
+    (warning,) = _warnings_of(tmp_path / "deep")
+    assert "a/cat, b/cat are all 'cat', so they become one class" in warning
     _classes(tmp_path / "set", names=["train/cat", "train/dog", "test"])  # a test split without labels
-    (told,) = _told(tmp_path / "set")
-    assert "test/0.bmp left out: in no folder of a class" in told
+    (warning,) = _warnings_of(tmp_path / "set")
+    assert "test/0.bmp left out: not in a class folder" in warning
     with (
         pytest.warns(UserWarning, match="test/0.bmp left out"),
         pytest.raises(NoSuchSplit, match="expected one of its splits train, got 'test'"),
@@ -620,7 +619,7 @@ def test_a_single_file_is_not_two_splits_and_an_empty_folder_no_missing_split(tm
     assert len(load_images(str(tmp_path / "my_test.parquet"), "test", resolution=8)) == 2
 
 
-FULL = r"no room for the decoded pictures \(0.8 MB\) in .*; free some, or set HF_DATASETS_CACHE to a folder on another disk"
+FULL = r"not enough disk space for the decoded pictures \(0.8 MB\) in .*; free some, or set HF_DATASETS_CACHE to a folder"
 
 
 @pytest.fixture
@@ -632,9 +631,9 @@ def large(tmp_path):
 
 
 @pytest.mark.hostile(14)
-def test_a_disk_that_is_full_is_told_before_pictures_are_decoded(large, monkeypatch):
+def test_a_disk_that_is_full_is_reported_before_pictures_are_decoded(large, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=786_431))
-    monkeypatch.setattr("cond_ddpm.data._to_array", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("cond_ddpm.data.cache.to_array", lambda *_: pytest.fail("decoded"))
     with pytest.raises(OSError, match=FULL):
         load_images(str(large), resolution=256)
 
@@ -664,7 +663,7 @@ def _in_a_process(source, cache, *limit):
 
 @pytest.mark.hostile(14)
 @pytest.mark.end_to_end
-def test_a_write_that_fails_half_way_is_told_and_leaves_nothing(tmp_path, large):
+def test_a_write_that_fails_half_way_is_reported_and_leaves_nothing(tmp_path, large):
     done = _in_a_process(large, tmp_path / "cache", "500000")
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(f"{FULL}.*", done.stdout.strip())
@@ -673,8 +672,8 @@ def test_a_write_that_fails_half_way_is_told_and_leaves_nothing(tmp_path, large)
 
 @pytest.mark.hostile(14)
 @pytest.mark.end_to_end
-def test_a_full_file_system_is_told_and_leaves_nothing(tmp_path, large):
-    """A real one of 500 kB: there the process was killed by SIGBUS."""
+def test_a_full_file_system_is_reported_and_leaves_nothing(tmp_path, large):
+    """A real one of 500 kB, on which writing to a memory-mapped file would kill the process by SIGBUS."""
     (tmp_path / "disk").mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", tmp_path / "disk"], capture_output=True)
     if mount.returncode:
@@ -694,7 +693,7 @@ def test_the_table_of_a_data_set_finds_no_room_either(shapes_parquet, monkeypatc
         raise OSError(28, "Error writing bytes to file")
 
     monkeypatch.setattr("datasets.DatasetBuilder.download_and_prepare", full)
-    with pytest.raises(OSError, match=r"no room for the table of the data set in .*; free some"):
+    with pytest.raises(OSError, match=r"not enough disk space for the table of the data set in .*; free some"):
         load_images(str(shapes_parquet), resolution=3)
 
 

@@ -16,7 +16,7 @@ from cond_ddpm.diffusion import (
 
 
 def test_noise_schedule_is_the_studys():
-    """beta from 1e-4 to 0.02 in a line over 1000 steps; alphas_cumprod by its definition (Ho 2020, sec. 2)."""
+    """beta rises linearly from 1e-4 to 0.02 in 1000 steps; alphas_cumprod follows its definition (Ho 2020, sec. 2)."""
     scheduler = make_noise_scheduler(TrainConfig())
     betas = np.linspace(1e-4, 0.02, 1000)
     np.testing.assert_allclose(scheduler.betas, betas, rtol=1e-5)
@@ -51,7 +51,7 @@ def test_unknown_prediction_type():
 @pytest.mark.parametrize("name", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("alpha2, in_x", [(0.36, 0.5625), (0.9, 5.0)])  # SNR 0.5625 is kept, SNR 9 cut to 5
 def test_min_snr_weights_all_types_alike(name, alpha2, in_x):
-    """An error e in x is alpha/sigma e in epsilon and e/sigma in v, so weight x error^2 must be the same for all three."""
+    """An error e in x_0 is alpha/sigma e in epsilon and e/sigma in v. Weight times squared error must be the same."""
     scheduler = make_noise_scheduler(TrainConfig(prediction_type=name))
     scheduler.alphas_cumprod = torch.full((1000,), alpha2)
     scale = {"epsilon": alpha2 / (1 - alpha2), "sample": 1, "v_prediction": 1 / (1 - alpha2)}[name]
@@ -101,7 +101,7 @@ def test_validation_draw_is_fixed_and_even():
 
 
 def test_loss_by_hand_and_noising_stays_in_float32_under_autocast():
-    """A network that predicts zeros has the mean square of its target as loss; it must be given float32."""
+    """The loss of a network that predicts zeros is the mean square of its target. The network must receive float32."""
     scheduler, images, noise, timesteps = _known()
     seen = []
 

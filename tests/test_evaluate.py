@@ -1,4 +1,4 @@
-"""Evaluation of samples whose worth is known: real images, and real images damaged in known ways."""
+"""Evaluation of samples of known quality: real images, and real images damaged in known ways."""
 
 import json
 import os
@@ -13,8 +13,11 @@ from PIL import Image
 
 from cond_ddpm import CondDDPMPipeline, load_images
 from cond_ddpm.cli import main
+from cond_ddpm.config.evaluation import EvaluationConfig
 from cond_ddpm.evaluate import evaluate as module
-from cond_ddpm.evaluate.evaluate import Protocol, evaluate, summary
+from cond_ddpm.evaluate import report
+from cond_ddpm.evaluate.evaluate import evaluate
+from cond_ddpm.evaluate.report import summary
 
 SIZE = 16
 
@@ -41,7 +44,7 @@ def measured(dataset, tmp_path_factory):
 
     def measure(images, labels, **settings):
         np.savez(folder / "given.npz", images=images, class_labels=labels)
-        protocol = Protocol(str(dataset), **{"resolution": SIZE, **settings})
+        protocol = EvaluationConfig(dataset=str(dataset), **{"resolution": SIZE, **settings})
         return evaluate(protocol, folder / "results.json", samples=folder / "given.npz", progress=False)
 
     return measure
@@ -69,7 +72,7 @@ def test_real_images_against_themselves_and_the_limit(dataset, measured, real):
     assert limit["label_accuracy"] == pytest.approx(results["protocol"]["feature_extractor"]["held_out_accuracy"])
     assert limit["label_accuracy"] > 0.95
     assert limit.pop("frechet_distance_between_halves") > 0
-    assert measured(*real)["samples"] == limit  # the held-out images as samples: the same figures
+    assert measured(*real)["samples"] == limit  # the held-out images as samples have the same metrics
     assert limit["frechet_distance"] > 1e-4 and limit["nearest_training_distance"] > 5
 
 
@@ -87,7 +90,7 @@ def _blurred(images, times):
 
 @pytest.mark.parametrize("damage, levels", [(_noised, (15, 40, 80)), (_blurred, (1, 2, 4))])
 @pytest.mark.end_to_end
-def test_more_damage_is_further_away(measured, real, damage, levels):
+def test_more_damage_is_a_larger_distance(measured, real, damage, levels):
     images, labels = real
     distances = [_distance(measured(images, labels))] + [
         _distance(measured(damage(images, level), labels)) for level in levels
@@ -97,7 +100,7 @@ def test_more_damage_is_further_away(measured, real, damage, levels):
 
 @pytest.mark.end_to_end
 def test_a_damaged_class_is_named(measured, real):
-    """Squares blurred, or taken for crosses: the table shows which class it is, and the others as they were."""
+    """Squares are blurred, or labelled as crosses: the metrics of these classes change, and those of the others do not."""
     images, labels = real
     before = measured(images, labels)["samples"]["classes"]
     damaged = images.copy()
@@ -113,7 +116,7 @@ def test_a_damaged_class_is_named(measured, real):
     results = measured(images, swapped)["samples"]
     assert results["classes"]["circle"]["accuracy"] > 0.95 and results["classes"]["square"]["accuracy"] < 0.05
     assert results["label_accuracy"] == pytest.approx(1 / 3, abs=0.03)
-    assert results["frechet_distance"] == pytest.approx(_distance(measured(images, labels)), rel=1e-6)  # knows no labels
+    assert results["frechet_distance"] == pytest.approx(_distance(measured(images, labels)), rel=1e-6)  # ignores labels
 
 
 @pytest.mark.end_to_end
@@ -138,20 +141,20 @@ def pipeline():
 
 
 def _evaluated(pipeline, dataset, folder, **settings):
-    protocol = Protocol(str(dataset), **{"num_samples": 30, **settings})
+    protocol = EvaluationConfig(dataset=str(dataset), **{"num_samples": 30, **settings})
     arguments = {"num_inference_steps": 2, "guidance_scale": 1.5, "batch_size": 4}
     return evaluate(protocol, folder / "results.json", "model", pipeline, progress=False, **arguments)
 
 
 @pytest.mark.end_to_end
-def test_a_pipeline_is_measured_and_everything_is_quoted(pipeline, dataset, tmp_path):
+def test_a_pipeline_is_measured_and_everything_is_recorded(pipeline, dataset, tmp_path):
     results = _evaluated(pipeline, dataset, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text()) == results
-    quoted = results["protocol"]
-    assert quoted["scheduler"] == "DPMSolverMultistepScheduler" and quoted["num_inference_steps"] == 2
-    assert quoted["scheduler_config"]["beta_end"] == 0.02 and quoted["timestep_spacing"] is None
-    assert quoted["guidance_scale"] == 1.5 and quoted["seeds"] == [0, 29] and quoted["split"] == "train"
-    assert quoted["feature_extractor"]["checksum"] and quoted["weights_checksum"] and quoted["commit"]
+    record = results["protocol"]
+    assert record["scheduler"] == "DPMSolverMultistepScheduler" and record["num_inference_steps"] == 2
+    assert record["scheduler_config"]["beta_end"] == 0.02 and record["timestep_spacing"] is None
+    assert record["guidance_scale"] == 1.5 and record["seeds"] == [0, 29] and record["split"] == "train"
+    assert record["feature_extractor"]["checksum"] and record["weights_checksum"] and record["commit"]
     assert results["samples"]["num_images"] == 30 and results["held_out_real"]["num_images"] == 30
     assert results["held_out_real"]["frechet_distance_between_halves"] > 0
     assert [row["num_images"] for row in results["samples"]["classes"].values()] == [10, 10, 10]
@@ -162,10 +165,10 @@ def test_a_pipeline_is_measured_and_everything_is_quoted(pipeline, dataset, tmp_
 
 
 @pytest.mark.end_to_end
-def test_the_guidance_quoted_is_the_pipelines_own_where_none_is_given(pipeline, dataset, tmp_path):
+def test_the_guidance_recorded_is_the_pipelines_own_where_none_is_given(pipeline, dataset, tmp_path):
     pipeline = CondDDPMPipeline(pipeline.unet, pipeline.scheduler, pipeline.id2label, guidance_scale=3.0)
     arguments = {"num_inference_steps": 2, "guidance_scale": None}
-    protocol = Protocol(str(dataset), num_samples=12)
+    protocol = EvaluationConfig(dataset=str(dataset), num_samples=12)
     own = evaluate(protocol, tmp_path / "own.json", "model", pipeline, progress=False, **arguments)
     given = evaluate(protocol, tmp_path / "x.json", "model", pipeline, progress=False, **arguments | {"guidance_scale": 3.0})
     assert own["protocol"]["guidance_scale"] == 3 and own["protocol"] == given["protocol"]
@@ -205,7 +208,7 @@ def test_an_interrupted_evaluation_goes_on(pipeline, dataset, tmp_path, monkeypa
         lambda p, labels, *rest, **named: made.append(named["skip"]) or original(p, labels, *rest, **named),
     )
     again = _evaluated(pipeline, dataset, tmp_path)
-    assert made == [3]  # batches were done
+    assert made == [3]  # three batches had been finished
     assert again["samples"]["frechet_distance"] == pytest.approx(whole["samples"]["frechet_distance"], rel=1e-6)
     assert again["samples"]["classes"] == whole["samples"]["classes"]
     assert [again["samples"][name] for name in ("num_images", "subset", "label_accuracy")] == [
@@ -228,17 +231,17 @@ def test_a_later_repeat_interrupted_does_not_lose_the_first(pipeline, dataset, t
     with pytest.raises(KeyboardInterrupt):
         _evaluated(pipeline, dataset, tmp_path, repeats=2)
     _evaluated(pipeline, dataset, tmp_path, repeats=2)
-    assert seen == [(0, 0), (30, 0), (0, 8), (30, 0)]  # all eight batches of the first are left out
+    assert seen == [(0, 0), (30, 0), (0, 8), (30, 0)]  # all eight batches of the first are skipped
     assert not list(tmp_path.glob(".*"))
 
 
 def test_the_extrapolated_distance_of_ten_classes(tmp_path_factory):
-    """Labels that take turns must not sort classes into the parts that are extrapolated from."""
-    from cond_ddpm.evaluate.evaluate import compute_metrics
+    """Although labels take turns, each part from which is extrapolated must have images of all classes."""
     from cond_ddpm.evaluate.extractors import Extractor
+    from cond_ddpm.evaluate.metrics import compute_metrics
     from cond_ddpm.evaluate.statistics import Tally
 
-    def extract(images):  # eight numbers around a mean that is the class's
+    def extract(images):  # eight numbers around the mean of their class
         noise = torch.from_numpy(images[:, 0, :2].reshape(len(images), 8).astype(np.float32)) / 64
         return noise + torch.from_numpy(images[:, 1, :1, :1].reshape(-1, 1).astype(np.float32)), None
 
@@ -256,9 +259,9 @@ def test_the_extrapolated_distance_of_ten_classes(tmp_path_factory):
 
 
 @pytest.mark.end_to_end
-def test_precision_of_sampling_is_not_that_of_the_judge(pipeline, dataset, tmp_path):
-    """bf16 changes the samples, and leaves the real images' figures and the neighbours as they were."""
-    protocol, both = Protocol(str(dataset), num_samples=30), []
+def test_mixed_precision_of_sampling_does_not_affect_the_classifier(pipeline, dataset, tmp_path):
+    """bf16 changes the samples, but not the metrics of real images."""
+    protocol, both = EvaluationConfig(dataset=str(dataset), num_samples=30), []
     for precision in ("no", "bf16"):
         arguments = {"num_inference_steps": 2, "mixed_precision": precision}
         both.append(evaluate(protocol, tmp_path / "r.json", "m", pipeline, progress=False, **arguments))
@@ -268,16 +271,16 @@ def test_precision_of_sampling_is_not_that_of_the_judge(pipeline, dataset, tmp_p
 
 
 @pytest.mark.end_to_end
-def test_a_compiled_network_is_quoted(pipeline, dataset, tmp_path):
-    # One of its own, for the other tests share theirs.
+def test_a_compiled_network_is_recorded(pipeline, dataset, tmp_path):
+    # A pipeline of its own, since the other tests share theirs.
     pipeline = CondDDPMPipeline(make_unet(sample_size=SIZE), pipeline.scheduler, pipeline.id2label)
     assert _evaluated(pipeline, dataset, tmp_path / "plain")["protocol"]["compiled"] is False
-    pipeline.unet.compile(backend="eager")  # what `--fast` does, by a backend that is quick to start
+    pipeline.unet.compile(backend="eager")  # like `--fast`, but with a backend that starts quickly
     assert _evaluated(pipeline, dataset, tmp_path / "compiled")["protocol"]["compiled"] is True
 
 
 @pytest.mark.end_to_end
-def test_without_a_test_split_a_tenth_is_held_out_and_said_so(pipeline, dataset, tmp_path):
+def test_without_a_test_split_a_tenth_is_held_out_and_this_is_reported(pipeline, dataset, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/train.parquet").write_bytes((dataset / "train.parquet").read_bytes())
     results = _evaluated(pipeline, tmp_path / "data", tmp_path)
@@ -301,8 +304,8 @@ def test_what_is_kept_does_not_grow_with_the_number_of_images(pipeline, dataset)
 
 
 @pytest.mark.end_to_end
-def test_two_processes_give_the_same_figures(pipeline, dataset, tmp_path, capsys):
-    """By the command line, here and started by torchrun; the classifier from the cache."""
+def test_two_processes_give_the_same_metrics(pipeline, dataset, tmp_path, capsys):
+    """From the command line, in this process and started by torchrun; the classifier comes from the cache."""
     import datasets
 
     pipeline.save_pretrained(tmp_path / "model")
@@ -329,12 +332,12 @@ def test_two_processes_give_the_same_figures(pipeline, dataset, tmp_path, capsys
 @pytest.mark.end_to_end
 def test_samples_kept_are_the_samples_measured(pipeline, dataset, tmp_path):
     plain = _evaluated(pipeline, dataset, tmp_path)
-    protocol = Protocol(str(dataset), num_samples=30)
+    protocol = EvaluationConfig(dataset=str(dataset), num_samples=30)
     for name in ("kept.npz", "kept"):
         arguments = {"num_inference_steps": 2, "guidance_scale": 1.5, "batch_size": 4}
         results = evaluate(protocol, tmp_path / "r.json", "model", pipeline, keep=tmp_path / name, progress=False, **arguments)
         assert results["samples"]["frechet_distance"] == pytest.approx(plain["samples"]["frechet_distance"], rel=1e-6)
-        as_given = Protocol(str(dataset), resolution=SIZE)
+        as_given = EvaluationConfig(dataset=str(dataset), resolution=SIZE)
         given = evaluate(as_given, tmp_path / "r.json", samples=tmp_path / name, progress=False)
         assert given["samples"]["frechet_distance"] == pytest.approx(plain["samples"]["frechet_distance"], rel=1e-6)
         assert given["samples"]["label_accuracy"] == plain["samples"]["label_accuracy"]
@@ -366,7 +369,7 @@ def test_pictures_in_no_class_folders(dataset, tmp_path):
     for number in range(3):
         Image.new("RGB", (16, 16)).save(tmp_path / f"{number}.png")
     with pytest.raises(ValueError, match="samples: expected folders CLASS"):
-        evaluate(Protocol(str(dataset), resolution=16), tmp_path / "r.json", samples=tmp_path)
+        evaluate(EvaluationConfig(dataset=str(dataset), resolution=16), tmp_path / "r.json", samples=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +380,7 @@ def test_pictures_in_no_class_folders(dataset, tmp_path):
         ("vgg", "features: expected one of classifier, inception, dinov2"),
     ],
 )
-def test_extractors_that_cannot_be_had(features, words, real, measured, monkeypatch):
+def test_extractors_that_are_not_available(features, words, real, measured, monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -415,25 +418,25 @@ def test_flags_that_contradict(flags, words, capsys):
     assert words in capsys.readouterr().err
 
 
-def test_files_that_are_no_samples(dataset, tmp_path):
+def test_files_that_are_not_samples(dataset, tmp_path):
     for content in (b"", b"PK\x03\x04 cut off"):
         (tmp_path / "x.npz").write_bytes(content)
         with pytest.raises(ValueError, match=r"expected an \.npz, got .* which cannot be read"):
-            evaluate(Protocol(str(dataset)), tmp_path / "r.json", samples=tmp_path / "x.npz")
+            evaluate(EvaluationConfig(dataset=str(dataset)), tmp_path / "r.json", samples=tmp_path / "x.npz")
     (tmp_path / "made/circle").mkdir(parents=True)
     for number, size in enumerate((16, 17)):
         Image.new("RGB", (size, size)).save(tmp_path / f"made/circle/{number}.png")
     with pytest.raises(ValueError, match=r"expected pictures of 16x16 .* got .*1\.png, 17x17 RGB"):
-        evaluate(Protocol(str(dataset), resolution=16), tmp_path / "r.json", samples=tmp_path / "made")
+        evaluate(EvaluationConfig(dataset=str(dataset), resolution=16), tmp_path / "r.json", samples=tmp_path / "made")
     with pytest.raises(ValueError, match="output: expected a file to write"):
-        evaluate(Protocol(str(dataset)), tmp_path, samples=tmp_path / "made")
+        evaluate(EvaluationConfig(dataset=str(dataset)), tmp_path, samples=tmp_path / "made")
 
 
 def test_every_setting_of_the_protocol_has_a_flag_that_takes_effect(monkeypatch, tmp_path):
-    """But for channels, which are the samples'."""
+    """Except for channels, which the samples determine."""
     found = {}
     monkeypatch.setattr(module, "evaluate", lambda protocol, output, **given: found.update(vars(protocol)) or {})
-    monkeypatch.setattr(module, "summary", lambda results: "")
+    monkeypatch.setattr(report, "summary", lambda results: "")
     flags = {
         "dataset": "d",
         "dataset_config_name": "c",
@@ -447,11 +450,11 @@ def test_every_setting_of_the_protocol_has_a_flag_that_takes_effect(monkeypatch,
     assert main(["evaluate", "--samples", "x.npz", "--output", str(tmp_path / "r.json"), *command]) == 0
     assert {name: found[name] for name in flags} == flags
     assert main(["evaluate", "--samples", "x.npz", "--output", str(tmp_path / "r.json"), "--dataset", "d"]) == 0
-    assert found == vars(Protocol("d"))
+    assert found == vars(EvaluationConfig(dataset="d"))
 
 
 @pytest.mark.end_to_end
-def test_evaluated_into_its_own_folder_its_card_tells(pipeline, dataset, tmp_path):
+def test_evaluated_into_its_own_folder_the_card_has_the_metrics(pipeline, dataset, tmp_path):
     from huggingface_hub import ModelCard
 
     from cond_ddpm import hub
@@ -466,12 +469,12 @@ def test_evaluated_into_its_own_folder_its_card_tells(pipeline, dataset, tmp_pat
     assert accuracy.metric_value == found["samples"]["label_accuracy"] and "12 samples" in accuracy.metric_config
     assert found["training"] == "not known" and "not recorded" in card.text
     assert "results-confusion.png" in card.text and (model / "results-confusion.png").is_file()
-    assert hub.check(model) == []  # the data set's path is not told
+    assert hub.check(model) == []  # the path of the data set is not published
 
 
 @pytest.fixture
-def quick_judge(monkeypatch):
-    """A classifier of three epochs, where it does not matter how good a judge it is."""
+def quick_classifier(monkeypatch):
+    """A classifier trained for three epochs, for tests in which its accuracy does not matter."""
     from cond_ddpm.evaluate import classifier
 
     monkeypatch.setitem(classifier._RECIPE, "max_epochs", 3)
@@ -484,14 +487,14 @@ def _without_test(dataset, folder):
 
 
 @pytest.mark.hostile(6)
-@pytest.mark.usefixtures("quick_judge")
+@pytest.mark.usefixtures("quick_classifier")
 @pytest.mark.end_to_end
 def test_held_out_images_are_not_compared_with_themselves(dataset, tmp_path):
-    """Where a tenth of the split is held out; and a copy of any image of the whole split is found among the samples."""
+    """A tenth of the split is held out, and yet copies of any image of the whole split are found among the samples."""
     data = _without_test(dataset, tmp_path)
     train = load_images(str(data), "train", SIZE)
     np.savez(tmp_path / "x.npz", images=train.images.transpose(0, 2, 3, 1), class_labels=train.labels)
-    protocol = Protocol(str(data), resolution=SIZE)
+    protocol = EvaluationConfig(dataset=str(data), resolution=SIZE)
     results = evaluate(protocol, tmp_path / "r.json", samples=tmp_path / "x.npz", progress=False)
     assert results["held_out_real"]["nearest_training_distance"] > 5  # of other images
     assert results["samples"]["nearest_training_distance"] == 0  # all are copies, also of those held out
@@ -500,28 +503,28 @@ def test_held_out_images_are_not_compared_with_themselves(dataset, tmp_path):
 
 
 @pytest.mark.hostile(6)
-@pytest.mark.usefixtures("quick_judge")
+@pytest.mark.usefixtures("quick_classifier")
 @pytest.mark.end_to_end
-def test_what_is_held_out_from_nothing_is_said(pipeline, dataset, tmp_path):
+def test_held_out_images_that_are_not_held_out_are_reported(pipeline, dataset, tmp_path):
     results = _evaluated(pipeline, dataset, tmp_path, test_split="train")
-    assert any("their figures are no limit" in warning for warning in results["warnings"])
+    assert any("so they are no reference" in warning for warning in results["warnings"])
 
 
 @pytest.mark.hostile(7)
-@pytest.mark.usefixtures("quick_judge")
+@pytest.mark.usefixtures("quick_classifier")
 @pytest.mark.end_to_end
-def test_unequal_numbers_are_said(pipeline, dataset, tmp_path):
-    """450 real images beside 700 samples, and other numbers in the classes; where they are equal nothing is said."""
+def test_unequal_numbers_are_reported(pipeline, dataset, tmp_path):
+    """450 real images and 700 samples, which also differ in each class; equal numbers are not mentioned."""
     images, labels = shapes(700, SIZE, 5)
     np.savez(tmp_path / "x.npz", images=images, class_labels=labels)
-    protocol = Protocol(str(dataset), resolution=SIZE)
+    protocol = EvaluationConfig(dataset=str(dataset), resolution=SIZE)
     results = evaluate(protocol, tmp_path / "r.json", samples=tmp_path / "x.npz", progress=False)
-    assert any("450 held-out real images beside 700 samples" in warning for warning in results["warnings"])
+    assert any("450 held-out real images, but 700 samples" in warning for warning in results["warnings"])
     assert any("differ in 3 of 3 classes" in warning for warning in results["warnings"])
     table = [line.split() for line in summary(results).splitlines()]
     assert next(line for line in table if line[:1] == ["circle"])[-2:] == ["234", "150"]
     equal = evaluate(protocol, tmp_path / "r.json", samples=_kept(dataset, tmp_path), progress=False)
-    assert not any("held-out real images beside" in warning or "differ in" in warning for warning in equal["warnings"])
+    assert not any("held-out real images, but" in warning or "differ in" in warning for warning in equal["warnings"])
 
 
 def _kept(dataset, folder):
@@ -531,14 +534,14 @@ def _kept(dataset, folder):
 
 
 @pytest.mark.hostile(16)
-@pytest.mark.usefixtures("quick_judge")
+@pytest.mark.usefixtures("quick_classifier")
 @pytest.mark.parametrize("name", ["kept", "kept.npz"])
 @pytest.mark.end_to_end
 def test_an_interrupted_evaluation_goes_on_with_the_samples_it_keeps(pipeline, dataset, tmp_path, name, monkeypatch):
-    """Interrupted while it samples, and again while it measures: no batch is made twice, and all is bitwise the same."""
+    """Interrupted during sampling and again during measuring: no batch is made twice, and the results are bitwise the same."""
     from cond_ddpm import sampling
 
-    protocol = Protocol(str(dataset), num_samples=30)
+    protocol = EvaluationConfig(dataset=str(dataset), num_samples=30)
     arguments = {"num_inference_steps": 2, "batch_size": 4, "progress": False}
     whole = evaluate(protocol, tmp_path / "a/r.json", "m", pipeline, keep=tmp_path / "a" / name, **arguments)
     made, original, update = [], sampling.sample_batches, module.Tally.update
@@ -573,11 +576,11 @@ def test_an_interrupted_evaluation_goes_on_with_the_samples_it_keeps(pipeline, d
 
 
 @pytest.mark.hostile(16)
-@pytest.mark.usefixtures("quick_judge")
+@pytest.mark.usefixtures("quick_classifier")
 @pytest.mark.parametrize("name", [pytest.param("kept", marks=pytest.mark.slow), "kept.npz"])
 @pytest.mark.integration
 def test_two_processes_killed_go_on_with_the_samples_they_keep(pipeline, dataset, tmp_path, name):
-    """One of the two is killed after some batches; then all is as if it had not been."""
+    """One of the two is killed after some batches; the results are as if it had not been killed."""
     import datasets
 
     pipeline.save_pretrained(tmp_path / "model")
@@ -626,19 +629,19 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.hostile(19)
-@pytest.mark.usefixtures("quick_judge")
+@pytest.mark.usefixtures("quick_classifier")
 @pytest.mark.end_to_end
 def test_samples_kept_of_any_class_names_are_measured(tmp_path, monkeypatch):
-    """Kept in a folder, and evaluated again from there."""
+    """They are kept in a folder and evaluated again from there."""
     names = ["cat/dog", "b: c", "a/b", "a_b", "0_a_b"]
     images, _labels = shapes(60, SIZE)
     write_parquet(tmp_path, images, np.arange(60) % 5, names)
     pipeline = CondDDPMPipeline(make_unet("simple", sample_size=SIZE, num_classes=5), _scheduler(), dict(enumerate(names)))
-    protocol = Protocol(str(tmp_path / "train.parquet"), num_samples=20)
+    protocol = EvaluationConfig(dataset=str(tmp_path / "train.parquet"), num_samples=20)
     kept = evaluate(
         protocol, tmp_path / "r.json", "m", pipeline, keep=tmp_path / "kept", num_inference_steps=2, progress=False
     )
-    again = Protocol(str(tmp_path / "train.parquet"), resolution=SIZE)
+    again = EvaluationConfig(dataset=str(tmp_path / "train.parquet"), resolution=SIZE)
     given = evaluate(again, tmp_path / "r.json", samples=tmp_path / "kept", progress=False)
     assert list(given["samples"]["classes"]) == names
     assert given["samples"]["label_accuracy"] == kept["samples"]["label_accuracy"]
@@ -652,9 +655,9 @@ def _scheduler():
 
 
 @pytest.mark.hostile(20)
-@pytest.mark.usefixtures("quick_judge")
+@pytest.mark.usefixtures("quick_classifier")
 @pytest.mark.end_to_end
-def test_the_summary_obeys_no_name(measured, real):
+def test_names_in_the_summary_are_escaped(measured, real):
     results = measured(*real)
     for what in ("samples", "held_out_real"):
         classes = results[what]["classes"]
@@ -664,9 +667,9 @@ def test_the_summary_obeys_no_name(measured, real):
 
 
 @pytest.mark.hostile(22)
-@pytest.mark.usefixtures("quick_judge")
+@pytest.mark.usefixtures("quick_classifier")
 @pytest.mark.parametrize("content", [b"null", b"[]", b"\xff", b"{"])
-def test_a_models_results_of_something_else_are_said_in_one_line(pipeline, dataset, tmp_path, content, capsys):
+def test_foreign_results_of_a_model_are_an_error_of_one_line(pipeline, dataset, tmp_path, content, capsys):
     pipeline.save_pretrained(tmp_path / "model")
     (tmp_path / "model/results.json").write_bytes(content)
     flags = ["--num_samples", "6", "--num_inference_steps", "2", "--output", str(tmp_path / "r.json")]
@@ -675,10 +678,10 @@ def test_a_models_results_of_something_else_are_said_in_one_line(pipeline, datas
 
 
 @pytest.mark.hostile(24)
-@pytest.mark.usefixtures("quick_judge")
+@pytest.mark.usefixtures("quick_classifier")
 @pytest.mark.end_to_end
 def test_the_seconds_of_all_parts_are_counted(pipeline, dataset, tmp_path, monkeypatch):
-    """By a clock that goes on by a second whenever it is asked: in two parts it is asked more often than in one."""
+    """By a clock that advances by a second at each reading; in two parts it is read more often than in one."""
     import itertools
     from types import SimpleNamespace
 
@@ -698,4 +701,4 @@ def test_the_seconds_of_all_parts_are_counted(pipeline, dataset, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         _evaluated(pipeline, dataset, tmp_path)
     monkeypatch.setattr(module, "sample_batches", original)
-    assert _evaluated(pipeline, dataset, tmp_path)["seconds"] > whole - 3  # but for what came after the last save
+    assert _evaluated(pipeline, dataset, tmp_path)["seconds"] > whole - 3  # less what came after the last save

@@ -1,4 +1,4 @@
-"""The exported network: equal to the network, for any batch, and sampled from without torch's weights."""
+"""The exported network equals the original for any batch, and can be sampled from without torch's weights."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ def test_equal_to_the_network_over_batches_timesteps_and_labels(model, format, t
 
 @pytest.mark.end_to_end
 def test_samples_where_the_networks_code_is_missing(format, tmp_path):
-    """Neither the network's classes nor its weights are loaded."""
+    """Sampling loads neither the network's classes nor its weights."""
     export(CondDDPMPipeline(make_unet("hybrid"), DDPMScheduler(num_train_timesteps=50)), format, tmp_path / "out")
     script = f"""
 import sys
@@ -87,7 +87,7 @@ def test_by_the_command_line_and_every_command_takes_it(format, tmp_path, capsys
 def test_an_export_that_differs_is_not_left(monkeypatch, tmp_path):
     pipeline = CondDDPMPipeline(make_unet("simple"), DDPMScheduler(num_train_timesteps=50))
     monkeypatch.setattr(ExportedUNet, "forward", lambda self, sample, timestep, labels: type("Out", (), {"sample": sample}))
-    with pytest.raises(FloatingPointError, match=r"torch: expected at most 0.0001 from the network, got"):
+    with pytest.raises(FloatingPointError, match=r"torch: expected a difference of at most 0.0001 from the network, got"):
         export(pipeline, "torch", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -116,7 +116,7 @@ def _pipeline(**scheduler):
 
 @pytest.fixture(scope="module")
 def exported(format, tmp_path_factory):
-    """The folder of `_pipeline()`."""
+    """The folder of the exported `_pipeline()`."""
     folder = tmp_path_factory.mktemp("exported") / format
     export(_pipeline(), format, folder)
     return folder
@@ -125,7 +125,7 @@ def exported(format, tmp_path_factory):
 @pytest.mark.hostile(8)
 @pytest.mark.end_to_end
 def test_every_sampler_gives_the_networks_images(exported):
-    """Also heun and euler, whose timesteps are fractional: to float32's own rounding over 20 steps."""
+    """Also heun and euler, whose timesteps are fractional, to the rounding of float32 over 20 steps."""
     pipeline = _pipeline()
     loaded = load_exported(exported)
     loaded.set_progress_bar_config(disable=True)
@@ -138,25 +138,25 @@ def test_every_sampler_gives_the_networks_images(exported):
 @pytest.mark.hostile(8)
 @pytest.mark.end_to_end
 def test_fractional_timesteps_are_among_those_checked(monkeypatch, tmp_path):
-    """An export that rounds them, as it once did, is refused."""
+    """An export that rounds them is refused."""
     forward = ExportedUNet.forward
     monkeypatch.setattr(
         ExportedUNet, "forward", lambda self, sample, t, labels: forward(self, sample, torch.as_tensor(t).long(), labels)
     )
-    with pytest.raises(FloatingPointError, match=r"expected at most 0\.0001 from the network"):
+    with pytest.raises(FloatingPointError, match=r"expected a difference of at most 0\.0001 from the network"):
         export(_pipeline(), "torch", tmp_path / "out")
 
 
 @pytest.mark.hostile(8)
 @pytest.mark.end_to_end
 def test_a_folder_from_before_takes_whole_timesteps_and_says_so(tmp_path):
-    """Its program takes int64, and export.json says nothing of it."""
-    from cond_ddpm.export import _Plain
+    """The program of an earlier version takes int64, and its export.json has no entry for that."""
+    from cond_ddpm.export import _TensorsOnly
 
     pipeline = _pipeline()
     export(pipeline, "torch", tmp_path / "out")
     example = torch.randn(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
-    program = torch.export.export(_Plain(pipeline.unet), example, dynamic_shapes=[{0: torch.export.Dim.DYNAMIC}] * 3)
+    program = torch.export.export(_TensorsOnly(pipeline.unet), example, dynamic_shapes=[{0: torch.export.Dim.DYNAMIC}] * 3)
     torch.export.save(program, tmp_path / "out" / "unet.pt2")
     record = json.loads((tmp_path / "out" / "export.json").read_text())
     del record["timestep_dtype"]
@@ -168,7 +168,9 @@ def test_a_folder_from_before_takes_whole_timesteps_and_says_so(tmp_path):
         images = loaded([1], sampler=sampler, **arguments).images
         np.testing.assert_allclose(images, pipeline([1], sampler=sampler, **arguments).images, atol=1e-4)
     for sampler in ("heun", "euler"):
-        with pytest.raises(ValueError, match="timestep: expected whole ones, which are all that this older export takes"):
+        with pytest.raises(
+            ValueError, match="timestep: expected a whole number, because this export is of an earlier version"
+        ):
             loaded([1], sampler=sampler, **arguments)
 
 

@@ -1,4 +1,4 @@
-"""The published folder, its card and its check; publishing to a Hub on loopback, with what can go wrong there."""
+"""The published folder, its card and its check; publishing to a Hub on loopback, and the errors that can occur there."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from hub_server import TOKEN, HubServer
 
 from cond_ddpm import CondDDPMPipeline, hub
 from cond_ddpm.cli import main
-from cond_ddpm.models import weights_checksum
+from cond_ddpm.fingerprints import weights_checksum
 
 NAME = "someone/shapes"
 
@@ -114,7 +114,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def quick_check(monkeypatch):
-    """Leave out the load in a process of its own, which has tests of its own."""
+    """Skip loading in a separate process, which has its own tests."""
     monkeypatch.setattr(hub.checks, "load_without_package", lambda folder: [])
 
 
@@ -140,11 +140,11 @@ import sys
 sys.modules["cond_ddpm"] = None
 from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained({str(folder)!r}, trust_remote_code=True)
-pipeline.save_pretrained({str(tmp_path / "stranger")!r})
+pipeline.save_pretrained({str(tmp_path / "without")!r})
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert _files(tmp_path / "stranger") == _files(folder)
+    assert _files(tmp_path / "without") == _files(folder)
     with pytest.raises(ValueError, match=r"companions: expected names among README.md"):
         CondDDPMPipeline.from_pretrained(folder).companions = {"notes.txt": b""}
 
@@ -172,7 +172,7 @@ def test_the_card_says_what_is_known_and_what_is_not(folder):
         and "| compute | 2 minutes on 1 process(es), cpu, bf16; 320 images, about 1.5e+09 FLOP |" in text
     )
     assert "![samples](samples.png)" in text and "| 1 | square |" in text
-    assert not re.search(r"TODO|\[More Information|None\b(?! is no class)|\{\{|nan", text)
+    assert not re.search(r"TODO|\[More Information|None\b(?! means no particular class)|\{\{|nan", text)
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(code, "README.md", "exec")
         assert 'revision="main"' in code
@@ -190,18 +190,18 @@ def test_measured_figures_are_in_the_metadata_with_their_protocol(folder):
     assert figures["frechet_distance"].metric_value == 12.5 and figures["accuracy"].metric_value == 0.75
     assert "fid" not in figures  # that is Inception's
     config = figures["kid"].metric_config
-    for words in ("30 samples", "seeds 0 to 29", "3 steps", "guidance 3", "weights abc", "right on 90.0% of unseen"):
+    for words in ("30 samples", "seeds 0 to 29", "3 steps", "guidance 3", "weights abc", "90.0% accuracy on unseen"):
         assert words in config
     assert "| Fréchet distance | 12.5 | 0.5 |" in card.text and "| square | 0.75 | 0.75 | 1.5 | 1.5 |" in card.text
-    assert "FID by Inception-v3" in card.text.partition("Not measured:")[2]
+    assert "FID with Inception-v3" in card.text.partition("Not measured:")[2]
     assert "30 samples are few.\n\nThe whole protocol" in card.text  # a list ends at an empty line
-    assert "as 25% of them are by the judge" in card.text and f'from_pretrained("{NAME}"' in card.text
+    assert "the classifier takes 25% of them for another class" in card.text and f'from_pretrained("{NAME}"' in card.text
     assert "The default is 2.\n" in card.text  # the pipeline's own, whatever was measured
     assert card.data.model_name == "shapes"
 
     results["protocol"]["features"] = "inception"
     card = hub.model_card(pipeline, results, set(), NAME)
-    assert "type: fid" in card and "FID by Inception-v3, as" not in card
+    assert "type: fid" in card and "FID with Inception-v3, as" not in card
 
 
 def test_a_card_without_training_or_names_or_null_label():
@@ -231,10 +231,10 @@ def test_a_note_on_the_training_images_is_in_the_card():
 
 def test_a_card_with_text_of_its_owner_is_kept(folder):
     card = (folder / "README.md").read_text()
-    mine = card.replace(hub.MARKER, "").replace("## Training", "## Mine")
-    (folder / "README.md").write_text(mine)
+    own = card.replace(hub.MARKER, "").replace("## Training", "## Own")
+    (folder / "README.md").write_text(own)
     hub.complete(folder, NAME)
-    assert (folder / "README.md").read_text() == mine
+    assert (folder / "README.md").read_text() == own
 
 
 # The check
@@ -278,15 +278,15 @@ def _spoil(folder, what):
 @pytest.mark.parametrize(
     "what, words",
     [
-        ("foreign", "optimizer.pt does not belong to a pipeline"),
+        ("foreign", "optimizer.pt does not belong in a pipeline folder"),
         ("missing", "unet/cond_unet.py is missing"),
-        ("token", "README.md holds a token"),
-        ("path", "README.md names a path of this machine, /home/me"),
-        ("json path", "results.json names a path of this machine"),
-        ("own folder", "README.md names a path of this machine"),
+        ("token", "README.md contains a token"),
+        ("path", "README.md contains a path on this machine, /home/me"),
+        ("json path", "results.json contains a path on this machine"),
+        ("own folder", "README.md contains a path on this machine"),
         ("infinite", "its weights have values that are not finite, in positions"),
         pytest.param("code", "it does not load and sample without this package", marks=pytest.mark.end_to_end),
-        ("other weights", "results.json was measured of other weights"),
+        ("other weights", "results.json was measured with other weights"),
     ],
 )
 def test_what_keeps_a_folder_from_being_published(folder, server, what, words, capsys, request):
@@ -294,7 +294,7 @@ def test_what_keeps_a_folder_from_being_published(folder, server, what, words, c
     if what != "code":
         request.getfixturevalue("quick_check")
     assert words in "\n".join(hub.check(folder))
-    (folder / "README.md").write_text((folder / "README.md").read_text().replace(hub.MARKER, ""))  # else it is written anew
+    (folder / "README.md").write_text((folder / "README.md").read_text().replace(hub.MARKER, ""))  # else it is overwritten
     if what not in ("missing", "code"):  # which completing makes good
         assert main(["publish", "--model", str(folder), "--repo_id", NAME]) == 1
         assert words in capsys.readouterr().err
@@ -304,21 +304,21 @@ def test_what_keeps_a_folder_from_being_published(folder, server, what, words, c
 def test_what_is_no_pipeline_folder(tmp_path, server, capsys):
     for model in (tmp_path / "nowhere", tmp_path):
         assert main(["publish", "--model", str(model), "--repo_id", NAME]) == 1
-        assert "expected a pipeline folder, with a model_index.json" in capsys.readouterr().err
+        assert "expected a pipeline folder with a model_index.json" in capsys.readouterr().err
 
 
 # Publishing
 
 
 @pytest.mark.integration
-def test_published_and_loaded_by_strangers_and_by_us(folder, server, tmp_path):
+def test_published_and_loaded_with_and_without_this_package(folder, server, tmp_path):
     """In fresh processes with fresh caches, and the same images; the command line tells nothing of the token."""
     env = {**os.environ, "HF_HOME": str(tmp_path / "publisher"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-m", "cond_ddpm.cli", "publish", "--model", str(folder), "--repo_id", NAME, "--space"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     repo, space = server.repos[f"models/{NAME}"], server.repos[f"spaces/{NAME}"]
-    assert len(repo.commits) == 2 and len(space.commits) == 2  # that of creation, and one more
+    assert len(repo.commits) == 2 and len(space.commits) == 2  # the first one creates the repository
     published = {name: content for name, content in repo.files.items() if name != ".gitattributes"}
     assert published == _files(folder)
     assert f"{server.url}/{NAME}\n" in done.stdout and TOKEN not in done.stdout + done.stderr
@@ -333,17 +333,17 @@ def test_published_and_loaded_by_strangers_and_by_us(folder, server, tmp_path):
     expected = CondDDPMPipeline.from_pretrained(folder)(["cross", 0], seeds=[0, 1], output_type="np").images
     whole = _files(folder)
     calls = {
-        "stranger": (
+        "without": (
             "DiffusionPipeline.from_pretrained(NAME, trust_remote_code=True)",
             f"DiffusionPipeline.from_pretrained(NAME, revision={repo.commits[-1][0]!r}, trust_remote_code=True)",
             "DiffusionPipeline.from_pretrained(snapshot_download(NAME), trust_remote_code=True)",
         ),
-        "ours": ("CondDDPMPipeline.from_pretrained(NAME)",),
+        "with": ("CondDDPMPipeline.from_pretrained(NAME)",),
     }
     for who, ways in calls.items():
         script = f"""
 import sys, numpy
-{"from cond_ddpm import CondDDPMPipeline" if who == "ours" else 'sys.modules["cond_ddpm"] = None'}
+{"from cond_ddpm import CondDDPMPipeline" if who == "with" else 'sys.modules["cond_ddpm"] = None'}
 from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 NAME = {NAME!r}
@@ -355,7 +355,7 @@ for index, pipeline in enumerate(({", ".join(ways)},)):
         done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=home, capture_output=True, text=True)
         assert done.returncode == 0, f"{who}: {done.stderr}"
         code = list((tmp_path / f"{who} home").rglob("modules/**/pipeline_cond_ddpm.py"))
-        assert bool(code) == (who == "stranger")  # diffusers copies there what it is about to run
+        assert bool(code) == (who == "without")  # diffusers copies there what it is about to run
         for index, way in enumerate(ways):
             np.testing.assert_array_equal(np.load(tmp_path / f"{who}{index}.npy"), expected, err_msg=way)
             # Of a repository, diffusers does not fetch the card and the pictures.
@@ -393,7 +393,7 @@ def test_private(folder, server, quick_check):
 @pytest.mark.parametrize("files", [{"adapter.bin": b""}, {"model_index.json": b"{}", "unet/config.json": b"{}"}])
 def test_a_repository_of_something_else_is_not_touched(folder, server, quick_check, files):
     repo = server.create(NAME, files=files)
-    with pytest.raises(ValueError, match="expected a new repository, or one of a pipeline like this"):
+    with pytest.raises(ValueError, match="expected a new repository, or one with such a pipeline"):
         hub.publish(folder, NAME)
     assert len(repo.commits) == 1
 
@@ -490,7 +490,7 @@ def test_another_owner_and_no_token(folder, server, quick_check, monkeypatch, tm
     with pytest.raises(PermissionError, match=r"does not know this token \(401\)"):
         hub.publish(folder, NAME)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    with pytest.raises(PermissionError, match="by token only, and there is none here"):
+    with pytest.raises(PermissionError, match="uploads to the Hub need a token, and there is none"):
         hub.publish(folder, NAME)
     assert server.repos == {}
 
@@ -580,35 +580,36 @@ def test_names_of_others_are_text_in_the_card(tmp_path):
 def test_the_card_says_how_many_images_of_each(folder):
     pipeline = CondDDPMPipeline.from_pretrained(folder)
     results = results_of(pipeline)
-    assert "as many of each class" in hub.model_card(pipeline, results, set(), NAME)
+    assert "equally many of each class" in hub.model_card(pipeline, results, set(), NAME)
     results["samples"] = {**results["samples"], "num_images": 61}
     results["samples"]["classes"] = {
         name: {**row, "num_images": number} for (name, row), number in zip(results["samples"]["classes"].items(), (21, 20, 20))
     }
     text = hub.model_card(pipeline, results, set(), NAME)
-    assert "as many" not in text and "61 samples, 20 to 21 of each class" in text
-    assert "30 of them, stand beside as the limit; of fewer images a Fréchet distance is biased" in text
+    assert "equally many" not in text and "61 samples, 20 to 21 of each class" in text
+    assert "30 real images that were not trained on (split: test) are reported as the reference" in text
+    assert "these two distances cannot be compared" in text
     assert "| Fréchet distance | 12.5 (of 61) | 0.5 (of 30) |" in text
     assert "| square | 0.75 | 0.75 | 1.5 (of 20) | 1.5 (of 10) |" in text
 
 
 @pytest.mark.hostile(6)
 @pytest.mark.parametrize(
-    "mine, its, words",
+    "sample_value, reference_value, words",
     [
         (4.0, 0.0, "that of unseen real images has not been measured"),  # as was written of images compared with themselves
         (4.0, None, "that of unseen real images has not been measured"),
         (4.0, 5.0, "copies would be much nearer"),
-        (0.5, 5.0, "so near that many may be copies"),
+        (0.5, 5.0, "many samples may be copies"),
     ],
 )
-def test_the_card_says_of_copies_only_what_is_known(folder, mine, its, words):
+def test_the_card_says_of_copies_only_what_is_known(folder, sample_value, reference_value, words):
     pipeline = CondDDPMPipeline.from_pretrained(folder)
     results = results_of(pipeline)
-    results["samples"] = {**results["samples"], "nearest_training_distance": mine}
-    results["held_out_real"] = {**results["held_out_real"], "nearest_training_distance": its}
+    results["samples"] = {**results["samples"], "nearest_training_distance": sample_value}
+    results["held_out_real"] = {**results["held_out_real"], "nearest_training_distance": reference_value}
     text = hub.model_card(pipeline, results, set(), NAME)
-    assert words in text and ("much nearer" in text) == (its == 5.0 and mine == 4.0)
+    assert words in text and ("much nearer" in text) == (reference_value == 5.0 and sample_value == 4.0)
 
 
 def _broken(results):
@@ -685,7 +686,7 @@ def test_paths_of_a_machine_are_found(folder, name, text):
         content = json.dumps({**json.loads(content), "note": f"from {text} on"})
         content = content.replace("/", "\\/")  # which is the same in JSON
     (folder / name).write_text(content if name == "results.json" else f"{content}\nfrom {text} on\n")
-    assert [line for line in hub.check(folder) if f"{name} names a path of this machine" in line]
+    assert [line for line in hub.check(folder) if f"{name} contains a path on this machine" in line]
 
 
 @pytest.mark.hostile(23)
@@ -738,5 +739,5 @@ def test_tokens_are_found(folder, token):
         before = (folder / name).read_bytes()
         note = f"x={token} " if name == "README.md" else json.dumps({**json.loads(before), token: "x"})
         (folder / name).write_text(before.decode() + note if name == "README.md" else note)
-        assert f"{name} holds a token" in "\n".join(hub.check(folder))
+        assert f"{name} contains a token" in "\n".join(hub.check(folder))
         (folder / name).write_bytes(before)

@@ -1,6 +1,7 @@
 """Who imports whom, as the design has it; and that importing us costs nothing."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ OURS = {"cond_ddpm", "pipelines", "configs", "train_cond_ddpm", "tests"}
 FLOORS = [
     {"quickstart"},
     {"cli"},
+    {"commands"},
     {"experiments"},
     {"training", "evaluate"},
     {"hub"},
@@ -21,7 +23,7 @@ FLOORS = [
     {"sampling", "export"},
     {"ema", "processes"},
     {"diffusion", "data", "models", "pipelines"},
-    {"config", "files", "text"},
+    {"config", "files", "fingerprints", "text"},
     {"", "demo"},
 ]
 
@@ -50,6 +52,14 @@ def test_modules_import_only_what_the_design_allows(path):
     imported = {(name.split(".") + [""])[1] for name in ours}
     (floor,) = (number for number, modules in enumerate(FLOORS) if module in modules)
     assert imported <= set().union({module}, *FLOORS[floor + 1 :]), f"{path.name} imports {ours}"
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    """An import of a package is one of its `__init__.py`, which imports its files; so these must not import the package."""
+    paths = {path.relative_to(ROOT).with_suffix(""): path for path in (ROOT / "cond_ddpm").rglob("*.py")}
+    modules = {".".join(name.parts).removesuffix(".__init__"): path for name, path in paths.items()}
+    graph = {module: [name for name in _imports(path) if name in modules] for module, path in modules.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_import_is_lazy_and_public_names_resolve():

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from cond_ddpm.data import nearest_images
 from cond_ddpm.evaluate.metrics import (
-    Moments,
     extrapolated_distance,
     frechet_distance,
     inception_score,
     kernel_distance,
+    nearest_training_distance,
     precision_and_recall,
 )
+from cond_ddpm.evaluate.statistics import Moments
 
 
 def _moments(features, batch=100):
@@ -55,14 +57,14 @@ def test_frechet_distance_of_gaussians_in_one_dimension():
 
 
 @pytest.mark.parametrize("count", [1000, 5])
-def test_frechet_distance_to_oneself_is_nothing(count):
-    """Also of a singular covariance."""
+def test_frechet_distance_to_itself_is_zero(count):
+    """Also with a singular covariance."""
     moments = _moments(_features(count, dim=64))
     assert frechet_distance(moments, moments) < 1e-6
 
 
-def test_extrapolation_takes_the_bias_away():
-    """Of the distribution itself FD is 0; of 1,000 samples in 32 dimensions it is not, and the line through 1 / N knows."""
+def test_extrapolation_removes_the_bias():
+    """The distance of a distribution to itself is 0, but that of 1,000 samples is not; extrapolation corrects it."""
     reference = _moments(np.random.default_rng(0).standard_normal((200_000, 32)))
     groups = [_moments(np.random.default_rng(seed).standard_normal((200, 32))) for seed in range(1, 6)]
     of_all = frechet_distance(sum(groups[1:], groups[0]), reference)
@@ -87,7 +89,7 @@ def test_kernel_distance_is_the_unbiased_estimate():
 
 
 def test_precision_and_recall():
-    """A part of the classes: precise, but half is not recalled. Something else: neither."""
+    """Samples of one of two classes have full precision, but half the recall; other samples have neither."""
     rng = np.random.default_rng(0)
     left, right = (rng.standard_normal((500, 4)) + shift for shift in (-20, 20))
     real = torch.tensor(np.concatenate([left, right]))
@@ -99,7 +101,7 @@ def test_precision_and_recall():
 
 
 def test_precision_and_recall_agree_with_numpy():
-    """Sparse points, of which many are not covered, so that the third neighbour is told from the second and the fourth."""
+    """Sparse points, many of which are not covered, so that the third neighbour differs from the second and fourth."""
     real, fake = (_features(60, dim=3, seed=seed) for seed in (1, 2))
 
     def covered(points, manifold):
@@ -112,9 +114,25 @@ def test_precision_and_recall_agree_with_numpy():
     assert 0.2 < found[0] < 0.98
 
 
-def test_inception_score_is_the_number_of_classes_seen_surely():
+def test_inception_score_is_the_number_of_classes_predicted_with_certainty():
     sure = torch.eye(4, dtype=torch.float64)
     assert inception_score(sure.sum(0), 0.0, 4) == pytest.approx(4)
     assert inception_score(sure[:2].sum(0), 0.0, 2) == pytest.approx(2)
     unsure = torch.full((4,), 0.25, dtype=torch.float64)
     assert inception_score(unsure * 4, 4 * (unsure * unsure.log()).sum().item(), 4) == pytest.approx(1)
+
+
+def test_nearest_finds_the_image_itself_mirrored_or_not():
+    rng = np.random.default_rng(0)
+    training = rng.integers(0, 256, (6000, 3, 4, 4), dtype=np.uint8)
+    samples = np.stack([training[5500], training[7][..., ::-1], np.clip(training[3].astype(int) + 1, 0, 255)]).astype(np.uint8)
+    rows, mirrored, distances = nearest_images(samples, training, 3)
+    assert rows[:, 0].tolist() == [5500, 7, 3] and mirrored[:, 0].tolist() == [False, True, False]
+    assert distances[0, 0] < 0.05 and 0.9 < distances[2, 0] <= 1.001 and (np.diff(distances, axis=1) >= 0).all()
+    both = np.concatenate([training, training[..., ::-1]]).astype(float).reshape(-1, 48)
+    exact = np.sort(np.sqrt(((both - samples[0].reshape(48)) ** 2).mean(axis=1)))[:3]
+    np.testing.assert_allclose(distances[0], exact, atol=0.05)
+    symmetric = np.zeros((2, 1, 4, 4), np.uint8)
+    symmetric[1] += 9
+    assert nearest_images(symmetric[:1], symmetric, 2)[0].tolist() == [[0, 1]]  # not itself twice
+    assert nearest_training_distance(samples, training) == np.median(distances[:, 0])

@@ -64,10 +64,17 @@ def test_labels_that_are_none_of_the_model(tiny_pipeline, labels, words):
 def test_names_need_a_model_with_names(tiny_unet):
     with pytest.raises(ValueError, match="no names"):
         CondDDPMPipeline(tiny_unet, DDPMScheduler())(["cat"])
-    with pytest.raises(ValueError, match="id2label: expected a name for each id from 0 to 2"):
+    with pytest.raises(ValueError, match=r"with a different name for each id from 0 to 2, got {0: 'a', 1: 'b'}; name every"):
         CondDDPMPipeline(tiny_unet, DDPMScheduler(), {0: "a", 1: "b"})
-    with pytest.raises(ValueError, match="a name of its own"):
+    with pytest.raises(ValueError, match="with a different name for each id"):
         CondDDPMPipeline(tiny_unet, DDPMScheduler(), {0: "a", 1: "b", 2: "a"})
+
+
+def test_the_name_of_a_class(tiny_unet):
+    named = CondDDPMPipeline(tiny_unet, DDPMScheduler(), dict(enumerate(NAMES)))
+    unnamed = CondDDPMPipeline(tiny_unet, DDPMScheduler())
+    assert [named.class_name(label) for label in (0, 2, None)] == ["circle", "cross", "any class"]
+    assert [unnamed.class_name(label) for label in (0, 2, None)] == ["class 0", "class 2", "any class"]
 
 
 @pytest.mark.parametrize(
@@ -77,9 +84,9 @@ def test_names_need_a_model_with_names(tiny_unet):
         ({"generator": None, "seeds": [1, 2, 3]}, "seeds: expected 2, one for each image, got 3"),
         ({"generator": None, "seeds": 1}, "seeds: expected 2, one for each image, got 1"),
         ({"generator": None, "seeds": [1, 2], "num_images_per_label": 2}, "seeds: expected 4"),
-        ({"seeds": [1, 2]}, "seeds: expected no generator beside them"),
+        ({"seeds": [1, 2]}, "seeds: expected no generator as well"),
         ({"num_inference_steps": 0}, "expected 1 to 1000"),
-        ({"num_inference_steps": 1001}, "expected 1 to 1000 (the steps trained on), got 1001"),
+        ({"num_inference_steps": 1001}, "expected 1 to 1000 (the training timesteps), got 1001"),
         ({"num_images_per_label": 0}, "num_images_per_label: expected 1 or more, got 0"),
         ({"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
         ({"output_type": "jpg"}, "'pil', 'np' or 'pt', got 'jpg'"),
@@ -97,7 +104,7 @@ def test_names_need_a_model_with_names(tiny_unet):
         ({"return_intermediates": 1}, "return_intermediates: expected 2 to 3"),
         ({"callback_on_step_end_tensor_inputs": ["latents"]}, "expected names among sample, pred_original_sample"),
         ({"guide": "folder", "guidance_scale": 2.0}, "guide: expected a CondDDPMPipeline, got str"),
-        ({"num_inference_steps": 2.0}, "num_inference_steps: expected 1 to 1000 (the steps trained on), got 2.0"),
+        ({"num_inference_steps": 2.0}, "num_inference_steps: expected 1 to 1000 (the training timesteps), got 2.0"),
         ({"generator": None, "seeds": [0.7, 1]}, "seeds: expected 0 to 18446744073709551615, got 0.7"),
         ({"generator": None, "seeds": [0, 2**64]}, "seeds: expected 0 to"),
     ],
@@ -140,7 +147,7 @@ class _Linear(torch.nn.Module):
     "scale, batch, effective", [(1.0, [1], 1.0), (0.0, [3], 3.0), (2.0, [3, 1], -1.0), (0.5, [3, 1], 2.0)]
 )
 def test_guidance_is_uncond_plus_scale_times_the_difference(tiny_unet, scale, batch, effective):
-    """1 is conditional and 0 unconditional, at one forward each; 2 goes as far beyond the condition."""
+    """Scales 1 and 0 are the conditional and the unconditional prediction, at one forward each; 2 extrapolates."""
     scheduler = DDPMScheduler(prediction_type="sample", clip_sample=False, timestep_spacing="trailing")
     pipeline = CondDDPMPipeline(tiny_unet, scheduler)
     pipeline.unet = network = _Linear(tiny_unet)
@@ -207,7 +214,7 @@ def test_with_the_package_no_code_of_the_folder_runs(tiny_pipeline, tmp_path):
 
 @pytest.mark.end_to_end
 def test_without_the_package_diffusers_loads_it(tmp_path):
-    """In a process where `import cond_ddpm` fails, and saving from there gives the same folder."""
+    """It loads in a process where `import cond_ddpm` fails, and saves the same folder again."""
     pipelines = {model: make_pipeline(make_unet(model)) for model in ("simple", "attention", "hybrid")}
     for model, pipeline in pipelines.items():
         pipeline.save_pretrained(tmp_path / model / "published")
@@ -282,7 +289,7 @@ def test_whole_numbers_of_numpy(tiny_pipeline):
 def test_networks_and_guides_of_another_kind(tiny_pipeline):
     from diffusers import DDPMPipeline, UNet2DModel
 
-    with pytest.raises(ValueError, match="unet: expected as many channels out as in"):
+    with pytest.raises(ValueError, match="unet: expected as many output channels as input channels, 3, got 6"):
         CondDDPMPipeline(make_unet(out_channels=6), DDPMScheduler())
     other = DDPMPipeline(
         UNet2DModel(
@@ -319,7 +326,7 @@ def _quiet_pipeline(scheduler=DDPMScheduler, **settings):
 @pytest.mark.hostile(1)
 @pytest.mark.parametrize("scheduler", _SCHEDULERS)
 def test_calls_in_threads_give_the_images_of_calls_one_after_the_other(scheduler):
-    """Bitwise, with other labels, seeds and numbers of steps in each thread, which take their steps in turn."""
+    """Bitwise the same, although the threads have different labels, seeds and numbers of steps, and alternate their steps."""
     pipeline = _quiet_pipeline(scheduler)
     calls = [([0, 1], [0, 1], 5), ([2], [7], 8), ([1], [3], 10)]
     step_together = threading.Barrier(len(calls))
@@ -371,7 +378,7 @@ def test_a_call_leaves_the_pipeline_as_it_is():
 
 
 class _Brighter(DDIMScheduler):
-    """A user's own, with something beside its config."""
+    """A scheduler of the user's own, with an attribute that is not in its config."""
 
     offset = 0.0
 
@@ -420,7 +427,7 @@ def test_a_pipeline_from_a_pipeline_shares_the_network_and_leaves_its_type(dtype
 
 @pytest.mark.hostile(22)
 def test_weights_that_lack_a_tensor_are_refused_by_name(tmp_path):
-    """By this package, by the network's own class, and by diffusers without this package, which runs the folder's code."""
+    """When loaded by this package, by the network's own class, or by diffusers with the folder's code."""
     _quiet_pipeline().save_pretrained(tmp_path)
     file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
@@ -432,7 +439,7 @@ def test_weights_that_lack_a_tensor_are_refused_by_name(tmp_path):
         lambda: SimpleUNet2DModel.from_pretrained(tmp_path / "unet", low_cpu_mem_usage=False),
         lambda: DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True),
     ):
-        with pytest.raises(ValueError, match=r"every tensor of SimpleUNet2DModel, got none of the name conv_out\.bias;"):
+        with pytest.raises(ValueError, match=r"every tensor of SimpleUNet2DModel, got a file without conv_out\.bias;"):
             load()
 
 
@@ -470,8 +477,16 @@ def test_a_damaged_json_file_is_one_line(name, content, tmp_path, capsys):
         ("model_index.json", {"scheduler": ["diffusers", "Nothing"]}, "scheduler: expected one of diffusers, got Nothing"),
         ("model_index.json", {"scheduler": ["diffusers", "UNet2DModel"]}, "scheduler: expected one of diffusers"),
         ("model_index.json", {"scheduler": ["mine", "DDPMScheduler"]}, "got DDPMScheduler from mine"),
-        ("model_index.json", {"id2label": ["a", "b", "c"]}, "id2label: expected {id: name} of each class"),
-        ("model_index.json", {"id2label": {"a": 1}}, "id2label: expected {id: name} of each class"),
+        (
+            "model_index.json",
+            {"id2label": ["a", "b", "c"]},
+            "id2label: expected {id: name} with a different name for each id from 0 to 2",
+        ),
+        (
+            "model_index.json",
+            {"id2label": {"a": 1}},
+            "id2label: expected {id: name} with a different name for each id from 0 to 2",
+        ),
         ("model_index.json", {"class_dropout_prob": "some"}, "class_dropout_prob: expected a share from 0 to 1"),
         ("model_index.json", {"class_dropout_prob": 2}, "class_dropout_prob: expected a share from 0 to 1"),
         ("model_index.json", {"guidance_scale": "3"}, "guidance_scale: expected a finite number, got '3'"),

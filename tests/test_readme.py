@@ -47,11 +47,11 @@ def test_arguments_and_names_of_the_sampling_table():
 
 
 def test_every_command_and_kind_of_picture_is_in_the_readme():
-    from cond_ddpm.cli import _COMMANDS, _KINDS
+    from cond_ddpm.cli import COMMANDS, KINDS
 
-    for name in _COMMANDS:
+    for name in COMMANDS:
         assert f"cond-ddpm {name}" in README, name
-    for kind in _KINDS:
+    for kind in KINDS:
         assert f"`{kind}`" in README or f"visualize {kind}" in README, kind
 
 

@@ -1,6 +1,6 @@
-"""The pipeline's loop under each sampler, against what can be worked out by hand.
+"""The pipeline with each sampler, compared with exact solutions.
 
-Of Gaussian data the ideal network is known, and where the probability-flow ODE takes a noise.
+For Gaussian data, the ideal network and the solution of the probability-flow ODE are known.
 """
 
 import itertools
@@ -11,7 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS, TESTED_SCHEDULERS
+from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS, TESTED_SCHEDULERS, Guidance
 from conftest import NAMES, ROOT, make_unet
 from diffusers import (
     DDIMScheduler,
@@ -72,7 +72,7 @@ def _pixels(pipeline, labels=(0,), seeds=(0,), **arguments):
 
 
 def _exact(noise, mean=MEAN, first=999):
-    """Where the probability-flow ODE takes the noise at timestep `first` (Karras 2022, eq. 1): x - mean scales with its
+    """The solution of the probability-flow ODE from noise at timestep `first` (Karras 2022, eq. 1): x - mean scales with its
     standard deviation, sqrt(STD^2 + sigma^2)."""
     alphas_cumprod = DDPMScheduler().alphas_cumprod.double()[first]
     sigma = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
@@ -86,7 +86,7 @@ def _noise(seed=0):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in STOCHASTIC])
 def test_deterministic_samplers_solve_the_ode(sampler, prediction_type):
-    """With the ideal network each converges to the exact solution: at least as fast as 1 / steps, whatever is predicted."""
+    """With the ideal network, the error falls at least as fast as 1 / steps, for every prediction type."""
     pipeline = _ideal_pipeline(prediction_type)
     exact = _exact(_noise())
     errors = [
@@ -99,7 +99,7 @@ def test_deterministic_samplers_solve_the_ode(sampler, prediction_type):
 @pytest.mark.parametrize("spacing", ["quadratic", "karras"])
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in STOCHASTIC])
 def test_spacings_that_waste_no_steps_where_there_is_only_noise(sampler, spacing):
-    """At 20 steps several times nearer to the solution than even spacing, which jumps from t = 49 to the image."""
+    """With 20 steps the error is less than half that of even spacing, which jumps from t = 49 to the image."""
     if (sampler, spacing) == ("unipc", "quadratic"):
         pytest.skip("diffusers' UniPC takes no timesteps of ours")
     pipeline = _ideal_pipeline()
@@ -114,7 +114,7 @@ def test_spacings_that_waste_no_steps_where_there_is_only_noise(sampler, spacing
 @pytest.mark.parametrize("sampler", STOCHASTIC)
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_stochastic_samplers_give_the_distribution(sampler, prediction_type):
-    """Mean and standard deviation of 64 images' pixels (12,288), to four standard errors and the step's own error."""
+    """Mean and deviation of the pixels of 64 images (12,288), to four standard errors plus the discretisation error."""
     pipeline = _ideal_pipeline(prediction_type)
     steps = 1000 if sampler == "ddpm" else 250
     pixels = _pixels(pipeline, [0] * 64, range(64), sampler=sampler, num_inference_steps=steps)
@@ -123,7 +123,7 @@ def test_stochastic_samplers_give_the_distribution(sampler, prediction_type):
 
 
 def test_the_name_ddim_is_ddim():
-    """DPM-Solver++ of order 1 against diffusers' DDIM, where that is right: 20 divides 1000."""
+    """DPM-Solver++ of order 1 agrees with diffusers' DDIM where that is right, since 20 divides 1000."""
     pipeline = _ideal_pipeline("epsilon")
     ours = _pixels(pipeline, sampler="ddim", num_inference_steps=20)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
@@ -160,7 +160,9 @@ def test_a_spacing_that_the_scheduler_has_no_setting_for():
         pipeline = _ideal_pipeline()
         other = DPMSolverSinglestepScheduler if spacing == "leading" else DDPMScheduler
         pipeline.scheduler = other.from_config(pipeline.scheduler.config)
-        with pytest.raises(ValueError, match=f"expected a scheduler that has {setting}"):
+        with pytest.raises(
+            ValueError, match=f"expected a scheduler that has the setting {setting} for '{spacing}', got {other.__name__}"
+        ):
             _pixels(pipeline, num_inference_steps=20, timestep_spacing=spacing)
 
 
@@ -179,7 +181,7 @@ def _with_scheduler(name, prediction_type="v_prediction"):
 
 
 def _relative_errors(pipeline):
-    """Of 10, 50 and 250 steps, the largest over the pixels, as a share of the data's deviation."""
+    """The largest error of a pixel with 10, 50 and 250 steps, as a multiple of the data's standard deviation."""
     pixels = [_pixels(pipeline, num_inference_steps=steps)[0] for steps in (10, 50, 250)]
     return [((image - _exact(_noise())).abs().max() / STD).item() for image in pixels]
 
@@ -191,7 +193,7 @@ def _converges(errors):
 @pytest.mark.hostile(12)
 @pytest.mark.parametrize("name", [name for name in TESTED_SCHEDULERS if name not in _RANDOM])
 def test_deterministic_schedulers_that_are_accepted_solve_the_ode(name):
-    """Made as the README says: at least about as fast as 1 / steps they come to the exact solution."""
+    """Made by `from_config`, as the README says, they converge to the exact solution about as fast as 1 / steps, or faster."""
     errors = _relative_errors(_with_scheduler(name))
     assert _converges(errors), errors
 
@@ -199,7 +201,7 @@ def test_deterministic_schedulers_that_are_accepted_solve_the_ode(name):
 @pytest.mark.hostile(12)
 @pytest.mark.parametrize("name", _RANDOM[1:])  # the first is one of SAMPLERS, tested above
 def test_random_schedulers_that_are_accepted_give_the_distribution(name):
-    """Mean and standard deviation of 32 images' pixels (6,144)."""
+    """Mean and standard deviation of the pixels of 32 images (6,144)."""
     pixels = _pixels(_with_scheduler(name), [0] * 32, range(32), num_inference_steps=500)
     assert abs(pixels.mean().item() - MEAN) < 4 * STD / 6144**0.5 + 0.002
     assert abs(pixels.std().item() / STD - 1) < 0.06
@@ -208,7 +210,7 @@ def test_random_schedulers_that_are_accepted_give_the_distribution(name):
 @pytest.mark.hostile(12)
 @pytest.mark.parametrize("name", TESTED_SCHEDULERS)
 def test_schedulers_that_are_accepted_give_the_same_whatever_is_predicted_and_beside_whatever(name):
-    """EulerAncestralDiscreteScheduler has no step for a predicted image, which is said before the first forward."""
+    """EulerAncestralDiscreteScheduler cannot step with a predicted image; that is an error before the first forward."""
     arguments = {"num_inference_steps": 10}
     expected = _pixels(_with_scheduler(name), [0], [1], **arguments)
     assert (_pixels(_with_scheduler(name), [0, 0], [0, 1], **arguments)[1:] - expected).abs().max() < 1e-3
@@ -223,7 +225,7 @@ def test_schedulers_that_are_accepted_give_the_same_whatever_is_predicted_and_be
 
 @pytest.mark.hostile(12)
 def test_a_scheduler_that_comes_to_another_solution_is_told_apart(monkeypatch):
-    """What the two tests above rest on; it is why that one is not accepted."""
+    """The two tests above do notice a wrong scheduler. This one is therefore not accepted."""
     monkeypatch.setattr(
         "cond_ddpm.pipelines.pipeline_cond_ddpm.TESTED_SCHEDULERS", (*TESTED_SCHEDULERS, "CogVideoXDDIMScheduler")
     )
@@ -234,7 +236,7 @@ def test_a_scheduler_that_comes_to_another_solution_is_told_apart(monkeypatch):
 @pytest.mark.hostile(12)
 def test_every_other_scheduler_of_diffusers_is_refused_and_the_tested_ones_named():
     refused = []
-    for name in dir(diffusers.schedulers):  # which imports them at first use
+    for name in dir(diffusers.schedulers):  # `dir` lists them all, `getattr` imports them
         class_ = getattr(diffusers.schedulers, name, None)
         is_one = isinstance(class_, type) and issubclass(class_, SchedulerMixin)
         if not is_one or name in (*TESTED_SCHEDULERS, "SchedulerMixin"):
@@ -244,7 +246,9 @@ def test_every_other_scheduler_of_diffusers_is_refused_and_the_tested_ones_named
             pipeline.scheduler = class_.from_config(pipeline.scheduler.config)
         except (ImportError, TypeError, ValueError):
             continue  # it cannot be made from this config
-        with pytest.raises(ValueError, match=f"scheduler: expected one that was tested in this loop, DDPMSch.*, got {name};"):
+        with pytest.raises(
+            ValueError, match=f"scheduler: expected one that was tested with this pipeline, DDPMSch.*, got {name};"
+        ):
             _pixels(pipeline, num_inference_steps=20)
         refused.append(name)
     assert {"CogVideoXDDIMScheduler", "LCMScheduler", "PNDMScheduler", "FlowMatchEulerDiscreteScheduler"} <= set(refused)
@@ -280,7 +284,7 @@ def test_the_readme_names_the_schedulers_that_are_accepted():
 @pytest.mark.parametrize("beta_schedule", ["scaled_linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "ddpm"])
 def test_other_noise_schedules(sampler, beta_schedule):
-    """Each sampler's default spacing, in 100 steps: pixels of the right mean and deviation."""
+    """With the sampler's default spacing and 100 steps, the pixels have the right mean and standard deviation."""
     scheduler = DDPMScheduler(prediction_type="v_prediction", beta_schedule=beta_schedule)
     pipeline = _ideal_pipeline()
     pipeline.scheduler = scheduler
@@ -309,10 +313,10 @@ def test_samplers_keep_the_betas_and_what_is_predicted():
 
 
 def test_other_schedulers_get_the_betas_that_were_left_at_their_default(tiny_pipeline):
-    """DDPM's defaults are not Heun's."""
+    """The default betas of DDPM are not those of Heun."""
     heun = HeunDiscreteScheduler.from_config(tiny_pipeline.scheduler.config)
     assert torch.equal(heun.betas, DDPMScheduler().betas) and not torch.equal(heun.betas, HeunDiscreteScheduler().betas)
-    tiny_pipeline.scheduler = DDPMScheduler()  # put in later: the pipeline's own way to another sampler, still
+    tiny_pipeline.scheduler = DDPMScheduler()  # set after construction: `make_scheduler` must still keep the betas
     assert torch.equal(tiny_pipeline.make_scheduler("heun").betas, DDPMScheduler().betas)
 
 
@@ -332,7 +336,7 @@ def test_forwards_and_default_steps():
 
 
 def test_guidance_moves_the_mean_as_the_formula_says():
-    """uncond + w (cond - uncond) of ideal predictions with means m_0 = 0 and m is the ideal one for the mean w m."""
+    """Guiding ideal predictions for the means 0 and m with scale w gives the ideal prediction for the mean w m."""
     for scale in (0.5, 2.0, 3.0):
         pipeline = _ideal_pipeline(clip_sample=False)
         pixels = _pixels(pipeline, sampler="dpm++2", num_inference_steps=100, guidance_scale=scale)
@@ -349,13 +353,13 @@ def test_scale_1_is_the_conditional_and_0_the_unconditional_sample(tiny_pipeline
     assert torch.equal(sample([0, 1], guidance_scale=1.0), plain)
     none = sample(None, num_images_per_label=2)
     assert torch.equal(sample([0, 1], guidance_scale=0.0), none) and not torch.allclose(none, plain)
-    close = sample([0, 1], guidance_scale=1.0 + 1e-6)  # two forwards: the limits are the formula's
+    close = sample([0, 1], guidance_scale=1.0 + 1e-6)  # these take two forwards, so the formula itself has these limits
     assert (close - plain).abs().max() < 1e-3
     assert (sample([0, 1], guidance_scale=1e-6) - none).abs().max() < 1e-3
 
 
 def test_guidance_only_in_the_interval():
-    """Two forwards' worth only where lo < sigma <= hi; conditional elsewhere."""
+    """The batch is doubled only where lo < sigma <= hi; elsewhere the prediction is conditional."""
     pipeline = _ideal_pipeline()
     pipeline.scheduler = pipeline.make_scheduler("ddim")
     pipeline.scheduler.set_timesteps(10)
@@ -372,11 +376,11 @@ def test_guidance_only_in_the_interval():
 
 
 def test_autoguidance():
-    """By itself it changes nothing; by a network with mean g it is the ideal one for the mean g + w (m - g)."""
+    """A pipeline that guides itself changes nothing. A guide with mean g gives the ideal prediction for g + w (m - g)."""
     pipeline, guide = _ideal_pipeline(), _ideal_pipeline()
     plain = _pixels(pipeline, sampler="dpm++2", num_inference_steps=100)
     assert torch.equal(_pixels(pipeline, sampler="dpm++2", num_inference_steps=100, guidance_scale=3.0, guide=pipeline), plain)
-    guide.unet.means = torch.tensor([0.1, 0.0, 9.0])  # the null label is not asked for
+    guide.unet.means = torch.tensor([0.1, 0.0, 9.0])  # the null label is not used
     guided = _pixels(pipeline, sampler="dpm++2", num_inference_steps=100, guidance_scale=2.0, guide=guide)
     assert abs(guided - _exact(_noise(), 0.1 + 2 * (MEAN - 0.1))).max() < 0.02
     own = _pixels(pipeline, sampler="dpm++2", num_inference_steps=100, guidance_scale=0.0, guide=guide)
@@ -388,12 +392,12 @@ def test_what_has_no_effect_without_guidance_is_refused(arguments):
     pipeline = _ideal_pipeline()
     if "guide" in arguments:
         arguments = {"guide": pipeline}
-    with pytest.raises(ValueError, match="guidance_scale: expected another than 1"):
+    with pytest.raises(ValueError, match="guidance_scale: expected a value other than 1"):
         _pixels(pipeline, num_inference_steps=20, **arguments)
 
 
 def test_rescale_brings_the_standard_deviation_back():
-    """Lin 2024, eq. 15 and 16, on the one step from x_T: at 1 the deviation of the conditional prediction, halfway at 0.5."""
+    """Lin 2024, eq. 15 and 16, in a single step: 1 gives the deviation of the conditional prediction, 0.5 is halfway."""
     predictions = {}
     for rescale in (None, 0.0, 0.5, 1.0):
         pipeline = _ideal_pipeline("epsilon", clip_sample=False)
@@ -410,13 +414,18 @@ def test_rescale_brings_the_standard_deviation_back():
 
 
 def test_rescale_is_of_each_image_by_itself():
-    from cond_ddpm.pipelines.pipeline_cond_ddpm import _guided
-
     base, cond = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8) * torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)
-    both = _guided(base, cond, 3.0, 1.0)
+
+    def guided(images):
+        """For a network that predicts `base` with the null label, 2, and `cond` with other labels."""
+        unet = _Ideal("epsilon")
+        unet.forward = lambda sample, timestep, labels: type("Output", (), {"sample": torch.cat([base[images], cond[images]])})
+        labels = torch.zeros(len(base[images]), dtype=torch.int64)
+        return Guidance(2, scale=3.0, rescale=1.0).predict(unet, cond[images], torch.tensor(500), labels, sigma=1.0)
+
+    both = guided(slice(None))
     for image in range(2):
-        alone = _guided(base[image : image + 1], cond[image : image + 1], 3.0, 1.0)
-        torch.testing.assert_close(both[image : image + 1], alone)
+        torch.testing.assert_close(both[image : image + 1], guided(slice(image, image + 1)))
         assert both[image].std().item() == pytest.approx(cond[image].std().item(), rel=1e-5)
 
 
@@ -429,7 +438,7 @@ def test_rescale_at_scale_0_is_the_limit_of_the_formula(tiny_pipeline):
 
 
 class _Contrast(_Ideal):
-    """Predicts a ramp, twice as steep with a label as without."""
+    """Predicts a ramp, which is twice as steep with a class label as with the null label."""
 
     def __init__(self):
         super().__init__("epsilon")
@@ -440,7 +449,7 @@ class _Contrast(_Ideal):
 
 
 def test_a_call_that_gives_no_guidance_takes_the_pipelines_own(tmp_path):
-    """Which is saved with it, and means nothing where no class is asked for."""
+    """It is saved with the pipeline, and has no effect on unconditional images."""
     pipeline = CondDDPMPipeline(make_unet(), DDPMScheduler(timestep_spacing="trailing"), guidance_scale=3.0)
     pipeline.guidance_scale = 4.0
     pipeline.save_pretrained(tmp_path)
@@ -459,7 +468,7 @@ def test_a_call_that_gives_no_guidance_takes_the_pipelines_own(tmp_path):
     assert CondDDPMPipeline.from_pretrained(tmp_path, guidance_scale=2.0).guidance_scale == 2
     index = tmp_path / "model_index.json"
     index.write_text(json.dumps({name: value for name, value in json.loads(index.read_text()).items() if name[0] != "g"}))
-    assert CondDDPMPipeline.from_pretrained(tmp_path).guidance_scale == 1  # an older folder has none
+    assert CondDDPMPipeline.from_pretrained(tmp_path).guidance_scale == 1  # folders of earlier versions have no such entry
 
 
 @pytest.mark.parametrize(
@@ -490,7 +499,7 @@ def test_a_model_trained_without_label_drop_refuses_guidance(tmp_path):
         with pytest.raises(ValueError, match="null label was never trained"):
             loaded(labels, num_inference_steps=2, **arguments)
     loaded([0], num_inference_steps=2)
-    loaded([0], num_inference_steps=2, guidance_scale=2.0, guide=loaded)  # the null label is not asked for
+    loaded([0], num_inference_steps=2, guidance_scale=2.0, guide=loaded)  # the null label is not used
     with pytest.raises(ValueError, match="no class to guide to"):
         CondDDPMPipeline(make_unet(), DDPMScheduler())(None, guidance_scale=2.0)
 
@@ -516,7 +525,7 @@ def test_guides_that_do_not_fit(tiny_pipeline, unet, scheduler, words):
         tiny_pipeline([0], guide=other, guidance_scale=2.0)
 
 
-# Clipping, broken weights
+# Clipping, damaged weights
 
 
 def test_the_noise_is_taken_from_the_clipped_image():
@@ -559,7 +568,7 @@ def test_weights_that_are_not_finite(tiny_pipeline, value):
 
 @pytest.mark.end_to_end
 def test_an_image_is_a_function_of_its_label_and_seed(tiny_pipeline):
-    """Bitwise in the same place, whatever is beside it; else to within 1/255; also where noise is drawn at each step."""
+    """Bitwise at the same place of a batch, else to within 1/255, also with samplers that draw noise at each step."""
     labels, seeds = [0, 1, 2, 0, 1, 2, 0, 1], list(range(8))
     for sampler in ("dpm++2", "ddpm", "dpm++sde"):
 
@@ -576,7 +585,7 @@ def test_an_image_is_a_function_of_its_label_and_seed(tiny_pipeline):
         for batch_size in (1, 3):
             again = sample(labels, seeds, batch_size=batch_size)
             assert (again - images).abs().max() <= 1 / 255
-            others = sample(labels[:4], seeds[:4], batch_size=batch_size)  # the same size, other neighbours
+            others = sample(labels[:4], seeds[:4], batch_size=batch_size)  # batches of the same size with other images in them
             assert torch.equal(others[:3], again[:3])
 
 
@@ -589,7 +598,7 @@ def test_several_images_of_a_label(tiny_pipeline):
 
 
 def test_intermediates(tiny_pipeline):
-    """From pure noise to the last step, whose predicted x_0 is the image; for schedulers with a scale of their own, too."""
+    """They go from pure noise to the last step, whose predicted x_0 is the image, also for schedulers that scale x_t."""
     for sampler in ("ddim", "euler"):
         arguments = {"seeds": [0, 1], "num_inference_steps": 10, "sampler": sampler, "output_type": "pt"}
         arguments["timestep_spacing"] = "trailing"
@@ -624,7 +633,7 @@ def test_callback_sees_and_changes_the_sample(tiny_pipeline):
 
 
 def test_half_precision_weights_do_not_make_the_steps_imprecise(tiny_pipeline):
-    """x_t stays in float32: what the scheduler is given has more than bfloat16's 8 bits."""
+    """x_t stays in float32: the scheduler receives values with more than the 8 bits of bfloat16."""
     tiny_pipeline.unet = tiny_pipeline.unet.to(torch.bfloat16)
     states = []
     tiny_pipeline([0], num_inference_steps=2, callback_on_step_end=lambda p, i, t, kept: states.append(kept["sample"]))

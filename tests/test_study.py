@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from conftest import ROOT
 from PIL import Image
 
 from cond_ddpm.cli import main
-from cond_ddpm.experiments.study import StudyConfig, read_study, study
-from cond_ddpm.experiments.tune import TuneConfig, read_tune, tune
+from cond_ddpm.config.experiments import StudyConfig, TuneConfig
+from cond_ddpm.config.flags import parse
+from cond_ddpm.experiments.study import study
+from cond_ddpm.experiments.tune import tune
 
 BASE = {
     "resolution": 8,
@@ -105,15 +108,19 @@ def test_study_by_the_command_line(base, tmp_path, capsys):
     [
         ({"models": {"one": {"bach_size": 1}}}, "models.one: expected settings of training, got bach_size"),
         ({"models": {}}, "models: expected one or more"),
-        ({"models": ["one"]}, "models: expected a dict"),
+        ({"models": ["one"]}, r"models: expected names and values, got \['one'\]"),
         ({"models": {"one": {"use_ema": False}}}, "models.one: expected use_ema"),
         ({"models": {"one": {"batch_size": 0}}}, "batch_size: expected 1 or more"),
         ({"evaluate": {"dataset": "x"}}, "evaluate: expected"),
         ({"evaluate": {"num_samples": 1}}, "num_samples: expected 2 or more"),
         pytest.param(
-            {"evaluate": {"num_samples": "x"}}, "num_samples: expected a whole number, got 'x'", marks=pytest.mark.hostile(22)
+            {"evaluate": {"num_samples": "x"}},
+            "evaluate.num_samples: expected a whole number, 2 or more, got 'x'",
+            marks=pytest.mark.hostile(22),
         ),
-        pytest.param({"evaluate": {"features": 3}}, "features: expected a text, got 3", marks=pytest.mark.hostile(22)),
+        pytest.param(
+            {"evaluate": {"features": 3}}, "evaluate.features: expected a text, got 3", marks=pytest.mark.hostile(22)
+        ),
         pytest.param({"evaluate": {3: 3}}, "evaluate: expected .*, got 3", marks=pytest.mark.hostile(22)),
         pytest.param({"models": {"one": "x"}}, "models.one: expected settings", marks=pytest.mark.hostile(22)),
         pytest.param({"models": {"one": {1: 2}}}, "models.one: expected settings", marks=pytest.mark.hostile(22)),
@@ -121,26 +128,36 @@ def test_study_by_the_command_line(base, tmp_path, capsys):
             {"models": {1: {}}}, "models: expected names that folders can have, got 1", marks=pytest.mark.hostile(20)
         ),
         pytest.param({"models": {"../x": {}}}, "models: expected names that folders can have", marks=pytest.mark.hostile(20)),
-        pytest.param({"sampling": {"num_inference_steps": "x"}}, "expected a number", marks=pytest.mark.hostile(22)),
-        pytest.param({"sampling": {"guidance_interval": 3}}, "expected numbers", marks=pytest.mark.hostile(22)),
+        pytest.param(
+            {"sampling": {"num_inference_steps": "x"}},
+            "sampling.num_inference_steps: expected a whole number",
+            marks=pytest.mark.hostile(22),
+        ),
+        pytest.param(
+            {"sampling": {"guidance_interval": 3}},
+            "sampling.guidance_interval: expected 2 values, each a number",
+            marks=pytest.mark.hostile(22),
+        ),
         ({"sampling": {"num_inference_step": 3}}, "sampling: expected"),
-        ({"evaluations": "3"}, "evaluations: expected a int"),
+        ({"evaluations": "3"}, "evaluations: expected a whole number, 1 or more, got '3'"),
         ({"evaluations": 0}, "evaluations: expected 1 or more"),
-        ({"trials": 3}, "--config: expected base, evaluate"),
+        ({"trials": 3}, "config: expected a YAML file of settings, .* got trials; there are output_dir, base, evaluate"),
     ],
 )
-def test_study_settings_that_do_not_fit(changes, words, tmp_path):
+def test_study_settings_that_do_not_fit(changes, words, tmp_path, capsys):
     settings = {"output_dir": "x", "base": {}, "models": {"one": {}}, **changes}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(ValueError, match=words):
-        read_study(tmp_path / "study.yaml")
+    with pytest.raises(SystemExit):
+        main(["study", "--config", str(tmp_path / "study.yaml")])
+    _, error = capsys.readouterr().err.splitlines()
+    assert re.search(words, error)
 
 
 def test_presets_of_study_and_search():
-    runs = read_study(ROOT / "configs/study.yaml").runs()
+    runs = parse(StudyConfig, ["--config", str(ROOT / "configs/study.yaml")]).runs()
     assert runs["simple"].num_epochs == 4 * runs["attention"].num_epochs  # the study's ratio
     assert {runs[name].model for name in runs} == {"simple", "attention"}
-    assert read_tune(ROOT / "configs/tune.yaml").trials == 12
+    assert parse(TuneConfig, ["--config", str(ROOT / "configs/tune.yaml")]).trials == 12
     for name in ("study", "tune"):
         first = (ROOT / f"configs/{name}.yaml").read_text().splitlines()[0]
         assert first == f"# cond-ddpm {name} --config configs/{name}.yaml"
@@ -223,7 +240,7 @@ def test_search_by_distance_and_a_setting_that_does_not_fit(base, tmp_path):
         ({"search": {"dropout": [1]}}, "got dropout"),
         ({"search": {"learning_rate": {"low": 0, "high": 1, "log": True}}}, "low above 0 with log"),
         ({"search": {"batch_size": {"low": 1}}}, "search.batch_size: expected a list of choices, or low and high"),
-        ({"trials": 0}, "one trial or more"),
+        ({"trials": 0}, "trials: expected 1 or more, got 0"),
     ],
 )
 def test_search_settings_that_do_not_fit(changes, words):
@@ -244,6 +261,73 @@ def test_a_search_in_which_nothing_fits_ends(base, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="all 3 trials failed, the last by: no such layer"):
         tune(_tune(tmp_path, base, trials=10))
     assert len(calls) == 3
+
+
+BAD_MEASUREMENT = [
+    ({"sampling": {"num_inference_steps": 5000}}, "sampling: num_inference_steps: expected 1 to 1000"),
+    ({"sampling": {"guidance_scale": 1.0, "guidance_rescale": 0.5}}, "sampling: guidance_scale: expected another than 1"),
+    ({"sampling": {"sampler": "unipc", "timestep_spacing": "quadratic"}}, "sampling: timestep_spacing: expected a scheduler"),
+    ({"evaluate": {"features": "vgg"}}, "evaluate: features: expected one of classifier, inception, dinov2"),
+    ({"evaluate": {"weights": "x"}}, "evaluate: weights: expected none with the classifier"),
+    ({"evaluate": {"test_split": "valid"}}, "evaluate: .*expected a data set with a split 'valid'"),
+]
+
+
+@pytest.mark.parametrize("changes, words", BAD_MEASUREMENT)
+def test_what_measuring_would_refuse_is_refused_before_training(changes, words, base, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    for module in ("study", "tune"):
+        monkeypatch.setattr(f"cond_ddpm.experiments.{module}.train", None)
+    with pytest.raises(ValueError, match=words):
+        study(dataclasses.replace(_study(tmp_path, base), **changes))
+    with pytest.raises(ValueError, match=f"search: expected some trials whose settings fit, but none would: {words}"):
+        tune(_tune(tmp_path, base, objective="frechet_distance", **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"unet": {"pos_dm": 3}}, "unet.pos_dm: expected an argument of SimpleUNet2DModel"),
+        ({"dataset": "./nowhere"}, "dataset: expected a Hub id"),
+    ],
+)
+def test_the_last_model_is_looked_at_before_the_first_is_trained(changes, words, base, tmp_path, monkeypatch):
+    monkeypatch.setattr("cond_ddpm.experiments.study.train", None)
+    models = {"first": {"model": "simple"}, "last": {"model": "simple", **changes}}
+    with pytest.raises((ValueError, OSError), match=words):
+        study(dataclasses.replace(_study(tmp_path, base), models=models))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"base": {"push_to_hub": True}}, "none would: base.push_to_hub, hub_model_id: expected both or neither"),
+        ({"base": {"learning_rate": -1}}, "none would: base.learning_rate: expected more than 0, got -1.0"),
+        ({"base": {"unet": [1]}}, r"none would: base.unet: expected names and values, got \[1\]"),
+        ({"search": {"batch_size": [8, 0]}}, "search.batch_size: expected 1 or more, got 0"),
+        (
+            {"search": {"batch_size": {"low": 0.5, "high": 8}}},
+            "search.batch_size: expected a whole number, 1 or more, got 0.5",
+        ),
+        ({"search": {"batch_size": {"low": "a", "high": 8}}}, "search.batch_size: expected numbers, low < high"),
+        ({"search": {1: [2]}}, "search: expected settings of training, .* got 1"),
+    ],
+)
+def test_a_search_in_which_every_trial_would_fail_is_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        TuneConfig(**{"output_dir": "x", "base": {}, "search": {"batch_size": [8, 16]}, **changes})
+
+
+def test_a_search_of_two_trials_that_both_fail_gives_the_reason(base, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+
+    def fails(settings, on_epoch):
+        raise FloatingPointError("loss: expected a finite number")
+
+    monkeypatch.setattr("cond_ddpm.experiments.tune.train", fails)
+    with pytest.raises(ValueError, match="all 2 trials failed, the last by: loss: expected a finite number"):
+        tune(_tune(tmp_path, base, trials=2))
 
 
 @pytest.mark.hostile(20)

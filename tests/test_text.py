@@ -1,4 +1,4 @@
-"""Words of others as they may be shown."""
+"""Foreign text, made safe to show."""
 
 import ast
 

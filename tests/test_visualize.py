@@ -9,7 +9,7 @@ from PIL import Image
 from cond_ddpm import CondDDPMPipeline, generate, visualize
 from cond_ddpm.cli import main
 from cond_ddpm.config import TrainConfig
-from cond_ddpm.visualize import class_grid, forward_strip, loss_curve, nearest, read_metrics
+from cond_ddpm.visualize import class_grid, forward_strip, loss_curve, read_metrics
 
 
 def _places(path, values):
@@ -48,21 +48,6 @@ def test_forward_strip_is_the_schedule(tiny_pipeline, tmp_path):
     middle = picture[picture.shape[0] // 3]
     grey = abs(middle - 100) < 12
     assert grey[: len(grey) // 2 + 40].sum() > 100 and grey[len(grey) // 2 + 40 :].mean() < 0.3
-
-
-def test_nearest_finds_the_image_itself_mirrored_or_not():
-    rng = np.random.default_rng(0)
-    training = rng.integers(0, 256, (6000, 3, 4, 4), dtype=np.uint8)
-    samples = np.stack([training[5500], training[7][..., ::-1], np.clip(training[3].astype(int) + 1, 0, 255)]).astype(np.uint8)
-    rows, mirrored, distances = nearest(samples, training, 3)
-    assert rows[:, 0].tolist() == [5500, 7, 3] and mirrored[:, 0].tolist() == [False, True, False]
-    assert distances[0, 0] < 0.05 and 0.9 < distances[2, 0] <= 1.001 and (np.diff(distances, axis=1) >= 0).all()
-    both = np.concatenate([training, training[..., ::-1]]).astype(float).reshape(-1, 48)
-    exact = np.sort(np.sqrt(((both - samples[0].reshape(48)) ** 2).mean(axis=1)))[:3]
-    np.testing.assert_allclose(distances[0], exact, atol=0.05)
-    symmetric = np.zeros((2, 1, 4, 4), np.uint8)
-    symmetric[1] += 9
-    assert nearest(symmetric[:1], symmetric, 2)[0].tolist() == [[0, 1]]  # not itself twice
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +135,7 @@ def test_each_picture_by_the_command_line(kind, flags, run, shapes_parquet, tmp_
         ),
         (["classes", "--model", "RUN", "--output", "x.png"], 1, "expected a pipeline folder"),
         (["classes", "--model", "MODEL", "--output", "x.png", "--class_labels", "crss"], 1, "Did you mean 'cross'?"),
-        (["loss", "--run", "MODEL", "--output", "x.png"], 1, "run: expected a run's folder, with a metrics.csv"),
+        (["loss", "--run", "MODEL", "--output", "x.png"], 1, "run: expected a run folder with a metrics.csv"),
         (["forward", "--model", "MODEL", "--dataset", "mnist5k", "--output", "x.png"], 1, "expected the model's classes"),
         (
             ["forward", "--model", "MODEL", "--dataset", "DATA", "--index", "99", "--output", "x.png"],
@@ -180,13 +165,14 @@ def test_metrics_read_back(run):
 def drawn(monkeypatch):
     """The arguments of each grid that is drawn."""
     grids = []
-    monkeypatch.setattr(
-        visualize,
-        "class_grid",
-        lambda images, row_names, path, title=None, column_names=None, captions=None, inches=0: grids.append(
+
+    def class_grid(images, row_names, path, title=None, column_names=None, captions=None, inches=0):
+        grids.append(
             {"images": images, "rows": list(row_names), "columns": column_names, "captions": captions, "title": title}
-        ),
-    )
+        )
+
+    for module in (visualize.strips, visualize.sweeps):
+        monkeypatch.setattr(module, "class_grid", class_grid)
     return grids
 
 
@@ -210,7 +196,7 @@ def test_sweeps_guide_otherwise_but_where_that_has_no_effect(tiny_pipeline, draw
     rescaled = generate(tiny_pipeline, [0], [0], guidance_scale=4.0, **few)
     assert np.array_equal(drawn[0]["images"], np.concatenate([plain, rescaled]))
     assert np.array_equal(drawn[1]["images"], rescaled)
-    with pytest.raises(ValueError, match="guidance_scale: expected another than 1"):
+    with pytest.raises(ValueError, match="guidance_scale: expected a value other than 1"):
         visualize.steps_sweep(tiny_pipeline, [0], "x", steps=(3,), guidance_rescale=0.7)
 
 
@@ -228,8 +214,8 @@ def test_forward_strip_has_the_signal_to_noise_ratio_of_the_schedule(drawn):
     image = np.full((3, 8, 8), 100, np.uint8)
     visualize.forward_strip(image, scheduler, "x", timesteps=[0, 500, 999])
     alphas_cumprod = scheduler.alphas_cumprod[[0, 500, 999]]
-    told = [float(caption.split()[-1]) for caption in drawn[0]["captions"]]
-    assert told == pytest.approx((alphas_cumprod / (1 - alphas_cumprod)).tolist(), rel=0.1)
+    ratios = [float(caption.split()[-1]) for caption in drawn[0]["captions"]]
+    assert ratios == pytest.approx((alphas_cumprod / (1 - alphas_cumprod)).tolist(), rel=0.1)
     assert abs(drawn[0]["images"][0].astype(int) - 100).max() < 8 < abs(drawn[0]["images"][2].astype(int) - 100).mean()
 
 
@@ -263,12 +249,11 @@ def test_names_without_letters_in_any_font_are_numbered_with_one_warning(tmp_pat
     import warnings
 
     drawn = []
+    save = visualize.drawing._save
     monkeypatch.setattr(
-        visualize,
-        "_save",
-        lambda figure, path, legend="", save=visualize._save: drawn.append(legend) or save(figure, path, legend),
+        visualize.drawing, "_save", lambda figure, path, legend: drawn.append(legend) or save(figure, path, legend)
     )
-    monkeypatch.setattr(visualize, "_fonts_for", lambda letters: ([], set("猫狗") & set(letters)))
+    monkeypatch.setattr(visualize.drawing, "_fonts_for", lambda letters: ([], set("猫狗") & set(letters)))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         class_grid(np.zeros((3, 1, 8, 8), np.uint8), ["cat", "猫", "狗"], tmp_path / "x.png", "猫, seed 3")
@@ -284,9 +269,11 @@ def test_letters_come_from_an_installed_font_that_has_them():
     font = lambda family: font_manager.get_font(font_manager.findfont(family))  # noqa: E731
     theirs = set(font("STIXGeneral").get_charmap()) - set(font("DejaVu Sans").get_charmap())
     letter = next(chr(code) for code in sorted(theirs) if not chr(code).isspace())
-    chosen, missing = visualize._fonts_for(f"a{letter}")
+    chosen, missing = visualize.drawing._fonts_for(f"a{letter}")
     assert chosen and not missing
-    assert visualize._fonts_for("abc é") == ([], set()) and visualize._fonts_for("\U0003fffe")[1] == {"\U0003fffe"}
+    assert visualize.drawing._fonts_for("abc é") == ([], set()) and visualize.drawing._fonts_for("\U0003fffe")[1] == {
+        "\U0003fffe"
+    }
 
 
 @pytest.mark.hostile(20)

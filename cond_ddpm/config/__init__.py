@@ -1,7 +1,14 @@
 """The settings of every command, each said once: type, default, help, bounds, and whether a resume may change it.
 
-settings.py   what a setting is, and how a class of settings is checked
-training.py   `cond-ddpm train`
+settings.py       what a setting is, and how a class of settings is checked
+flags.py          a class of settings -> flags, `--config FILE`, `--help` and errors
+data.py           what names labelled images
+training.py       `cond-ddpm train`
+sampling.py       `cond-ddpm sample` and `export`, and what all that samples shares
+visualization.py  `cond-ddpm visualize KIND`
+evaluation.py     `cond-ddpm evaluate`
+experiments.py    `cond-ddpm study` and `tune`
+publishing.py     `cond-ddpm publish` and `ema`
 """
 
 from cond_ddpm.config.settings import Settings, checked_arguments, may_change_at_resume, setting

@@ -1,38 +1,45 @@
 """A setting is said once: its type and default, and beside them its help, its bounds and whether a resume may change it.
 
-May import: the standard library and jsonargparse, which makes flags, YAML files and `--help` of a class of settings.
+May import: the standard library. `flags.py` makes flags, YAML files and `--help` of a class of settings;
 `dataclasses.asdict` is the record of it in config.json and results.json.
 """
 
 import dataclasses
+import difflib
 import inspect
 import math
+import os
 import types
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, Union, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+
+S = TypeVar("S", bound="Settings")
 
 
 def setting(
-    default: Any,
-    help: str,
     *,
+    default: Any = dataclasses.MISSING,
+    help: str,
     at_least: float | None = None,
     at_most: float | None = None,
     above: float | None = None,
     below: float | None = None,
     may_change: bool = False,
+    is_path: bool = False,
 ) -> Any:
     """A field of a `Settings` class.
 
     Args:
-        default: its default; a function makes a new one each time (`dict`).
+        default: its default; a function makes a new one each time (`dict`). Without one, the setting has to be given.
         help: one sentence or two for `--help`, which also names the type, the bounds and the default.
         at_least, at_most, above, below: bounds of a number, or of each number in a list.
         may_change: whether a run that resumes may have another value than its checkpoint, since it changes no step done.
+        is_path: whether a text may be a path, in which a leading ~ is the user's home. A `Path` always is.
     """
     bounds = {"at_least": at_least, "at_most": at_most, "above": above, "below": below}
-    metadata = {"help": help, "may_change": may_change, "bounds": bounds}
-    if callable(default):
+    metadata = {"help": help, "may_change": may_change, "bounds": bounds, "is_path": is_path}
+    if default is not dataclasses.MISSING and callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -45,31 +52,79 @@ class Settings:
         ValueError: a value of another type or outside its bounds, in one line: what was expected and what came.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
+
     def __init_subclass__(cls) -> None:
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-        # jsonargparse takes each flag's help from here.
         lines = [f"    {field.name}: {field.metadata['help']}" for field in dataclasses.fields(cls)]
         cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Args:", *lines])
 
     def __post_init__(self) -> None:
         for field, type_ in typed_fields(type(self)):
-            value = getattr(self, field.name)
-            if not _has_type(value, type_):
-                raise ValueError(f"{field.name}: expected {describe(field, type_)}, got {value!r}.")
-            for number in value if isinstance(value, (list, tuple)) else [value]:
-                if not _within(number, field.metadata["bounds"]):
-                    words = _bounds_in_words(field.metadata["bounds"])
-                    if isinstance(number, float) and not math.isfinite(number) and words != _FINITE:
-                        words = f"{_FINITE}, {words}"
-                    raise ValueError(f"{field.name}: expected {words}, got {number!r}.")
+            value = _converted(getattr(self, field.name), type_, field.metadata["is_path"])
+            check_value(field, type_, value)
+            object.__setattr__(self, field.name, value)
         self.check()
 
     def check(self) -> None:
-        """What settings must be together; a class that has such rules overrides it.
+        """What settings must be together; a class that has such rules extends it.
 
         Raises:
             ValueError: they do not fit together.
         """
+
+    def changed(self) -> list[str]:
+        """The names of those that are not their defaults."""
+        return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != default_of(field)]
+
+    def part(self, class_: type[S]) -> S:
+        """These settings as those of a class that has some of them."""
+        return class_(**{field.name: getattr(self, field.name) for field in dataclasses.fields(class_)})
+
+
+def make(class_: type[S], values: Any, where: str, what: str, **fixed: Any) -> S:
+    """Settings that a user has written inside another setting, such as a study's `sampling`.
+
+    Args:
+        class_: the class of settings.
+        values: names and values; None is none of them.
+        where: the name of the setting that they are in, which an error then begins with.
+        what: what they are settings of, for the error.
+        fixed: those that are not the user's to choose, and their values.
+
+    Raises:
+        ValueError: no names and values, other names, other values.
+    """
+    if not isinstance(values or {}, dict):
+        raise ValueError(f"{where}: expected settings of {what}, got {values!r}.")
+    check_names(values or {}, [name for name in names_of(class_) if name not in fixed], where, f"settings of {what}")
+    try:
+        return class_(**(values or {}), **fixed)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from None
+
+
+def check_names(given: Collection[Any], known: Collection[str], where: str, what: str) -> None:
+    """Raise ValueError, with the nearest names there are, unless all that are given are known."""
+    unknown = [name if (name := str(one)).isprintable() else ascii(name) for one in given if one not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        few = f"; there are {', '.join(known)}." if len(known) <= 20 else "."
+        raise ValueError(
+            f"{where}: expected {what}, got {', '.join(unknown)}" + (f"; did you mean {near[0]}?" if near else few)
+        )
+
+
+def check_value(field: dataclasses.Field, type_: Any, value: Any) -> None:
+    """Raise ValueError unless a value is of the setting's type and within its bounds."""
+    if not _has_type(value, type_):
+        raise ValueError(f"{field.name}: expected {describe(field, type_)}, got {value!r}.")
+    for number in value if isinstance(value, (list, tuple)) else [value]:
+        if not _within(number, field.metadata["bounds"]):
+            words = _bounds_in_words(field.metadata["bounds"])
+            if isinstance(number, float) and not math.isfinite(number) and words != _FINITE:
+                words = f"{_FINITE}, {words}"
+            raise ValueError(f"{field.name}: expected {words}, got {number!r}.")
 
 
 def typed_fields(class_: type[Settings]) -> list[tuple[dataclasses.Field, Any]]:
@@ -77,12 +132,49 @@ def typed_fields(class_: type[Settings]) -> list[tuple[dataclasses.Field, Any]]:
     return [(field, hints[field.name]) for field in dataclasses.fields(class_)]
 
 
+def default_of(field: dataclasses.Field) -> Any:
+    """Its default; `dataclasses.MISSING`, if it has none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def required_names(class_: type[Settings]) -> list[str]:
+    """The names of those that have to be given."""
+    return [field.name for field in dataclasses.fields(class_) if default_of(field) is dataclasses.MISSING]
+
+
+def names_of(class_: type[Settings]) -> list[str]:
+    return [field.name for field in dataclasses.fields(class_)]
+
+
 def may_change_at_resume(class_: type[Settings]) -> set[str]:
     return {field.name for field in dataclasses.fields(class_) if field.metadata["may_change"]}
 
 
-def _alternatives(type_: Any) -> tuple[Any, ...]:
+def alternatives(type_: Any) -> tuple[Any, ...]:
     return get_args(type_) if get_origin(type_) in (Union, types.UnionType) else (type_,)
+
+
+def _is_list(type_: Any) -> bool:
+    """Whether it holds any number of values of one type, as list[int] and tuple[int, ...] do."""
+    return get_origin(type_) is list or (get_origin(type_) is tuple and get_args(type_)[1:] == (...,))
+
+
+def _converted(value: Any, type_: Any, is_path: bool = False) -> Any:
+    """A value as its type has it, where that is plain: a ~ in a path, a path of a text, 1 for 1.0, a list for a tuple."""
+    kinds = alternatives(type_)
+    if isinstance(value, str) and (is_path or Path in kinds):
+        value = os.path.expanduser(value)  # of a ~user who does not exist, Path's own raises
+        return Path(value) if Path in kinds else value
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
+        return float(value) if abs(value) < 2**1023 else math.inf if value > 0 else -math.inf
+    if isinstance(value, (list, tuple)):
+        for kind in kinds:
+            origin, arguments = get_origin(kind), get_args(kind)
+            if _is_list(kind):
+                return origin(_converted(one, arguments[0], is_path) for one in value)
+            if origin is tuple and len(arguments) == len(value):
+                return tuple(map(_converted, value, arguments))
+    return value
 
 
 def _has_type(value: Any, type_: Any) -> bool:
@@ -92,7 +184,7 @@ def _has_type(value: Any, type_: Any) -> bool:
         return any(_has_type(value, one) for one in arguments)
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in arguments)
-    if origin is list:
+    if _is_list(type_):
         return isinstance(value, (list, tuple)) and all(_has_type(one, arguments[0]) for one in value)
     if origin is tuple:
         return isinstance(value, (list, tuple)) and len(value) == len(arguments) and all(map(_has_type, value, arguments))
@@ -110,7 +202,7 @@ def _within(value: Any, bounds: dict[str, float | None]) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return True
     return (
-        math.isfinite(value)
+        -math.inf < value < math.inf  # also of a whole number that no float can hold
         and (bounds["at_least"] is None or value >= bounds["at_least"])
         and (bounds["at_most"] is None or value <= bounds["at_most"])
         and (bounds["above"] is None or value > bounds["above"])
@@ -123,10 +215,14 @@ _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 def describe(field: dataclasses.Field, type_: Any) -> str:
     """What a setting may be, in words: "a whole number, 1 or more, or null"."""
-    kinds = [_describe(one) for one in _alternatives(type_) if one is not type(None)]
-    bounds = _bounds_in_words(field.metadata["bounds"]) if any(one in (int, float) for one in _alternatives(type_)) else ""
-    words = [" or ".join(kinds), *([bounds] if bounds and bounds != _FINITE else [])]
-    return ", ".join([*words, *(["or null"] if type(None) in _alternatives(type_) else [])])
+    bounds = _bounds_in_words(field.metadata["bounds"])
+    words = [describe_type(type_, null=False), *([bounds] if bounds != _FINITE else [])]
+    return ", ".join([*words, *(["or null"] if type(None) in alternatives(type_) else [])])
+
+
+def describe_type(type_: Any, null: bool = True) -> str:
+    words = " or ".join(_describe(one) for one in alternatives(type_) if one is not type(None))
+    return f"{words}, or null" if null and type(None) in alternatives(type_) else words
 
 
 _FINITE = "a finite number"
@@ -135,19 +231,25 @@ _FINITE = "a finite number"
 def _bounds_in_words(bounds: dict[str, float | None]) -> str:
     low, high, above, below = (bounds[name] for name in ("at_least", "at_most", "above", "below"))
     if low is not None and high is not None:
-        return f"from {low:.10g} to {high:.10g}"
-    words = [f"{low:.10g} or more"] if low is not None else []
-    words += [f"more than {above:.10g}"] if above is not None else []
-    words += [f"at most {high:.10g}"] if high is not None else []
-    words += [f"less than {below:.10g}"] if below is not None else []
+        return f"from {_number(low)} to {_number(high)}"
+    words = [f"{_number(low)} or more"] if low is not None else []
+    words += [f"more than {_number(above)}"] if above is not None else []
+    words += [f"at most {_number(high)}"] if high is not None else []
+    words += [f"less than {_number(below)}"] if below is not None else []
     return " and ".join(words) or _FINITE
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.10g}"
 
 
 def _describe(type_: Any) -> str:
     origin, arguments = get_origin(type_), get_args(type_)
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
-    if origin is list:
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_describe, arguments))
+    if _is_list(type_):
         return f"a list, each {_describe(arguments[0])}"
     if origin is tuple:
         return f"{len(arguments)} values, each {_describe(arguments[0])}"
@@ -162,15 +264,12 @@ def checked_arguments(class_: type, arguments: dict[str, Any], prefix: str, skip
     Raises:
         ValueError: an argument that the class does not have, one of `skip`, or a value of the wrong type.
     """
-    import jsonargparse
-
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    names = parser.add_class_arguments(class_, skip=skip)
-    for name in arguments:
-        if name not in names:
-            reason = "is set by the data" if name in skip else f"is not one of {', '.join(names)}"
+    hints = get_type_hints(class_.__init__)  # type: ignore[misc]
+    defaults = {name: one.default for name, one in inspect.signature(class_).parameters.items() if name not in skip}
+    for name, value in arguments.items():
+        if name not in defaults:
+            reason = "is set by the data" if name in skip else f"is not one of {', '.join(defaults)}"
             raise ValueError(f"{prefix}.{name}: expected an argument of {class_.__name__}, got one that {reason}.")
-    try:
-        return parser.parse_object(arguments).as_dict()
-    except jsonargparse.ArgumentError as error:
-        raise ValueError(f"{prefix}: {' '.join(str(error).split())}") from None
+        if not _has_type(value, hints[name]):
+            raise ValueError(f"{prefix}.{name}: expected {describe_type(hints[name])}, got {value!r}.")
+    return {name: _converted(arguments.get(name, default), hints[name]) for name, default in defaults.items()}

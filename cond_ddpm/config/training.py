@@ -1,106 +1,120 @@
 """The settings of a training run, `cond-ddpm train` and `train_cond_ddpm.py`.
 
-May import: `config.settings`. Next on the data's way: `data.py` loads what `dataset` names.
+May import: `config.settings, config.data`. Next on the data's way: `data.py` loads what `dataset` names.
 """
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
-from cond_ddpm.config.settings import Settings, setting
+from cond_ddpm.config.data import Channels, ColumnsConfig
+from cond_ddpm.config.settings import setting
 
 Model = Literal["simple", "attention", "hybrid"]
 
 
-class TrainConfig(Settings):
+class TrainConfig(ColumnsConfig):
     """Settings of `train`, named as in diffusers' training scripts, except that `batch_size` is the whole batch.
 
     The defaults are the hybrid UNet's recipe. The presets of the original study have that study's.
     """
 
     # The data
-    dataset: str = setting("cifar10", "Hub id, local folder or parquet file of the labelled images, or the embedded mnist5k.")
-    dataset_config_name: str | None = setting(None, "Configuration of the data set, where it has several.")
-    train_split: str = setting("train", "Split to train on.")
-    image_column: str | None = setting(None, "Column of the images; found by its type if not given.")
-    label_column: str | None = setting(None, "Column of the labels; found by its type if not given.")
-    resolution: int = setting(32, "Height and width in pixels; images are scaled and centre-cropped to it.", at_least=1)
-    channels: Literal[1, 3] | None = setting(None, "1 for grey, 3 for RGB; if not given, those of the first image.")
+    dataset: str = setting(
+        default="cifar10",
+        help="Hub id, local folder or parquet file of the labelled images, or the embedded mnist5k.",
+        is_path=True,
+    )
+    train_split: str = setting(default="train", help="Split to train on.")
+    resolution: int = setting(
+        default=32, help="Height and width in pixels; images are scaled and centre-cropped to it.", at_least=1
+    )
+    channels: Channels | None = setting(default=None, help="1 for grey, 3 for RGB; if not given, those of the first image.")
     random_flip: bool | None = setting(
-        None, "Mirror half of the images; if not given, unless the classes are digits or letters."
+        default=None, help="Mirror half of the images; if not given, unless the classes are digits or letters."
     )
     num_validation_images: int = setting(
-        1000, "Images held out of the training split, for the validation loss that early stopping watches.", at_least=1
+        default=1000,
+        help="Images held out of the training split, for the validation loss that early stopping watches.",
+        at_least=1,
     )
 
     # The network
-    model: Model = setting("hybrid", "Which UNet.")
+    model: Model = setting(default="hybrid", help="Which UNet.")
     unet: dict[str, Any] = setting(
-        dict, "Any argument of that UNet, as --unet.NAME VALUE: --unet.block_out_channels [64,128]."
+        default=dict, help="Any argument of that UNet, as --unet.NAME VALUE: --unet.block_out_channels [64,128]."
     )
 
     # The diffusion
-    num_train_timesteps: int = setting(1000, "Number of timesteps of the noise schedule.", at_least=1)
-    beta_start: float = setting(1e-4, "First beta of the noise schedule.", above=0, below=1)
-    beta_end: float = setting(0.02, "Last beta of the noise schedule.", above=0, below=1)
+    num_train_timesteps: int = setting(default=1000, help="Number of timesteps of the noise schedule.", at_least=1)
+    beta_start: float = setting(default=1e-4, help="First beta of the noise schedule.", above=0, below=1)
+    beta_end: float = setting(default=0.02, help="Last beta of the noise schedule.", above=0, below=1)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = setting(
-        "linear", "How the betas go from the first to the last; squaredcos_cap_v2 is the cosine schedule."
+        default="linear", help="How the betas go from the first to the last; squaredcos_cap_v2 is the cosine schedule."
     )
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = setting("v_prediction", "What the UNet predicts.")
-    timestep_sampling: Literal["uniform", "logit_normal"] = setting("uniform", "Distribution of the timesteps trained on.")
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = setting(
+        default="v_prediction", help="What the UNet predicts."
+    )
+    timestep_sampling: Literal["uniform", "logit_normal"] = setting(
+        default="uniform", help="Distribution of the timesteps trained on."
+    )
     min_snr_gamma: float | None = setting(
-        5.0, "Gamma of the min-SNR loss weights (5 in the paper); null for an unweighted loss.", above=0
+        default=5.0, help="Gamma of the min-SNR loss weights (5 in the paper); null for an unweighted loss.", above=0
     )
     class_dropout_prob: float = setting(
-        0.1,
-        "Probability that a label is replaced by the null label, which classifier-free guidance needs.",
+        default=0.1,
+        help="Probability that a label is replaced by the null label, which classifier-free guidance needs.",
         at_least=0,
         at_most=1,
     )
 
     # The optimizer
-    batch_size: int = setting(64, "Images in an optimizer step, over all processes together.", at_least=1)
-    num_epochs: int = setting(50, "Passes over the training images.", at_least=1, may_change=True)
+    batch_size: int = setting(default=64, help="Images in an optimizer step, over all processes together.", at_least=1)
+    num_epochs: int = setting(default=50, help="Passes over the training images.", at_least=1, may_change=True)
     max_train_steps: int | None = setting(
-        None, "Stop after this many optimizer steps, whatever num_epochs says.", at_least=1, may_change=True
+        default=None, help="Stop after this many optimizer steps, whatever num_epochs says.", at_least=1, may_change=True
     )
     max_train_minutes: float | None = setting(
-        None,
-        "Stop after this time, to which the learning-rate schedule adapts; or at max_train_steps, if that is sooner.",
+        default=None,
+        help="Stop after this time, to which the learning-rate schedule adapts; or at max_train_steps, if that is sooner.",
         above=0,
         may_change=True,
     )
     optimizer: Literal["adamw", "muon"] = setting(
-        "muon", "muon orthogonalises the updates of the hidden weight matrices, and AdamW updates the rest; adamw updates all."
+        default="muon",
+        help="muon orthogonalises the updates of the hidden weight matrices, and AdamW updates the rest; adamw updates all.",
     )
     learning_rate: float = setting(
-        3e-3, "Learning rate after warm-up. Muon's updates are scaled to AdamW's, so one fits both.", above=0
+        default=3e-3, help="Learning rate after warm-up. Muon's updates are scaled to AdamW's, so one fits both.", above=0
     )
     lr_scheduler: Literal["constant", "cosine", "linear", "1-sqrt"] = setting(
-        "linear", "Learning-rate schedule after warm-up: constant, or a decay to zero by the end of the run."
+        default="linear", help="Learning-rate schedule after warm-up: constant, or a decay to zero by the end of the run."
     )
     lr_decay_share: float = setting(
-        0.5, "Share of the run, at its end, over which the learning rate decays.", at_least=0, at_most=1
+        default=0.5, help="Share of the run, at its end, over which the learning rate decays.", at_least=0, at_most=1
     )
-    lr_warmup_steps: int = setting(200, "Steps of linear warm-up.", at_least=0)
-    adam_beta1: float = setting(0.9, "AdamW's decay rate of the first moment.", at_least=0, below=1)
-    adam_beta2: float = setting(0.95, "AdamW's decay rate of the second moment.", at_least=0, below=1)
-    adam_epsilon: float = setting(1e-8, "AdamW's epsilon.", above=0)
-    weight_decay: float = setting(0.01, "Decoupled weight decay.", at_least=0)
-    max_grad_norm: float = setting(1.0, "Clip the gradient to this norm; 0 for no clipping.", at_least=0)
+    lr_warmup_steps: int = setting(default=200, help="Steps of linear warm-up.", at_least=0)
+    adam_beta1: float = setting(default=0.9, help="AdamW's decay rate of the first moment.", at_least=0, below=1)
+    adam_beta2: float = setting(default=0.95, help="AdamW's decay rate of the second moment.", at_least=0, below=1)
+    adam_epsilon: float = setting(default=1e-8, help="AdamW's epsilon.", above=0)
+    weight_decay: float = setting(default=0.01, help="Decoupled weight decay.", at_least=0)
+    max_grad_norm: float = setting(default=1.0, help="Clip the gradient to this norm; 0 for no clipping.", at_least=0)
     gradient_accumulation_steps: int = setting(
-        1, "Parts in which each process computes its share of the batch, to need less memory.", at_least=1
+        default=1, help="Parts in which each process computes its share of the batch, to need less memory.", at_least=1
     )
 
     # The machine
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
-        None, "Autocast type; if not given, that of `accelerate launch`."
+        default=None, help="Autocast type; if not given, that of `accelerate launch`."
     )
-    compile: bool = setting(False, "torch.compile the UNet: up to a minute at the start, then faster.", may_change=True)
-    channels_last: bool = setting(False, "Memory format of the convolutions: faster with compile, slower without it on CPUs.")
+    compile: bool = setting(
+        default=False, help="torch.compile the UNet: up to a minute at the start, then faster.", may_change=True
+    )
+    channels_last: bool = setting(
+        default=False, help="Memory format of the convolutions: faster with compile, slower without it on CPUs."
+    )
     num_cpu_threads: int | None = setting(
-        None,
-        "CPU threads of each process; if not given, OMP_NUM_THREADS; if nobody set that, the usable cores divided by the"
+        default=None,
+        help="CPU threads of each process; if not given, OMP_NUM_THREADS; if nobody set that, the usable cores divided by the"
         " processes on this machine (the 1 that `accelerate launch` and torchrun set is not taken for a wish).",
         at_least=1,
         at_most=1024,
@@ -108,59 +122,69 @@ class TrainConfig(Settings):
     )
 
     # The averages, and when to stop
-    use_ema: bool = setting(True, "Keep a moving average of the weights, which is validated, sampled and saved.")
+    use_ema: bool = setting(default=True, help="Keep a moving average of the weights, which is validated, sampled and saved.")
     ema_std: float = setting(
-        0.05, "Relative width of that average, as a share of the run so far (EDM2).", above=0, below=0.288
+        default=0.05, help="Relative width of that average, as a share of the run so far (EDM2).", above=0, below=0.288
     )
     num_ema_snapshots: int = setting(
-        20,
-        "How many times to save two averages, from which `cond-ddpm ema` makes others; 0 for never.",
+        default=20,
+        help="How many times to save two averages, from which `cond-ddpm ema` makes others; 0 for never.",
         at_least=0,
         may_change=True,
     )
     patience: int | None = setting(
-        10, "Stop when the validation loss has not improved for this many epochs; null for never.", at_least=1, may_change=True
+        default=10,
+        help="Stop when the validation loss has not improved for this many epochs; null for never.",
+        at_least=1,
+        may_change=True,
     )
     seed: int = setting(
-        0, "Seed of the weights, the order and the noise; a run is a function of it.", at_least=0, at_most=2**32 - 1
+        default=0,
+        help="Seed of the weights, the order and the noise; a run is a function of it.",
+        at_least=0,
+        at_most=2**32 - 1,
     )
 
     # The run folder
-    output_dir: str = setting("runs/cond-ddpm", "Folder of the run.", may_change=True)
-    overwrite_output_dir: bool = setting(False, "Replace the run that is there.", may_change=True)
+    output_dir: str = setting(default="runs/cond-ddpm", help="Folder of the run.", may_change=True, is_path=True)
+    overwrite_output_dir: bool = setting(default=False, help="Replace the run that is there.", may_change=True)
     resume_from_checkpoint: str | None = setting(
-        None,
-        "Resume from `latest` (or start, if there is no checkpoint yet), from a checkpoint-N of the run, or from a path.",
+        default=None,
+        help="Resume from `latest` (or start, if there is no checkpoint yet), from a checkpoint-N of the run, or from a path.",
         may_change=True,
+        is_path=True,
     )
     checkpointing_steps: int = setting(
-        500, "Write checkpoint-N every this many steps, and at the end; 0 for never.", at_least=0, may_change=True
+        default=500, help="Write checkpoint-N every this many steps, and at the end; 0 for never.", at_least=0, may_change=True
     )
     checkpoints_total_limit: int | None = setting(
-        2, "How many checkpoints to keep; null for all.", at_least=1, may_change=True
+        default=2, help="How many checkpoints to keep; null for all.", at_least=1, may_change=True
     )
     report_to: Literal["tensorboard", "wandb", "trackio", "none"] = setting(
-        "tensorboard", "Tracker of losses and images; metrics.jsonl is always written.", may_change=True
+        default="tensorboard", help="Tracker of losses and images; metrics.jsonl is always written.", may_change=True
     )
     logging_steps: int | None = setting(
-        None,
-        "Read the losses every this many steps; if not given, 1 on a CPU and 10 where reading waits for the device.",
+        default=None,
+        help="Read the losses every this many steps; if not given, 1 on a CPU and 10 where reading waits for the device.",
         at_least=1,
         may_change=True,
     )
     save_images_epochs: int = setting(
-        5, "Draw a grid of samples every this many epochs, and at the end; 0 for never.", at_least=0, may_change=True
+        default=5,
+        help="Draw a grid of samples every this many epochs, and at the end; 0 for never.",
+        at_least=0,
+        may_change=True,
     )
-    num_images_per_class: int = setting(8, "Columns of that grid.", at_least=1, may_change=True)
-    num_inference_steps: int = setting(20, "Steps of the sampler for that grid.", at_least=1, may_change=True)
+    num_images_per_class: int = setting(default=8, help="Columns of that grid.", at_least=1, may_change=True)
+    num_inference_steps: int = setting(default=20, help="Steps of the sampler for that grid.", at_least=1, may_change=True)
     guidance_scale: float = setting(
-        1.0, "Guidance of that grid, and default of the saved pipeline; 1 for none.", may_change=True
+        default=1.0, help="Guidance of that grid, and default of the saved pipeline; 1 for none.", may_change=True
     )
     push_to_hub: bool = setting(
-        False, "Publish the pipeline at the end of the run, as `cond-ddpm publish` does.", may_change=True
+        default=False, help="Publish the pipeline at the end of the run, as `cond-ddpm publish` does.", may_change=True
     )
-    hub_model_id: str | None = setting(None, "USER/NAME to publish it under.", may_change=True)
-    hub_private_repo: bool = setting(False, "Make the repository private.", may_change=True)
+    hub_model_id: str | None = setting(default=None, help="USER/NAME to publish it under.", may_change=True)
+    hub_private_repo: bool = setting(default=False, help="Make the repository private.", may_change=True)
 
     def check(self) -> None:
         for name in ("dataset", "output_dir"):
@@ -182,5 +206,10 @@ class TrainConfig(Settings):
 
     @property
     def folder(self) -> Path:
-        """`output_dir`, also where a YAML file has a ~ in it, which no shell has expanded."""
-        return Path(os.path.expanduser(self.output_dir))  # of a ~user who does not exist, Path's own raises
+        return Path(self.output_dir)
+
+
+class TrainCommandConfig(TrainConfig):
+    """Those of `cond-ddpm train`, which can also only look."""
+
+    dry_run: bool = setting(default=False, help="Print what would run and how long, and run nothing.")

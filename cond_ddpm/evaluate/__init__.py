@@ -1,1 +1,11 @@
-"""Measuring what a pipeline folder is worth; reads that folder, never the trainer."""
+"""How good samples are, measured on a pipeline folder or on samples made by any software.
+
+evaluate.py          `evaluate`: from a pipeline or samples to results.json
+real_images.py       the real images that samples are compared with, and those held out as the reference
+external_samples.py  samples made elsewhere -> images with the data set's class ids
+classifier.py        a small classifier, trained on the real images
+extractors.py        images -> features: the classifier, Inception or DINOv2
+statistics.py        features -> statistics, folded in batch by batch
+metrics.py           statistics -> metrics; a new metric is a function here and a line in `compute_metrics`
+report.py            metrics -> results.json, its pictures and the printed summary
+"""

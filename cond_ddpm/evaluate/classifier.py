@@ -1,12 +1,9 @@
-"""The judge for any labelled data set, offline: a small classifier, trained once on the real training split.
+"""A small classifier, trained once on the real training split, so that samples of any data set can be measured offline.
 
-May import: `data`, `processes`. Next: `extractors.py` wraps it as a feature extractor. Its 128 features and its opinion of the
-class give a Frechet distance, and the share of samples that are what was asked for.
+May import: `data, files, fingerprints, processes`. Its 128 features give a Frechet distance, and its predictions the share of
+samples that are of the requested class. Next: `extractors.py` wraps it as a feature extractor.
 """
 
-import hashlib
-import json
-import os
 import sys
 from pathlib import Path
 
@@ -19,9 +16,11 @@ from torch import nn
 from tqdm import tqdm
 
 from cond_ddpm.data import LabelledImages, data_fingerprint, epoch_order, make_batch
+from cond_ddpm.files import replacing
+from cond_ddpm.fingerprints import value_fingerprint
 from cond_ddpm.processes import process_state
 
-_RECIPE = {
+_RECIPE = {  # part of the cache's name
     "version": 1,
     "batch_size": 128,
     "learning_rate": 0.1,
@@ -44,16 +43,15 @@ class _Residual(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A small residual network: half the size in, then 64, 128 and 256 channels, each at half the size of the one before.
+    """A small residual network of 64, 128 and 256 channels, at a half, a quarter and an eighth of the image's size.
 
     `forward`: images (B, C, S, S) in [-1, 1] -> features (B, 128) and logits (B, num_classes).
     """
 
     def __init__(self, num_classes: int, in_channels: int = 3):
         super().__init__()
-        self.stem = nn.Conv2d(
-            in_channels, 64, 4, stride=2, padding=1, bias=False
-        )  # few operations where there are many pixels
+        # Its stride keeps operations few where there are many pixels.
+        self.stem = nn.Conv2d(in_channels, 64, 4, stride=2, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(64)
         self.block1, self.block2, self.block3 = _Residual(64), _Residual(128), _Residual(256)
         self.widen2 = nn.Conv2d(64, 128, 3, padding=1, bias=False)
@@ -73,32 +71,28 @@ class Classifier(nn.Module):
 
 
 def get_classifier(data: LabelledImages, test: LabelledImages, cache: Path) -> tuple[Classifier, float]:
-    """The classifier of a training split and its accuracy on the test split; trained the first time, then from the cache.
+    """The classifier for a training split and its accuracy on the test split; trained the first time, then read from a cache.
 
-    On several processes the main one trains and the others wait.
+    With several processes, the main one trains and the others wait.
 
     Args:
         data: the training split.
-        test: real images that it is not trained on.
+        test: real images that the classifier is not trained on.
         cache: folder of trained classifiers.
     """
     new = lambda: Classifier(len(data.class_names), data.images.shape[1])  # noqa: E731
-    key = hashlib.sha256(json.dumps([data_fingerprint(data), data_fingerprint(test), _RECIPE]).encode()).hexdigest()[:16]
+    key = value_fingerprint([data_fingerprint(data), data_fingerprint(test), _RECIPE])
     file = cache / f"classifier-{key}.safetensors"
     state = process_state()
     if state.is_main_process and not file.is_file():
         network = new()
         accuracy = _train(network, data, test, state.device)
         cache.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()},
-            partial,
-            {"accuracy": str(accuracy)},
-        )
-        os.replace(partial, file)
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
+        with replacing(file) as partial:
+            save_file(tensors, partial, {"accuracy": str(accuracy)})
     state.wait_for_everyone()
-    network = new()  # also where it was just trained: its memory format is not what a loaded one has
+    network = new()  # even if it was just trained, because its memory format differs from that of a loaded one
     with safe_open(file, "pt") as opened:
         network.load_state_dict({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
         accuracy = float(opened.metadata()["accuracy"])
@@ -106,7 +100,7 @@ def get_classifier(data: LabelledImages, test: LabelledImages, cache: Path) -> t
 
 
 def _train(network: Classifier, data: LabelledImages, test: LabelledImages, device: torch.device) -> float:
-    """One cycle of SGD with flips, shifts and label smoothing; returns the accuracy on the test split."""
+    """Train by one cycle of SGD, with flips, shifts and label smoothing; returns the accuracy on the test split."""
     batch_size = min(_RECIPE["batch_size"], len(data))
     steps_per_epoch = len(data) // batch_size
     epochs = max(1, min(_RECIPE["max_epochs"], round(_RECIPE["images_seen"] / len(data))))
@@ -155,11 +149,11 @@ def _train(network: Classifier, data: LabelledImages, test: LabelledImages, devi
 
 
 def _shifted(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Each image moved by up to an eighth of its size, its edges mirrored."""
+    """Each image shifted by up to an eighth of its size and padded by reflection."""
     batch, _, height, width = images.shape
-    most = height // 8
-    padded = F.pad(images, (most, most, most, most), mode="reflect").permute(0, 2, 3, 1)
-    tops, lefts = (torch.from_numpy(rng.integers(0, 2 * most + 1, (batch, 1))).to(images.device) for _ in range(2))
+    margin = height // 8
+    padded = F.pad(images, (margin, margin, margin, margin), mode="reflect").permute(0, 2, 3, 1)
+    tops, lefts = (torch.from_numpy(rng.integers(0, 2 * margin + 1, (batch, 1))).to(images.device) for _ in range(2))
     rows, columns = (start + torch.arange(size, device=images.device) for start, size in ((tops, height), (lefts, width)))
-    which = torch.arange(batch, device=images.device)[:, None, None]
-    return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    image = torch.arange(batch, device=images.device)[:, None, None]
+    return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Samples made by any software: a folder of CLASS/*.png or an .npz -> images with the data set's class ids.
+"""Samples made by any software: a folder of CLASS/*.png, or an .npz -> images with the data set's class ids.
 
 May import: `data`. Next: `evaluate.py` measures them.
 """
@@ -10,14 +10,14 @@ import numpy as np
 
 from cond_ddpm.data import CLASSES_FILE, LabelledImages, load_images, local_files
 
-UNKNOWN = -1  # label of a sample of which no class is told
+UNKNOWN = -1  # label of a sample whose class is not known
 
 
-def given_samples(samples: Path, resolution: int) -> LabelledImages:
-    """Samples from a file or a folder; labels are -1 and `class_names` empty where there are none.
+def load_samples(samples: Path, resolution: int) -> LabelledImages:
+    """Read samples from an .npz file or a folder. If there are no labels they are -1; an .npz has no class names.
 
     Raises:
-        ValueError: not uint8 images, pictures of another size than `resolution`, a file that cannot be read.
+        ValueError: images that are not uint8, pictures that are not of size `resolution`, a file that cannot be read.
     """
     if samples.is_dir():
         _check_pictures(samples, resolution)
@@ -53,7 +53,7 @@ def given_samples(samples: Path, resolution: int) -> LabelledImages:
 
 
 def _check_pictures(folder: Path, resolution: int) -> None:
-    """Nothing is to be scaled, cropped or converted: these are the samples."""
+    """Samples are measured as they are, so pictures that would have to be scaled, cropped or converted are refused."""
     from PIL import Image
 
     for path in (folder / name for name in local_files(folder)[0] if name != CLASSES_FILE):
@@ -61,7 +61,7 @@ def _check_pictures(folder: Path, resolution: int) -> None:
             with Image.open(path) as picture:
                 size, mode = picture.size, picture.mode
         except OSError:
-            raise ValueError(f"samples: expected pictures only, got {path}.") from None
+            raise ValueError(f"samples: expected only pictures, got {path}.") from None
         if size != (resolution, resolution) or mode not in ("L", "RGB"):
             raise ValueError(
                 f"samples: expected pictures of {resolution}x{resolution} with 8 bits of grey or RGB, got {path},"
@@ -69,26 +69,26 @@ def _check_pictures(folder: Path, resolution: int) -> None:
             )
 
 
-def matched(given: LabelledImages, train: LabelledImages) -> LabelledImages:
-    """The samples with the data set's class ids.
+def with_class_ids(samples: LabelledImages, train: LabelledImages) -> LabelledImages:
+    """The same samples, labelled with the class ids of the data set.
 
     Raises:
-        ValueError: another size, other classes, fewer than two samples.
+        ValueError: another image size, unknown classes, or fewer than two samples.
     """
-    if given.images.shape[1:] != train.images.shape[1:]:
-        shapes = ("x".join(map(str, data.images.shape[1:])) for data in (train, given))
+    if samples.images.shape[1:] != train.images.shape[1:]:
+        shapes = ("x".join(map(str, data.images.shape[1:])) for data in (train, samples))
         raise ValueError("samples: expected images of {} (channels, height, width), got {}.".format(*shapes))
-    if len(given) < 2:
-        raise ValueError(f"samples: expected two or more, got {len(given)}.")
-    labels = given.labels
-    if given.class_names:
-        unknown = set(given.class_names) - set(train.class_names)
+    if len(samples) < 2:
+        raise ValueError(f"samples: expected two or more, got {len(samples)}.")
+    labels = samples.labels
+    if samples.class_names:
+        unknown = set(samples.class_names) - set(train.class_names)
         if unknown:
             raise ValueError(f"samples: expected the classes {', '.join(train.class_names)}, got {', '.join(unknown)}.")
-        labels = np.array([train.class_names.index(given.class_names[label]) for label in labels])
+        labels = np.array([train.class_names.index(samples.class_names[label]) for label in labels])
     known = (labels != UNKNOWN).any()
     if known and (labels.min() < 0 or labels.max() >= len(train.class_names)):
         raise ValueError(
             f"samples: expected labels from 0 to {len(train.class_names) - 1}, got {labels.min()} to {labels.max()}."
         )
-    return LabelledImages(given.images, labels, train.class_names)
+    return LabelledImages(samples.images, labels, train.class_names)

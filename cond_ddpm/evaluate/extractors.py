@@ -1,9 +1,8 @@
-"""What turns images into features: the classifier, Inception, or DINOv2.
+"""Feature extractors, which turn images into features: the classifier, Inception or DINOv2.
 
-May import: `data`, `evaluate.classifier`. Next: `metrics.py` folds the features into statistics.
+May import: `data, fingerprints, evaluate.classifier`. Next: `statistics.py` folds the features into statistics.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,27 +13,28 @@ import torch
 
 from cond_ddpm.data import LabelledImages
 from cond_ddpm.evaluate.classifier import NUM_FEATURES, get_classifier
+from cond_ddpm.fingerprints import weights_checksum
 
 BACKENDS = ("classifier", "inception", "dinov2")
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A frozen network and how it is to be quoted.
+    """A frozen network and its record in results.json.
 
     Args:
-        name: one of `BACKENDS`, or the path of a DINOv2.
+        name: one of `BACKENDS`.
         extract: images (B, C, H, W) uint8 -> features (B, dim) and logits (B, classes) or None.
         dim: of the features.
         names_classes: whether the logits are over the data set's classes.
-        quoted: library and version, checksum of the weights, how images are resized; into results.json.
+        record: library and version, checksum of the weights, how images are resized.
     """
 
     name: str
     extract: Callable[[np.ndarray], tuple[torch.Tensor, torch.Tensor | None]]
     dim: int
     names_classes: bool
-    quoted: dict
+    record: dict
 
 
 def make_extractor(
@@ -44,13 +44,13 @@ def make_extractor(
 
     Args:
         backend: one of `BACKENDS`, or a folder of a DINOv2 as transformers saves it.
-        weights: file of Inception's weights, or folder of DINOv2's; None for the usual ones, which need the network.
-        train, test: what the classifier is trained on and judged by.
-        cache: where trained classifiers are kept.
-        device: to run on.
+        weights: file of Inception's weights, or folder of DINOv2's; None for the usual ones, which may be downloaded.
+        train, test: what the classifier is trained on and tested with.
+        cache: folder of trained classifiers.
+        device: where it runs.
 
     Raises:
-        ValueError: an unknown name, a package that is not installed, weights that cannot be had; says where to get them.
+        ValueError: an unknown name, a package that is not installed, or missing weights; it says where to get them.
     """
     if backend == "classifier":
         if weights is not None:
@@ -60,20 +60,12 @@ def make_extractor(
         return _inception(weights, device)
     if backend == "dinov2" or Path(backend).is_dir():
         if weights is not None and backend != "dinov2":
-            raise ValueError("weights: expected none beside a folder as --features; leave one out.")
+            raise ValueError("weights: expected none if --features is a folder; leave one out.")
         return _dinov2(weights or (backend if backend != "dinov2" else "facebook/dinov2-large"), device)
     raise ValueError(f"features: expected one of {', '.join(BACKENDS)}, or the folder of a DINOv2, got {backend!r}.")
 
 
-def _checksum(network: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().view(-1).float().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _tensor(images: np.ndarray, device: torch.device) -> torch.Tensor:
-    """uint8 on the device, grey made RGB where a network knows only that."""
     return torch.from_numpy(np.ascontiguousarray(images)).to(device)
 
 
@@ -84,14 +76,14 @@ def _classifier(train: LabelledImages, test: LabelledImages, cache: Path, device
     def extract(images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         return network(_tensor(images, device).float() / 127.5 - 1)
 
-    quoted = {
+    record = {
         "backend": "cond_ddpm.evaluate.classifier",
         "version": version("cond_ddpm"),
-        "checksum": _checksum(network),
+        "checksum": weights_checksum(network),
         "held_out_accuracy": accuracy,
         "trained_on": f"{len(train)} real images",
     }
-    return Extractor("classifier", extract, NUM_FEATURES, True, quoted)
+    return Extractor("classifier", extract, NUM_FEATURES, True, record)
 
 
 def _inception(weights: str | None, device: torch.device) -> Extractor:
@@ -101,14 +93,14 @@ def _inception(weights: str | None, device: torch.device) -> Extractor:
         network = NoTrainInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], weights, antialias=False)
     except (ImportError, ModuleNotFoundError):
         raise ValueError(
-            "features: expected torchmetrics with torch-fidelity for 'inception', which are not installed;"
-            " pip install 'cond_ddpm[fid]', or take --features classifier."
+            "features: 'inception' needs torchmetrics with torch-fidelity, which are not installed;"
+            " pip install 'cond_ddpm[fid]', or use --features classifier."
         ) from None
-    except Exception as error:  # no network: URLError; a wrong file: RuntimeError, UnpicklingError, KeyError
+    except Exception as error:  # no connection: URLError; a wrong file: RuntimeError, UnpicklingError, KeyError
         raise ValueError(
-            f"weights: expected Inception's, got {type(error).__name__} ({' '.join(str(error).split())[:120]}); download"
-            " https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth and"
-            " give its path by --weights."
+            f"weights: expected those of Inception, got {type(error).__name__} ({' '.join(str(error).split())[:120]});"
+            " download https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+            " and give its path by --weights."
         ) from None
     network = network.eval().to(device)
 
@@ -119,13 +111,13 @@ def _inception(weights: str | None, device: torch.device) -> Extractor:
         features, logits = network._torch_fidelity_forward(images)  # resizes as TensorFlow did, without antialiasing
         return features, logits
 
-    quoted = {
+    record = {
         "backend": "torchmetrics and torch-fidelity, inception-v3-compat",
         "version": f"{version('torchmetrics')} and {version('torch-fidelity')}",
-        "checksum": _checksum(network),
+        "checksum": weights_checksum(network),
         "antialias": False,
     }
-    return Extractor("inception", extract, 2048, False, quoted)
+    return Extractor("inception", extract, 2048, False, record)
 
 
 def _dinov2(weights: str, device: torch.device) -> Extractor:
@@ -147,11 +139,11 @@ def _dinov2(weights: str, device: torch.device) -> Extractor:
         images = torch.nn.functional.interpolate(images, size=(224, 224), mode="bicubic", antialias=True).clamp(0, 1)
         return network(pixel_values=(images - mean) / std).last_hidden_state[:, 0], None  # the class token
 
-    quoted = {
+    record = {
         "backend": f"transformers, {type(network).__name__}",
         "version": version("transformers"),
-        "checksum": _checksum(network),
+        "checksum": weights_checksum(network),
         "weights": Path(weights).name if Path(weights).is_dir() else weights,
         "resize": "bicubic to 224x224, antialiased",
     }
-    return Extractor("dinov2", extract, network.config.hidden_size, False, quoted)
+    return Extractor("dinov2", extract, network.config.hidden_size, False, record)

@@ -1,6 +1,7 @@
-"""Statistics of features, folded in batch by batch, and the distances between them.
+"""The metrics: distances between statistics of samples and of real images, each a function of its own.
 
-May import: nothing of ours; features come in. Next: `evaluate.py` puts the figures into results.json.
+May import: `data, evaluate.statistics`. A new metric is a function here and a line in `compute_metrics`. Next: `report.py`
+writes the metrics into results.json.
 """
 
 import math
@@ -8,50 +9,52 @@ import math
 import numpy as np
 import torch
 
+from cond_ddpm.data import nearest_images
+from cond_ddpm.evaluate.statistics import Moments, Tally
 
-class Moments:
-    """Number, sum and sum of outer products of features, in float64: all that a Frechet distance needs."""
 
-    def __init__(self, dim: int):
-        self.count = torch.zeros((), dtype=torch.float64)
-        self.sum = torch.zeros(dim, dtype=torch.float64)
-        self.outer = torch.zeros(dim, dim, dtype=torch.float64)
+def compute_metrics(tally: Tally, real: Tally, class_names: list[str], training_images: np.ndarray) -> dict:
+    """All metrics of the images in `tally`, compared with the real images.
 
-    def update(self, features: torch.Tensor) -> None:
-        """Fold in (B, dim)."""
-        features = features.double().cpu()
-        self.count += len(features)
-        self.sum += features.sum(0)
-        self.outer += features.T @ features
-
-    def __add__(self, other: "Moments") -> "Moments":
-        both = Moments(len(self.sum))
-        both.load({name: tensor + other.tensors()[name] for name, tensor in self.tensors().items()})
-        return both
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {"count": self.count, "sum": self.sum, "outer": self.outer}
-
-    def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.count, self.sum, self.outer = tensors["count"].clone(), tensors["sum"].clone(), tensors["outer"].clone()
-
-    def mean_and_covariance(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(dim,) and the unbiased (dim, dim).
-
-        Raises:
-            ValueError: fewer than two features.
-        """
-        count = int(self.count)
-        if count < 2:
-            raise ValueError(f"statistics: expected two or more images, got {count}.")
-        mean = self.sum / count
-        return mean, (self.outer - count * torch.outer(mean, mean)) / (count - 1)
+    Args:
+        tally: statistics of the images to be judged.
+        real: statistics of the real images.
+        class_names: of the data set.
+        training_images: (M, C, H, W) uint8, among which copies are looked for.
+    """
+    count, dim = int(tally.all.count), tally.extractor.dim
+    found = {
+        "num_images": count,
+        "frechet_distance": frechet_distance(tally.all, real.all),
+        "frechet_distance_infinite": None,
+    }
+    if min(int(group.count) for group in tally.groups) >= 4 * dim:  # with fewer, distances are not linear in 1 / N
+        found["frechet_distance_infinite"] = extrapolated_distance(tally.groups, real.all)
+    found["kernel_distance"], found["kernel_distance_error"] = kernel_distance(tally.kept, real.kept)
+    found["precision"], found["recall"] = precision_and_recall(tally.kept, real.kept)
+    found["subset"] = [len(tally.kept), len(real.kept)]
+    if tally.extractor.name == "inception":
+        found["inception_score"] = inception_score(tally.probabilities, tally.entropy.item(), count)
+    requested = tally.confusion.sum(1)
+    if requested.any():
+        found["label_accuracy"] = tally.confusion.trace().item() / count
+    found["nearest_training_distance"] = nearest_training_distance(tally.images.numpy(), training_images)
+    found["classes"] = {}
+    for label, name in enumerate(class_names if tally.classes else ()):
+        number = int(tally.classes[label].count)
+        row = {"num_images": number}
+        if number > 1:
+            row["frechet_distance"] = frechet_distance(tally.classes[label], real.classes[label])
+        if requested[label]:
+            row["accuracy"] = (tally.confusion[label, label] / requested[label]).item()
+        found["classes"][name] = row
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in found.items()}
 
 
 def frechet_distance(one: Moments, other: Moments) -> float:
-    """Between the Gaussians of the same mean and covariance (Heusel 2017, eq. 6): |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)).
+    """Distance between the Gaussians with these moments (Heusel 2017, eq. 6): |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)).
 
-    The last trace is the nuclear norm of C^(1/2) C'^(1/2), exact also where covariances are singular.
+    The last trace is computed as the nuclear norm of C^(1/2) C'^(1/2), which is exact even for singular covariances.
     """
     (mean, covariance), (other_mean, other_covariance) = one.mean_and_covariance(), other.mean_and_covariance()
     root = torch.linalg.svdvals(_square_root(covariance) @ _square_root(other_covariance)).sum()
@@ -64,12 +67,12 @@ def _square_root(covariance: torch.Tensor) -> torch.Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def extrapolated_distance(groups: list[Moments], reference: Moments) -> float:
-    """FD as if of infinitely many samples (Chong & Forsyth 2020): a line in 1 / N through FDs of parts of the samples.
+def extrapolated_distance(groups: list[Moments], real: Moments) -> float:
+    """Frechet distance extrapolated to infinitely many samples, by a line in 1 / N (Chong & Forsyth 2020).
 
     Args:
-        groups: disjoint random parts of the samples, of about equal size.
-        reference: of the real images.
+        groups: moments of disjoint random parts of the samples, about equal in size.
+        real: moments of the real images.
 
     Raises:
         ValueError: fewer than two groups.
@@ -78,26 +81,29 @@ def extrapolated_distance(groups: list[Moments], reference: Moments) -> float:
         raise ValueError(f"groups: expected two or more, got {len(groups)}.")
     inverses, distances = [], []
     for size in range(1, len(groups) + 1):
-        for start in range(0, len(groups) - size + 1, size):  # disjoint parts of this many groups
+        for start in range(0, len(groups) - size + 1, size):  # disjoint unions of `size` groups
             part = groups[start]
             for group in groups[start + 1 : start + size]:
                 part = part + group
             inverses.append(1 / part.count.item())
-            distances.append(frechet_distance(part, reference))
+            distances.append(frechet_distance(part, real))
     return float(np.polyfit(inverses, distances, 1)[1])
 
 
-def kernel_distance(features: torch.Tensor, reference: torch.Tensor, block: int = 1000) -> tuple[float, float]:
-    """KID (Binkowski 2018, sec. 4): the unbiased squared MMD of the kernel (x y / dim + 1)^3; mean and standard error.
+def kernel_distance(features: torch.Tensor, real: torch.Tensor, block: int = 1000) -> tuple[float, float]:
+    """KID (Binkowski 2018, sec. 4): the unbiased squared MMD for the kernel (x y / dim + 1)^3.
 
     Args:
-        features, reference: (N, dim) and (M, dim); blocks of `block` of each are compared, as many as there are.
-        block: images in a block.
+        features, real: (N, dim) and (M, dim).
+        block: number of features of each that are compared at a time.
+
+    Returns:
+        Mean over the blocks, and its standard error, which is NaN for a single block.
     """
-    size = min(block, len(features), len(reference))
+    size = min(block, len(features), len(real))
     estimates = []
-    for start in range(0, min(len(features), len(reference)) - size + 1, size):
-        x, y = features[start : start + size].double(), reference[start : start + size].double()
+    for start in range(0, min(len(features), len(real)) - size + 1, size):
+        x, y = features[start : start + size].double(), real[start : start + size].double()
         kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3  # noqa: E731
         xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
         within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
@@ -106,12 +112,12 @@ def kernel_distance(features: torch.Tensor, reference: torch.Tensor, block: int 
     return float(np.mean(estimates)), spread
 
 
-def precision_and_recall(features: torch.Tensor, reference: torch.Tensor, neighbours: int = 3) -> tuple[float, float]:
-    """Share of samples within the real manifold, and of real images within the samples' (Kynkaanniemi 2019, eq. 1 to 3).
+def precision_and_recall(features: torch.Tensor, real: torch.Tensor, neighbours: int = 3) -> tuple[float, float]:
+    """Share of samples in the real manifold, and of real images in the manifold of samples (Kynkaanniemi 2019, eq. 1 to 3).
 
-    A manifold is the union of the balls around its points that reach to their k-th nearest neighbour.
+    A manifold is the union of the balls around its points, each with the distance to the k-th nearest neighbour as its radius.
     """
-    return _covered(features, reference, neighbours), _covered(reference, features, neighbours)
+    return _covered(features, real, neighbours), _covered(real, features, neighbours)
 
 
 def _covered(points: torch.Tensor, manifold: torch.Tensor, neighbours: int, block: int = 2000) -> float:
@@ -127,12 +133,18 @@ def _covered(points: torch.Tensor, manifold: torch.Tensor, neighbours: int, bloc
 
 
 def inception_score(probabilities_sum: torch.Tensor, entropy_sum: float, count: int) -> float:
-    """exp of the mean KL divergence of p(y | x) from p(y) (Salimans 2016, sec. 4), from sums over images; one split.
+    """exp of the mean KL divergence of p(y | x) from p(y) (Salimans 2016, sec. 4), over all images at once.
 
     Args:
-        probabilities_sum: of p(y | x), (classes,).
-        entropy_sum: of sum p log p.
-        count: of images.
+        probabilities_sum: sum over images of p(y | x), (classes,).
+        entropy_sum: sum over images of sum_y p(y | x) log p(y | x).
+        count: number of images.
     """
     marginal = probabilities_sum / count
     return math.exp(entropy_sum / count - (marginal * marginal.clamp(min=1e-30).log()).sum().item())
+
+
+def nearest_training_distance(images: np.ndarray, training_images: np.ndarray) -> float:
+    """Median distance of images to their nearest training image, mirrored or not: copies are much nearer than new images."""
+    _, _, distances = nearest_images(images, training_images, 1)
+    return float(np.median(distances))

@@ -1,6 +1,6 @@
-"""What is kept of a stream of images while they are measured: it does not grow with their number.
+"""Statistics of a stream of images, folded in batch by batch; their size does not grow with the number of images.
 
-May import: `evaluate.extractors`, `evaluate.metrics`. Next: `evaluate.py` turns tallies into figures.
+May import: `evaluate.extractors`. Next: `metrics.py` computes the metrics from them.
 """
 
 from collections.abc import Sequence
@@ -9,36 +9,83 @@ import numpy as np
 import torch
 
 from cond_ddpm.evaluate.extractors import Extractor
-from cond_ddpm.evaluate.metrics import Moments
 
-GROUPS = 6  # disjoint parts of the images, from which FD is extrapolated to infinitely many
+GROUPS = 6  # disjoint parts of the images, from which the Frechet distance is extrapolated to infinitely many
 NEIGHBOURS = 1000  # images whose nearest training image is looked for
 
 
+class Moments:
+    """Number, sum and sum of outer products of features, in float64: all that a Frechet distance needs."""
+
+    def __init__(self, dim: int):
+        self.count = torch.zeros((), dtype=torch.float64)
+        self.sum = torch.zeros(dim, dtype=torch.float64)
+        self.outer = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def update(self, features: torch.Tensor) -> None:
+        """Fold in features (B, dim)."""
+        features = features.double().cpu()
+        self.count += len(features)
+        self.sum += features.sum(0)
+        self.outer += features.T @ features
+
+    def __add__(self, other: "Moments") -> "Moments":
+        both = Moments(len(self.sum))
+        both.load({name: tensor + other.tensors()[name] for name, tensor in self.tensors().items()})
+        return both
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"count": self.count, "sum": self.sum, "outer": self.outer}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.count, self.sum, self.outer = tensors["count"].clone(), tensors["sum"].clone(), tensors["outer"].clone()
+
+    def mean_and_covariance(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(dim,) and the unbiased (dim, dim).
+
+        Raises:
+            ValueError: fewer than two features.
+        """
+        count = int(self.count)
+        if count < 2:
+            raise ValueError(f"statistics: expected two or more images, got {count}.")
+        mean = self.sum / count
+        return mean, (self.outer - count * torch.outer(mean, mean)) / (count - 1)
+
+
 class Tally:
-    """All that is kept of a stream of images: it does not grow with their number."""
+    """All statistics that the metrics need.
+
+    Args:
+        extractor: turns images into features.
+        num_classes: of the data set.
+        subset: number of the first images whose features are kept, for KID, precision and recall.
+        image_shape: (C, H, W).
+    """
+
+    _TENSORS = ("confusion", "probabilities", "entropy", "rows", "kept", "image_rows", "images")
 
     def __init__(self, extractor: Extractor, num_classes: int, subset: int, image_shape: tuple[int, int, int]):
         self.extractor, self.num_classes, self.subset = extractor, num_classes, subset
         dim = extractor.dim
         self.groups = [Moments(dim) for _ in range(GROUPS)]
-        by_class = num_classes if num_classes * dim**2 * 8 <= 1e9 else 0
-        self.classes = [Moments(dim) for _ in range(by_class)]
-        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)  # asked for, seen
+        fits_in_memory = num_classes * dim**2 * 8 <= 1e9
+        self.classes = [Moments(dim) for _ in range(num_classes if fits_in_memory else 0)]
+        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)  # requested class, recognised class
         self.probabilities, self.entropy = torch.zeros(0, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         self.rows, self.kept = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dim)
-        self.image_rows = torch.zeros(0, 2, dtype=torch.int64)  # place among all, label
+        self.image_rows = torch.zeros(0, 2, dtype=torch.int64)  # row of the image among all, label
         self.images = torch.zeros((0, *image_shape), dtype=torch.uint8)
 
     def update(self, rows: Sequence[int], images: np.ndarray, labels: Sequence[int] | None) -> None:
-        """Fold in images (B, C, H, W) uint8, by their place among all, with the classes asked for."""
+        """Fold in images (B, C, H, W) uint8, with their rows among all images and the requested classes, if known."""
         features, logits = self.extractor.extract(images)
         features, rows = features.float().cpu(), torch.as_tensor(rows)
         if not features.isfinite().all():
-            raise ValueError("features: expected finite numbers, got NaN or infinity; are the extractor's weights whole?")
+            raise ValueError("features: expected finite numbers, got NaN or infinity; check the extractor's weights.")
         for group in range(GROUPS):
-            mine = rows // self.num_classes % GROUPS == group  # each with images of all classes, where labels take turns
-            self.groups[group].update(features[mine])
+            in_group = rows // self.num_classes % GROUPS == group  # labels take turns, so each group has all classes
+            self.groups[group].update(features[in_group])
         if labels is not None:
             labels = torch.as_tensor(labels)
             for label in labels.unique().tolist() if self.classes else ():
@@ -58,25 +105,25 @@ class Tally:
         self.images = torch.cat([self.images, torch.from_numpy(np.ascontiguousarray(images))[few]])
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        names = ("confusion", "probabilities", "entropy", "rows", "kept", "image_rows", "images")
-        tensors = {name: getattr(self, name) for name in names}
-        for what in ("groups", "classes"):
-            for number, moments in enumerate(getattr(self, what)):
-                tensors |= {f"{what}.{number}.{name}": tensor for name, tensor in moments.tensors().items()}
+        tensors = {name: getattr(self, name) for name in self._TENSORS}
+        for prefix, moments in self._moments():
+            tensors |= {f"{prefix}.{name}": tensor for name, tensor in moments.tensors().items()}
         return tensors
 
     def load(self, tensors: dict[str, torch.Tensor]) -> "Tally":
-        for name in ("confusion", "probabilities", "entropy", "rows", "kept", "image_rows", "images"):
+        for name in self._TENSORS:
             setattr(self, name, tensors[name])
-        for what in ("groups", "classes"):
-            for number, moments in enumerate(getattr(self, what)):
-                moments.load({name: tensors[f"{what}.{number}.{name}"] for name in moments.tensors()})
+        for prefix, moments in self._moments():
+            moments.load({name: tensors[f"{prefix}.{name}"] for name in moments.tensors()})
         return self
 
+    def _moments(self) -> list[tuple[str, Moments]]:
+        return [(f"{kind}.{i}", moments) for kind in ("groups", "classes") for i, moments in enumerate(getattr(self, kind))]
+
     def merge(self, other: "Tally") -> None:
-        """Add another process's."""
-        self.groups = [mine + its for mine, its in zip(self.groups, other.groups)]
-        self.classes = [mine + its for mine, its in zip(self.classes, other.classes)]
+        """Add the statistics of another process."""
+        self.groups = [own + others for own, others in zip(self.groups, other.groups)]
+        self.classes = [own + others for own, others in zip(self.classes, other.classes)]
         self.confusion = self.confusion + other.confusion
         self.entropy = self.entropy + other.entropy
         if not len(self.probabilities):

@@ -6,17 +6,16 @@ next are study.csv, study.md and study.png.
 
 import csv
 import dataclasses
-import inspect
 import json
 import sys
 from pathlib import Path
-from typing import get_args, get_type_hints
-
-import yaml
+from typing import Any
 
 from cond_ddpm.config import TrainConfig
+from cond_ddpm.config.experiments import StudyConfig
 from cond_ddpm.ema import combine_snapshots, snapshot_steps
-from cond_ddpm.evaluate.evaluate import Protocol, evaluate
+from cond_ddpm.evaluate.evaluate import evaluate
+from cond_ddpm.experiments.rehearsal import rehearse
 from cond_ddpm.models import forward_flop
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
@@ -28,120 +27,6 @@ _COLUMNS = (
     *("model", "parameters_million", "gflop_forward", "step", "epochs", "minutes", "training_flop"),
     *("frechet_distance", "kernel_distance", "label_accuracy", "precision", "recall"),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class StudyConfig:
-    """Settings of a study.
-
-    Args:
-        output_dir: folder of the study; each model's run is a folder in it.
-        base: settings of training that the models share, as for `cond-ddpm train`.
-        models: name of each model -> the settings in which it differs.
-        evaluate: settings of `Protocol` but for those of the data, which are the training's.
-        sampling: arguments of the pipeline, such as `num_inference_steps` and `guidance_scale`.
-        evaluations: moments of each run that are measured, evenly spaced to the last.
-    """
-
-    output_dir: str
-    base: dict
-    models: dict
-    evaluate: dict = dataclasses.field(default_factory=dict)
-    sampling: dict = dataclasses.field(default_factory=dict)
-    evaluations: int = 4
-
-    def __post_init__(self):
-        if len(self.models) < 1:
-            raise ValueError("models: expected one or more, each a name and its settings.")
-        if self.evaluations < 1:
-            raise ValueError(f"evaluations: expected 1 or more, got {self.evaluations}.")
-        known = {field.name for field in dataclasses.fields(TrainConfig)} - {"output_dir", "resume_from_checkpoint"}
-        for where, settings in {"base": self.base, **{f"models.{name}": one for name, one in self.models.items()}}.items():
-            if not isinstance(settings or {}, dict):
-                raise ValueError(f"{where}: expected settings of training, got {settings!r}.")
-            unknown = set(settings or {}) - known
-            if unknown:
-                raise ValueError(f"{where}: expected settings of training, got {', '.join(sorted(map(str, unknown)))}.")
-        for name in self.models:
-            if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
-                raise ValueError(f"models: expected names that folders can have, got {name!r}; take another name.")
-        check_measuring(self.evaluate, self.sampling)
-        for name, run in self.runs().items():
-            if not run.use_ema or not run.num_ema_snapshots:
-                raise ValueError(f"models.{name}: expected use_ema and num_ema_snapshots, by which its course is measured.")
-
-    def runs(self) -> dict[str, TrainConfig]:
-        """The settings of each model's run.
-
-        Raises:
-            ValueError: settings that training does not take.
-        """
-        fixed = {"resume_from_checkpoint": "latest"}
-        return {
-            name: TrainConfig(**{**self.base, **(settings or {}), **fixed, "output_dir": str(Path(self.output_dir) / name)})
-            for name, settings in self.models.items()
-        }
-
-
-_OF_PROTOCOL = ("test_split", "features", "weights", "num_samples", "seed", "repeats", "subset")
-_NOT_OF_SAMPLING = {
-    *("self", "class_labels", "generator", "seeds", "num_images_per_label", "guide", "output_type", "return_dict"),
-    *("return_intermediates", "callback_on_step_end", "callback_on_step_end_tensor_inputs"),
-}
-
-
-def check_measuring(evaluate: dict, sampling: dict) -> None:
-    """Raise ValueError unless these are settings of `Protocol` and arguments of sampling: before hours of training."""
-    if set(evaluate) - set(_OF_PROTOCOL):
-        raise ValueError(f"evaluate: expected {', '.join(_OF_PROTOCOL)}, got {', '.join(sorted(map(str, evaluate)))}.")
-    Protocol("", **evaluate)
-    known = {*inspect.signature(CondDDPMPipeline.__call__).parameters, "mixed_precision"} - _NOT_OF_SAMPLING
-    if set(sampling) - known:
-        raise ValueError(f"sampling: expected {', '.join(sorted(known))}, got {', '.join(sorted(map(str, sampling)))}.")
-    kinds = get_type_hints(CondDDPMPipeline.__call__) | {"mixed_precision": str}
-    for name, value in sampling.items():
-        accepted = {getattr(kind, "__origin__", kind) for kind in get_args(kinds[name]) or (kinds[name],)}
-        accepted |= {int} if float in accepted else set()
-        accepted |= {list} if tuple in accepted else set()
-        if not isinstance(value, tuple(accepted)) or isinstance(value, bool):
-            wanted = "numbers" if tuple in accepted else "a text" if str in accepted else "a number"
-            raise ValueError(f"sampling.{name}: expected {wanted}, got {value!r}.")
-
-
-def protocol_of(config: TrainConfig, evaluate: dict) -> Protocol:
-    """What a run is measured against: the data that it was trained on."""
-    columns = {name: getattr(config, name) for name in ("dataset", "dataset_config_name", "image_column", "label_column")}
-    return Protocol(**columns, split=config.train_split, **evaluate)
-
-
-def read_settings(path: Path, class_: type):
-    """A dataclass from YAML.
-
-    Raises:
-        ValueError: not YAML, not a mapping, other settings or types than the dataclass has.
-    """
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config: expected YAML in {path}: {' '.join(str(error).split())}") from None
-    fields = {field.name: field for field in dataclasses.fields(class_)}
-    if not isinstance(settings, dict):
-        raise ValueError(f"--config: expected settings in {path}, got {type(settings).__name__}.")
-    settings = {name: value for name, value in settings.items() if value is not None}  # an empty entry is the default
-    needed = {name for name, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING}
-    if set(settings) - set(fields) or needed - set(settings):
-        raise ValueError(f"--config: expected {', '.join(sorted(fields))} in {path}, got {', '.join(map(str, settings))}.")
-    for name, value in settings.items():
-        type_ = fields[name].type
-        wanted = type_ if isinstance(type_, type) else str  # str | None
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            raise ValueError(f"{name}: expected a {wanted.__name__} in {path}, got {value!r}.")
-    return class_(**settings)
-
-
-def read_study(path: Path) -> StudyConfig:
-    """From YAML; errors as of `read_settings`."""
-    return read_settings(path, StudyConfig)
 
 
 def study(config: StudyConfig) -> Path:
@@ -156,6 +41,9 @@ def study(config: StudyConfig) -> Path:
     """
     folder, rows, samples = Path(config.output_dir), [], {}
     runs = config.runs()
+    for name, settings in runs.items():  # all of them, before the first is trained
+        if not (folder / name / "done.json").is_file():
+            rehearse(settings, f"models.{name}", config.evaluation_of(settings), config.sampling)
     for name, settings in runs.items():
         run = folder / name
         _train(settings, name, run)
@@ -210,14 +98,13 @@ def _measure(config: StudyConfig, settings: TrainConfig, name: str, run: Path) -
     rows = []
     for step in chosen:
         output = run / "evaluations" / f"step-{step}.json"
-        training = {"step": step, "ema_std": settings.ema_std, "batch_size": settings.batch_size}
+        training: dict[str, Any] = {"step": step, "ema_std": settings.ema_std, "batch_size": settings.batch_size}
         training["study"] = {"evaluate": config.evaluate, "sampling": config.sampling}
         measured = _read(output).get("training") if output.is_file() else None
         if measured != json.loads(json.dumps(training)):  # not yet, or in another way
             print(f"{name}: measuring step {step}", file=sys.stderr)
             pipeline.unet.load_state_dict(combine_snapshots(run / "ema", settings.ema_std, step)[0])
-            protocol = protocol_of(settings, config.evaluate)
-            evaluate(protocol, output, name, pipeline, training=training, **config.sampling)
+            evaluate(config.evaluation_of(settings), output, name, pipeline, training=training, **config.sampling)
         found = _read(output)["samples"]
         row = {
             "model": name,

@@ -10,85 +10,18 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
-from cond_ddpm.config import TrainConfig
+from cond_ddpm.config.experiments import TuneConfig
 from cond_ddpm.evaluate.evaluate import evaluate
-from cond_ddpm.experiments.study import check_measuring, protocol_of, read_settings
+from cond_ddpm.experiments.rehearsal import rehearse
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
 from cond_ddpm.training import train
 from cond_ddpm.visualize import read_metrics
-
-_OBJECTIVES = ("val_loss", "frechet_distance")
-_PRUNERS = ("median", "hyperband", "none")
-# With these val_loss is of something else, or of other images.
-_OF_THE_LOSS = {
-    *("prediction_type", "min_snr_gamma", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule"),
-    *("dataset", "dataset_config_name", "train_split", "resolution", "channels", "num_validation_images"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class TuneConfig:
-    """Settings of a search.
-
-    Args:
-        output_dir: folder of the search; each trial's run is a folder in it.
-        base: settings of training that the trials share, as for `cond-ddpm train`.
-        search: setting, or `unet.NAME` -> a list of choices, or {low, high} with `log: true` or `step` if wanted.
-        objective: what is to be small: `val_loss` (only between trials with one prediction_type and loss weighting), or
-            `frechet_distance`, by `evaluate` at the end of each trial.
-        trials: how many in all, over all machines and restarts; those pruned are counted.
-        pruner: stops trials whose val_loss is worse than that of others at the same epoch: `median`, `hyperband` or `none`.
-        storage: where the trials are kept: not given, an SQLite file in `output_dir`; for many machines the URL of a
-            database, or `journal:FILE` on a disk that they share.
-        seed: of the sampler.
-        evaluate: settings of `Protocol` but for the data set's.
-        sampling: arguments of the pipeline for that.
-    """
-
-    output_dir: str
-    base: dict
-    search: dict
-    objective: str = "val_loss"
-    trials: int = 20
-    pruner: str = "median"
-    storage: str | None = None
-    seed: int = 0
-    evaluate: dict = dataclasses.field(default_factory=dict)
-    sampling: dict = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        for name, choices in (("objective", _OBJECTIVES), ("pruner", _PRUNERS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}.")
-        if self.trials < 1 or not self.search:
-            raise ValueError("search, trials: expected one setting or more, and one trial or more.")
-        known = {field.name for field in dataclasses.fields(TrainConfig)} - {"output_dir", "resume_from_checkpoint"}
-        unknown = set(self.base) - known
-        unknown |= {name for name in self.search if name not in known - {"unet"} and not name.startswith("unet.")}
-        if unknown:
-            raise ValueError(
-                f"base, search: expected settings of training, and unet.NAME to search, got {', '.join(sorted(unknown))}."
-            )
-        uneven = set(self.search) & _OF_THE_LOSS
-        if self.objective == "val_loss" and uneven:
-            raise ValueError(f"search: expected nothing that changes what val_loss means, got {', '.join(sorted(uneven))}.")
-        check_measuring(self.evaluate, self.sampling)
-        for name, space in self.search.items():
-            is_range = isinstance(space, dict) and {"low", "high"} <= set(space) <= {"low", "high", "log", "step"}
-            if not (is_range or (isinstance(space, list) and space)):
-                raise ValueError(f"search.{name}: expected a list of choices, or low and high, got {space!r}.")
-            if is_range and not (space["low"] < space["high"] and (space["low"] > 0 or not space.get("log"))):
-                raise ValueError(f"search.{name}: expected low < high, and low above 0 with log, got {space!r}.")
-
-
-def read_tune(path: Path) -> TuneConfig:
-    """From YAML; errors as of `read_settings`."""
-    return read_settings(path, TuneConfig)
 
 
 def tune(config: TuneConfig) -> Path:
@@ -107,6 +40,7 @@ def tune(config: TuneConfig) -> Path:
         raise ValueError("tune: expected optuna, which is not installed; pip install 'cond_ddpm[tune]'.") from None
     if process_state().num_processes > 1:
         raise ValueError("tune: expected one process; for several machines start it on each, with one storage.")
+    config.first_that_fits(lambda run: rehearse(run, "base", config.evaluation_of(run), config.sampling))
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     pruner = {"median": optuna.pruners.MedianPruner(), "hyperband": optuna.pruners.HyperbandPruner()}.get(config.pruner)
@@ -123,7 +57,7 @@ def tune(config: TuneConfig) -> Path:
         chosen = {name: _suggest(trial, name, space) for name, space in config.search.items()}
         number = trial.user_attrs.get("goes_on", trial.number)
         run = folder / f"trial-{number}"
-        settings = _settings(config, chosen, run)
+        settings = config.run(chosen, run)
         (folder / f"trial-{number}.owner").write_text(json.dumps([platform.node(), os.getpid(), _began(os.getpid())]))
 
         def on_epoch(row: dict) -> None:
@@ -135,7 +69,7 @@ def tune(config: TuneConfig) -> Path:
         if config.objective == "val_loss":
             return min(row["val_loss"] for row in read_metrics(run))
         pipeline = CondDDPMPipeline.from_pretrained(run / "pipeline").to(process_state().device)
-        protocol = protocol_of(settings, config.evaluate)
+        protocol = config.evaluation_of(settings)
         results = evaluate(protocol, run / "results.json", str(run / "pipeline"), pipeline, **config.sampling)
         return results["samples"]["frechet_distance"]
 
@@ -152,7 +86,7 @@ def tune(config: TuneConfig) -> Path:
     while len(_finished(search)) < config.trials:
         search.optimize(watched, n_trials=1, catch=(ValueError, FloatingPointError))
         states = {trial.state for trial in _finished(search)}
-        if len(errors) >= 3 and states == {optuna.trial.TrialState.FAIL}:
+        if len(errors) >= min(3, config.trials) and states == {optuna.trial.TrialState.FAIL}:
             raise ValueError(
                 f"tune: expected settings that fit, but all {len(errors)} trials failed, the last by: {errors[-1]}"
             )
@@ -169,11 +103,13 @@ def _finished(search) -> list:
 
 def _storage(config: TuneConfig, folder: Path):
     import optuna
+    import optuna.storages.journal
 
     if config.storage is None:
         return optuna.storages.RDBStorage(f"sqlite:///{folder / 'trials.db'}")
     if config.storage.startswith("journal:"):
-        backend = optuna.storages.journal.JournalFileBackend(config.storage.partition(":")[2])
+        file = os.path.expanduser(config.storage.partition(":")[2])
+        backend = optuna.storages.journal.JournalFileBackend(file)
         return optuna.storages.JournalStorage(backend)
     return optuna.storages.RDBStorage(config.storage)
 
@@ -208,15 +144,7 @@ def _suggest(trial, name: str, space: list | dict):
             return trial.suggest_categorical(name, space)
         return json.loads(trial.suggest_categorical(name, [json.dumps(choice) for choice in space]))  # lists of channels
     whole = isinstance(space["low"], int) and isinstance(space["high"], int)
-    return (trial.suggest_int if whole else trial.suggest_float)(name, **space)
-
-
-def _settings(config: TuneConfig, chosen: dict, run: Path) -> TrainConfig:
-    """The trial's settings; `unet.NAME` goes into `unet`."""
-    unet = {**config.base.get("unet", {}), **{name[5:]: value for name, value in chosen.items() if name.startswith("unet.")}}
-    plain = {name: value for name, value in chosen.items() if not name.startswith("unet.")}
-    fixed = {"unet": unet, "resume_from_checkpoint": "latest", "output_dir": str(run)}
-    return TrainConfig(**{**config.base, **plain, **fixed})
+    return trial.suggest_int(name, **space) if whole else trial.suggest_float(name, **space)
 
 
 def _report(search, config: TuneConfig, folder: Path) -> None:
@@ -237,14 +165,14 @@ def _report(search, config: TuneConfig, folder: Path) -> None:
         return
     best = search.best_trial
     chosen = {name: _unpacked(config.search[name], value) for name, value in best.params.items()}
-    settings = dataclasses.asdict(_settings(config, chosen, folder / "best"))
+    settings = dataclasses.asdict(config.run(chosen, folder / "best"))
     settings |= {"resume_from_checkpoint": None}
     (folder / "best.yaml").write_text(
         f"# trial-{best.user_attrs.get('goes_on', best.number)}: {config.objective} {best.value:g}\n"
         + yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False)
     )
     plots = optuna.visualization.matplotlib
-    drawn = {"history": plots.plot_optimization_history, "slice": plots.plot_slice}
+    drawn: dict[str, Callable] = {"history": plots.plot_optimization_history, "slice": plots.plot_slice}
     if len({json.dumps(trial.params) for trial in complete}) > 1:
         drawn["importances"] = plots.plot_param_importances
     with warnings.catch_warnings():

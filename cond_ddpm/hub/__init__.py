@@ -1,8 +1,8 @@
-"""A pipeline folder as the world gets it: completed by card and pictures, checked, uploaded as one commit.
+"""Publishing a pipeline folder: the model card and pictures are added, it is checked, and uploaded as one commit.
 
-folder.py   the folder, read
+folder.py   reading the folder
 card.py     `complete`: the grid of samples and the model card
-checks.py   `check`: what keeps a folder from being published
+checks.py   `check`: problems that prevent a folder from being published
 upload.py   `publish`: one commit on the Hub, and a demo Space
 """
 

@@ -1,7 +1,7 @@
-"""A pipeline folder, completed: the grid of samples, and the model card with the metadata that the Hub reads.
+"""Completing a pipeline folder: the grid of samples, and the model card with the metadata that the Hub reads.
 
-May import: `hub.folder, models, processes, text, visualize`, the pipeline. It reads the folder with its results.json, never
-the trainer, which calls `complete` at the end of a run. Next on the data's way: `checks.py`.
+May import: `hub.folder, processes, text, visualize`, the pipeline. It reads only the folder and its results.json; training
+calls `complete` at the end of a run. Next on the data's way: `checks.py`.
 """
 
 import io
@@ -11,33 +11,33 @@ from cond_ddpm.hub.folder import OTHER_RESULTS, load_folder, one_line, read_resu
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.text import literal, markdown, shown
 
-# While a card has this line, it is ours to write anew.
+# As long as a card contains this line, it may be overwritten.
 MARKER = "<!-- Written by cond_ddpm, and written anew when it publishes, unless you delete this line. -->"
 LICENCE = "apache-2.0"
 TASK = "unconditional-image-generation"  # the nearest that the Hub lists; the tag says class-conditional
 FEATURES = {"classifier": "a classifier's features", "inception": "Inception-v3's features", "dinov2": "DINOv2's features"}
-FIGURES = {  # figure of results.json -> how the card names it, and the Hub's name of the metric
+METRICS = {  # metric in results.json -> its name in the card, and the Hub's name for it
     "frechet_distance": ("Fréchet distance", "frechet_distance"),
     "frechet_distance_infinite": ("Fréchet distance, extrapolated to infinitely many samples", None),
     "kernel_distance": ("kernel distance (KID)", "kid"),
     "inception_score": ("inception score", "inception_score"),
-    "label_accuracy": ("share that is what was asked for, by the classifier", "accuracy"),
+    "label_accuracy": ("share recognised as the requested class by the classifier", "accuracy"),
     "precision": ("precision", "precision"),
     "recall": ("recall", "recall"),
-    "nearest_training_distance": ("median distance to the nearest training image, of 255", None),
+    "nearest_training_distance": ("median distance to the nearest training image (of 255)", None),
 }
 
 
 def complete(folder: Path, repo_id: str | None = None, pictures: dict[str, bytes] | None = None) -> None:
-    """Add what a pipeline folder lacks of a published one: the grid of samples, and the card, which is written anew.
+    """Add what a pipeline folder needs to be published: the grid of samples if there is none, and a new model card.
 
     Args:
-        folder: of a pipeline; written by `save_config` of the same pipeline.
-        repo_id: what the card tells people to load; if not known yet, the folder's name.
-        pictures: other companions to lie beside, such as `loss.png`.
+        folder: a pipeline folder, which is saved again with these files.
+        repo_id: what the card tells people to load; by default the folder's name.
+        pictures: other files to add, such as `loss.png`.
 
     Raises:
-        ValueError: a folder that does not load; a results.json of something else than an evaluation or a training.
+        ValueError: a folder that does not load; a results.json that was not written by an evaluation or a training.
     """
     pipeline = load_folder(folder)
     files = {**pipeline.companions, **(pictures or {})}
@@ -47,9 +47,9 @@ def complete(folder: Path, repo_id: str | None = None, pictures: dict[str, bytes
     if MARKER.encode() in files.get("README.md", MARKER.encode()):
         try:
             card = model_card(pipeline, results, set(files), repo_id or folder.resolve().name)
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:  # a value is not there, or is other
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:  # a value is missing or of another type
             raise ValueError(
-                f"results.json: expected what training or `cond-ddpm evaluate` writes, got other values"
+                f"results.json: expected what training or `cond-ddpm evaluate` writes, got something else"
                 f" ({type(error).__name__}: {one_line(error)}); {OTHER_RESULTS}."
             ) from error
         files["README.md"] = card.encode()
@@ -58,7 +58,7 @@ def complete(folder: Path, repo_id: str | None = None, pictures: dict[str, bytes
 
 
 def _samples_picture(pipeline: CondDDPMPipeline, columns: int = 8, rows: int = 20) -> bytes:
-    """A PNG with a row a class, of the first 20, as the pipeline samples by default."""
+    """A PNG with a row for each of the first 20 classes, sampled with the pipeline's defaults."""
     from cond_ddpm.processes import process_state
     from cond_ddpm.visualize import class_grid
 
@@ -83,16 +83,16 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
 
     Args:
         pipeline: what is published.
-        results: what results.json holds: `training`, and of an evaluation the rest; {} if nothing is known. A sentence on the
-            training images, written into it as `dataset_note` of `training`, stands under the table of the training.
-        files: names of the companions that will lie beside it.
-        repo_id: what to load.
+        results: what results.json holds: `training`, and the other keys if there was an evaluation; {} if nothing is known. If
+            `training` has a `dataset_note`, a sentence on the training images, it is shown below the table of the training.
+        files: names of the other files in the folder.
+        repo_id: what the card tells people to load.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     config, scheduler = pipeline.unet.config, pipeline.scheduler.config
     training = results.get("training")
-    training = training if isinstance(training, dict) and "config" in training else {}  # else a study's, or not known
+    training = training if isinstance(training, dict) and "config" in training else {}  # it is that of a study, or not known
     protocol, samples = results.get("protocol", {}), results.get("samples")
     real = results.get("held_out_real", {})
     dataset = shown(training.get("dataset") or protocol.get("dataset") or "")
@@ -110,16 +110,16 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
     )
     measured = {
         "Fréchet distance, kernel distance, precision, recall, accuracy of the classes": samples,
-        "FID by Inception-v3, as the literature has it": protocol.get("features") == "inception",
-        "Fréchet distance by DINOv2": protocol.get("features") == "dinov2",
-        "the spread over other seeds": results.get("samples_std"),
-        "the spread over other trainings": False,
+        "FID with Inception-v3, as in the literature": protocol.get("features") == "inception",
+        "Fréchet distance with DINOv2": protocol.get("features") == "dinov2",
+        "the spread over seeds": results.get("samples_std"),
+        "the spread over trainings": False,
     }
     copies, accuracy = "Whether samples are copies of training images has not been measured.", ""
     if samples:
         copies = _copies_text(samples.get("nearest_training_distance"), real.get("nearest_training_distance"))
         if samples.get("label_accuracy") is not None:
-            accuracy = f", as {1 - samples['label_accuracy']:.0%} of them are by the judge"
+            accuracy = f"; the classifier takes {1 - samples['label_accuracy']:.0%} of them for another class"
     card = ModelCard.from_template(
         data,
         template_path=str(Path(__file__).with_name("model_card.md")),
@@ -163,20 +163,17 @@ def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
         return []
     config = training["config"]
     weighting = "unweighted" if config["min_snr_gamma"] is None else f"min-SNR weights with gamma {config['min_snr_gamma']:g}"
-    average = "the weights as they were"
+    average = "not averaged"
     if config["use_ema"]:
-        average = f"a power-function average of them, of relative width {config['ema_std']:g}"
+        average = f"a power-function average with relative width {config['ema_std']:g}"
     betas = f", beta {scheduler.beta_start:g} to {scheduler.beta_end:g}"
-    betas = "" if scheduler.beta_schedule == "squaredcos_cap_v2" else betas  # which has none
+    betas = "" if scheduler.beta_schedule == "squaredcos_cap_v2" else betas  # the cosine schedule ignores them
     precision = {"no": "float32", None: "float32"}.get(training["mixed_precision"], training["mixed_precision"])
     return [
         ("data", f"{training['dataset']}, split {config['train_split']}: {training['num_images']:,} images"),
-        ("held out", f"{training['num_validation_images']:,} of that split, for the choice of the epoch"),
+        ("held out", f"{training['num_validation_images']:,} of that split, to choose the epoch"),
         ("mirrored", "half of the images" if training["random_flip"] else "no"),
-        (
-            "noise schedule",
-            f"{scheduler.beta_schedule}{betas}, {scheduler.num_train_timesteps} timesteps",
-        ),
+        ("noise schedule", f"{scheduler.beta_schedule}{betas}, {scheduler.num_train_timesteps} timesteps"),
         ("objective", f"{scheduler.prediction_type}, {weighting}, {config['timestep_sampling']} timesteps"),
         ("labels dropped", f"{config['class_dropout_prob']:.0%}"),
         (
@@ -184,7 +181,7 @@ def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
             f"{config['optimizer']}, learning rate {config['learning_rate']:g} ({config['lr_scheduler']}), batch"
             f" {config['batch_size']}",
         ),
-        ("weights", f"{average}, at step {training['step']:,} (epoch {training['epoch']}, the least validation loss)"),
+        ("weights", f"{average}, at step {training['step']:,} (epoch {training['epoch']}, of the lowest validation loss)"),
         ("validation loss", f"{training['val_loss']:.5f}"),
         (
             "compute",
@@ -196,13 +193,13 @@ def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
 
 
 def _protocol_text(results: dict) -> str:
-    protocol, count, limit = results["protocol"], results["samples"]["num_images"], results["held_out_real"]
+    protocol, count, real = results["protocol"], results["samples"]["num_images"], results["held_out_real"]
     spread = f", mean of {protocol['repeats']} evaluations" if protocol.get("repeats", 1) > 1 else ""
     if "samples" in protocol:
         made = f"{count:,} given samples"
     else:
         numbers = sorted({row["num_images"] for row in results["samples"]["classes"].values()})
-        each = ", as many of each class" if len(numbers) == 1 else ""
+        each = ", equally many of each class" if len(numbers) == 1 else ""
         each = f", {numbers[0]:,} to {numbers[-1]:,} of each class" if len(numbers) > 1 else each
         made = (
             f"{count:,} samples{each}, seeds {protocol['seeds'][0]} to"
@@ -210,43 +207,41 @@ def _protocol_text(results: dict) -> str:
             f" {protocol['guidance_scale']:g}{spread}"
         )
     extractor = protocol["feature_extractor"]
-    judge = FEATURES.get(protocol["features"], protocol["features"])
+    features = FEATURES.get(protocol["features"], protocol["features"])
     held_out = extractor.get("held_out_accuracy")
-    accuracy = f", right on {held_out:.1%} of unseen real images" if held_out else ""
-    beside = ", as many, stand beside as the limit."
-    if limit["num_images"] != count:
-        beside = (
-            f", {limit['num_images']:,} of them, stand beside as the limit; of fewer images a Fréchet distance is biased"
-            " upward more, so that distances of so different numbers cannot be compared."
-        )
-    return (
+    accuracy = f", {held_out:.1%} accuracy on unseen real images" if held_out else ""
+    reference = f"{real['num_images']:,} real images that were not trained on (split: {protocol['test_split']})"
+    text = (
         f"{made}; compared with the {protocol['split_images']:,} images of {protocol['dataset']}'s split"
-        f" {protocol['split']} in {judge} ({extractor['backend']} {extractor['version']}, weights"
-        f" {extractor['checksum']}{accuracy}). Real images that were not trained on ({protocol['test_split']}){beside}"
+        f" {protocol['split']} in {features} ({extractor['backend']} {extractor['version']}, weights"
+        f" {extractor['checksum']}{accuracy}). The same metrics of {reference} are reported as the reference."
     )
+    if real["num_images"] != count:
+        text += " With fewer images the Fréchet distance is biased upward more, so these two distances cannot be compared."
+    return text
 
 
-def _copies_text(mine: float | None, its: float | None) -> str:
-    """Of the median distances of samples, and of unseen real images, to the nearest training image."""
-    if mine is None:
+def _copies_text(sample_distance: float | None, real_distance: float | None) -> str:
+    """What the median distances to the nearest training image, of samples and of unseen real images, say about copies."""
+    if sample_distance is None:
         return "Whether samples are copies of training images has not been measured."
-    text = f"The median distance of samples to the nearest training image is {_text(mine)}"
+    text = f"The median distance of samples to the nearest training image is {_text(sample_distance)}"
     unit = " (root mean square over pixels, of 255)"
-    if not its:  # 0 is that of images to themselves, as in records of before it was measured without them
+    if not real_distance:  # earlier versions compared these images with themselves, and so recorded 0
         return f"{text}{unit}; that of unseen real images has not been measured."
-    verdict = "so near that many may be copies" if mine < its / 2 else "copies would be much nearer"
-    return f"{text}, of unseen real images {_text(its)}{unit}; {verdict}."
+    verdict = "many samples may be copies" if sample_distance < real_distance / 2 else "copies would be much nearer"
+    return f"{text}, that of unseen real images is {_text(real_distance)}{unit}; {verdict}."
 
 
 def _distance(row: dict, other: dict) -> str:
-    """A Fréchet distance, and of how many images it is where the one beside it is of another number."""
+    """A Fréchet distance, with its number of images if that of the other row is different."""
     value, numbers = row.get("frechet_distance"), {found.get("num_images") for found in (row, other)}
     return _text(value) + (f" (of {row['num_images']:,})" if value is not None and len(numbers) > 1 else "")
 
 
 def _evaluation_rows(samples: dict, real: dict) -> list[tuple[str, str, str]]:
     rows = []
-    for name, (label, _) in FIGURES.items():
+    for name, (label, _) in METRICS.items():
         if samples.get(name) is not None:
             both = ((samples, real), (real, samples))
             cells = [_distance(*pair) if name == "frechet_distance" else _text(pair[0].get(name)) for pair in both]
@@ -257,9 +252,9 @@ def _evaluation_rows(samples: dict, real: dict) -> list[tuple[str, str, str]]:
 def _class_rows(samples: dict, real: dict) -> list[list[str]]:
     rows = []
     for name, row in samples["classes"].items():
-        its = real["classes"].get(name, {})
-        accuracies = [_text(found.get("accuracy")) for found in (row, its)]
-        rows.append([markdown(name), *accuracies, _distance(row, its), _distance(its, row)])
+        real_row = real["classes"].get(name, {})
+        accuracies = [_text(found.get("accuracy")) for found in (row, real_row)]
+        rows.append([markdown(name), *accuracies, _distance(row, real_row), _distance(real_row, row)])
     return rows
 
 
@@ -267,7 +262,7 @@ def _eval_results(results: dict, dataset: str) -> list:
     from huggingface_hub import EvalResult
 
     protocol, found = results["protocol"], []
-    for name, (label, metric) in FIGURES.items():
+    for name, (label, metric) in METRICS.items():
         value = results["samples"].get(name)
         if metric is None or value is None:
             continue

@@ -1,4 +1,4 @@
-"""A pipeline folder, read: its files, its pipeline, its results.json; whatever is wrong with it is one line.
+"""Reading a pipeline folder: its files, its pipeline and its results.json; every error is one line.
 
 May import: the pipeline, `text`. Next on the data's way: `card.py` completes the folder.
 """
@@ -9,11 +9,19 @@ from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS, CondDDPMPipeline
 from cond_ddpm.text import read_json, shown
 
 
+def require_pipeline_folder(folder: Path) -> None:
+    """Raise ValueError unless this is a pipeline folder."""
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(
+            f"model: expected a pipeline folder with a model_index.json, got {folder}; a run folder has it in pipeline/."
+        )
+
+
 def load_folder(folder: Path) -> CondDDPMPipeline:
-    """The pipeline of a folder.
+    """The pipeline in a folder.
 
     Raises:
-        ValueError: whatever is wrong with it, in one line.
+        ValueError: it does not load; the reason is given in one line.
     """
     for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
         if (folder / name).is_file():
@@ -22,18 +30,18 @@ def load_folder(folder: Path) -> CondDDPMPipeline:
         return CondDDPMPipeline.from_pretrained(folder)
     except (ValueError, OSError):
         raise
-    except Exception as error:  # whatever diffusers, torch or safetensors raise at settings or weights that are not theirs
+    except Exception as error:  # diffusers, torch and safetensors raise errors of many types for foreign files
         raise ValueError(
             f"model: expected a pipeline folder that loads, got {folder}, which does not ({type(error).__name__}:"
-            f" {one_line(error)}); save it anew."
+            f" {one_line(error)}); save it again."
         ) from error
 
 
 def read_part(folder: Path, name: str) -> dict:
-    return read_json((folder / name).read_bytes(), f"model: {folder / name}", "save the pipeline anew")
+    return read_json((folder / name).read_bytes(), f"model: {folder / name}", "save the pipeline again")
 
 
-OTHER_RESULTS = "evaluate the model anew into it, or remove it"
+OTHER_RESULTS = "evaluate the model again, or remove the file"
 _PARTS = {"protocol": dict, "samples": dict, "held_out_real": dict, "warnings": list}
 
 
@@ -41,7 +49,7 @@ def read_results(companions: dict[str, bytes]) -> dict:
     """What results.json holds; {} if there is none.
 
     Raises:
-        ValueError: it is not JSON, or its parts are other than an evaluation's.
+        ValueError: it is not JSON, or was not written by an evaluation or a training.
     """
     results = read_json(companions.get("results.json", b"{}"), "results.json", OTHER_RESULTS)
     for name, kind in _PARTS.items():
@@ -56,13 +64,13 @@ def one_line(error: Exception) -> str:
 
 
 def expected_files(folder: Path) -> tuple[set[str], set[str]]:
-    """Names of the files that a published folder must have, and of those that it may have."""
+    """Names of the files that a published folder must contain, and of those that it may contain."""
     index = read_part(folder, "model_index.json")
     try:
         (stem, _), (unet, _) = index["_class_name"], index["unet"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            f"model: expected the folder of a CondDDPMPipeline, got {folder}, whose model_index.json is other."
+            f"model: expected the folder of a CondDDPMPipeline, got {folder}, whose model_index.json is that of another one."
         ) from None
     required = {"model_index.json", f"{stem}.py", "scheduler/scheduler_config.json", "README.md", "samples.png"}
     required |= {f"unet/{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors", f"{unet}.py")}

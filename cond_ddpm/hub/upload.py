@@ -1,6 +1,6 @@
-"""A pipeline folder, published: completed, checked, uploaded to the Hub as one commit, with a demo Space if asked for.
+"""Publishing a pipeline folder: it is completed, checked and uploaded to the Hub as one commit, optionally with a demo Space.
 
-May import: `hub.card, hub.checks, hub.folder`, the pipeline. The last step of the data's way.
+May import: `hub.card, hub.checks, hub.folder`, the pipeline. This is the last step of the data's way.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import cond_ddpm
 from cond_ddpm.hub.card import LICENCE, complete
 from cond_ddpm.hub.checks import check
-from cond_ddpm.hub.folder import expected_files
+from cond_ddpm.hub.folder import expected_files, require_pipeline_folder
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS
 
 
@@ -24,39 +24,38 @@ def publish(
     space: bool = False,
     say: Callable[[str], None] = print,
 ) -> str | None:
-    """Complete a pipeline folder, check it, and upload it to the Hub as one commit; again, if it is there already.
+    """Complete a pipeline folder, check it, and upload it to the Hub as one commit, to a new or an existing repository.
 
     Args:
         folder: what `save_pretrained` wrote, such as RUN/pipeline.
-        repo_id: USER/NAME; made, if it does not exist.
-        private: only for those whom its owner lets in.
+        repo_id: USER/NAME; created if it does not exist.
+        private: make the repository private.
         dry_run: show what would be uploaded, and upload nothing.
-        space: also a demo Space of the same name, that loads this commit.
-        say: takes each line of what is to be shown.
+        space: also publish a demo Space of the same name, which loads this commit.
+        say: called with each line of output.
 
     Returns:
-        The commit's hash, None for a dry run.
+        The commit's hash, or None for a dry run.
 
     Raises:
-        ValueError: a name that is not allowed; a folder that does not load, or has what must not be published; a
-            repository of something else.
-        ConnectionError, PermissionError, OSError: no connection; no token, or one without the right; another answer of the
-            Hub. Nothing is half published then: it can be repeated.
+        ValueError: a name that is not allowed; a folder that does not load, or contains what must not be published; a
+            repository with other content.
+        ConnectionError: no connection to the Hub.
+        PermissionError: no token, or one that may not write there.
+        OSError: any other error that the Hub reports. After each of the last three, nothing is half published, and the call
+            can be repeated.
     """
     check_name(repo_id)
     if private and space:
         raise ValueError("space: expected a public model, which a Space can load without a token; leave out one of the two.")
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(
-            f"model: expected a pipeline folder, with a model_index.json, got {folder}; a run's is its pipeline/."
-        )
+    require_pipeline_folder(folder)
     complete(folder, repo_id)
     problems = check(folder)
     if problems:
         raise ValueError(f"model: {folder} cannot be published:\n" + "\n".join(f"  {problem}" for problem in problems))
     names = sorted(name for name in expected_files(folder)[1] if (folder / name).is_file())
     files = {name: folder / name for name in names}
-    say(f"checked: {folder} loads without cond_ddpm, samples, and has finite weights")
+    say(f"checked: {folder} loads and samples without cond_ddpm, and its weights are finite")
     _show(f"{'private ' if private else ''}model {repo_id}", files, say)
     demo = _space_files(folder, repo_id, "COMMIT") if space else {}
     if space:
@@ -77,7 +76,7 @@ def publish(
 
 
 def check_name(repo_id: str) -> None:
-    """Raise ValueError unless the Hub allows this name, with its owner."""
+    """Raise ValueError unless this is a name with an owner that the Hub allows."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -89,10 +88,10 @@ def check_name(repo_id: str) -> None:
 
 
 def check_access() -> str:
-    """The user whom the Hub knows this machine's token by; asked before a long run, whose end would be a bad time to ask.
+    """The user to whom this machine's token belongs. It is checked before a long run, not only when the run is published.
 
     Raises:
-        ConnectionError, PermissionError, OSError: as `publish`.
+        ConnectionError, PermissionError, OSError: as for `publish`.
     """
     from huggingface_hub import HfApi
 
@@ -138,12 +137,12 @@ def _token() -> str:
 
     token = get_token()
     if token is None:
-        raise PermissionError("the Hub takes uploads by token only, and there is none here; `hf auth login`, or set HF_TOKEN.")
+        raise PermissionError("uploads to the Hub need a token, and there is none; run `hf auth login`, or set HF_TOKEN.")
     return token
 
 
 def upload(repo_id: str, repo_type: str, files: dict[str, Path | bytes], private: bool) -> str:
-    """Make the repository, if need be, and one commit after which it has these files and no others of theirs.
+    """Create the repository if necessary, and make one commit that leaves it with these files and no older companions.
 
     Returns:
         The commit's hash.
@@ -163,11 +162,13 @@ def upload(repo_id: str, repo_type: str, files: dict[str, Path | bytes], private
             foreign = ["model_index.json"]
         if foreign:
             raise ValueError(
-                f"repo_id: expected a new repository, or one of a pipeline like this, got {repo_id}, which has"
-                f" {', '.join(foreign[:5])}; take another name."
+                f"repo_id: expected a new repository, or one with such a pipeline, got {repo_id}, which contains"
+                f" {', '.join(foreign[:5])}; choose another name."
             )
         if private and now.private is False:
-            raise ValueError(f"private: expected a private repository, but {repo_id} exists and is public; change it there.")
+            raise ValueError(
+                f"private: expected a private repository, but {repo_id} exists and is public; change that on the Hub."
+            )
         operations = [
             CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
             for name, content in files.items()
@@ -180,7 +181,13 @@ def upload(repo_id: str, repo_type: str, files: dict[str, Path | bytes], private
 
 
 def with_retries(what: str, call: Callable[[], str], waits: tuple[float, ...] = (1, 3)) -> str:
-    """`call()`, which may be repeated: again after a server's error or a lost connection; other errors in plain words."""
+    """`call()`, repeated after a server error or a lost connection; any other error is raised in plain words.
+
+    Args:
+        what: the repository or request, for the error.
+        call: what may be repeated safely.
+        waits: seconds to wait before each repetition.
+    """
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -196,21 +203,22 @@ def with_retries(what: str, call: Callable[[], str], waits: tuple[float, ...] = 
         except (httpx2.TransportError, json.JSONDecodeError) as error:
             if wait is None:
                 raise ConnectionError(
-                    f"no connection to {_endpoint()}, or it was cut or not the Hub's ({type(error).__name__}); nothing was"
-                    " published by this attempt, or all of it: repeat the command."
+                    f"no connection to {_endpoint()}, or it was cut, or the answer was not that of the Hub"
+                    f" ({type(error).__name__}); either all or nothing was published: repeat the command."
                 ) from None
         time.sleep(wait)
     raise AssertionError("unreachable")
 
 
 def plain_error(what: str, status: int, error) -> OSError:
+    """The error to raise for an HTTP status of the Hub: what it means and what to do."""
     said = f" The Hub says: {error.server_message}" if error.server_message else ""
     if status == 401:
         return PermissionError(
             f"{what}: the Hub does not know this token (401); `hf auth login`, or set HF_TOKEN to another.{said}"
         )
     if status == 403:
-        return PermissionError(f"{what}: this token may not write there (403); take your own name, or a token that may.{said}")
+        return PermissionError(f"{what}: this token may not write there (403); use your own name, or a token that may.{said}")
     if status in (409, 412):
         return OSError(f"{what}: it is being changed by someone else just now ({status}); repeat the command.{said}")
     advice = "repeat the command later" if status >= 500 else "nothing was published"

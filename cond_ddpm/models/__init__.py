@@ -1,9 +1,9 @@
-"""The networks by the names that `--model` takes, what they cost, and which weights they have.
+"""The networks by the names that `--model` takes, and their cost in FLOP.
 
-Their code is in `cond_unet.py`, published as it is.
+May import: `cond_unet.py`, which has the code of the networks and is published with them.
+Next on the data's way: `training/` trains a network, and the pipeline samples from it.
 """
 
-import hashlib
 from collections.abc import Callable
 
 import torch
@@ -14,7 +14,7 @@ MODELS = {"simple": SimpleUNet2DModel, "attention": AttentionUNet2DModel, "hybri
 
 
 def forward_flop(unet: torch.nn.Module) -> int:
-    """FLOP of one image's forward pass; backward takes about twice as many."""
+    """FLOP of the forward pass of one image; a backward pass takes about twice as many."""
     config = unet.config
     sample = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size, device=unet.device)
     label = torch.zeros(1, dtype=torch.int64, device=unet.device)
@@ -26,15 +26,7 @@ def count_flop(call: Callable[[], object]) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    # On the CPU only the plain form of attention is counted.
+    # On the CPU, the counter knows only this implementation of attention.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         call()
     return counter.get_total_flops()
-
-
-def weights_checksum(unet: torch.nn.Module) -> str:
-    """What tells two sets of weights apart, whatever type they are in; results.json quotes it."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(unet.state_dict().items()):
-        digest.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, verified by checksums, the newest good one found, old ones pruned.
 
-May import: `config, files`, and `training.state` and `training.batches`. A checkpoint is for resuming only; everything else
-reads the run's `pipeline/` folder.
+May import: `config, files, fingerprints`, and `training.state` and `training.batches`. A checkpoint is for resuming only;
+everything else reads the run's `pipeline/` folder.
 
     checkpoint-N/  unet.safetensors, ema.safetensors, optimizer.pt, scaler.pt (fp16), best.pt, progress.json, manifest.json
 
@@ -10,7 +10,6 @@ It holds no random states and no position in the data, because there are none: t
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import warnings
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from cond_ddpm.config import TrainConfig, may_change_at_resume
 from cond_ddpm.files import NotWritten, remove, replacing, step_of
+from cond_ddpm.fingerprints import file_checksum
 from cond_ddpm.training.batches import TrainingData
 from cond_ddpm.training.state import Progress, TrainingState
 
@@ -53,7 +53,7 @@ def save_checkpoint(
                 torch.save(state, partial / f"{stem}.pt")
             record = {"progress": dataclasses.asdict(progress), "settings": settings}
             (partial / "progress.json").write_text(json.dumps(record))
-            manifest = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
+            manifest = {path.name: file_checksum(path) for path in sorted(partial.iterdir())}
             (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2))
             for path in (*partial.iterdir(), partial):
                 _flush(path)
@@ -84,7 +84,7 @@ def fault(folder: Path) -> str | None:
         for name in sorted(_NEEDED - set(manifest)):
             return f"{name} is not in the manifest"
         for name, checksum in manifest.items():
-            if _checksum(folder / name) != checksum:
+            if file_checksum(folder / name) != checksum:
                 return f"{name} is not what the manifest says"
         load_checkpoint(folder)
     except Exception as error:  # whatever a reader makes of a file that something else wrote
@@ -185,11 +185,6 @@ def prune_checkpoints(run: Path, keep: int | None, step: int) -> None:
     earlier = [folder for folder in checkpoints(run) if step_of(folder, "") <= step]
     for folder in earlier[keep:] if keep else ():
         remove(folder)
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

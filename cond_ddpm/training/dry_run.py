@@ -11,11 +11,11 @@ from pathlib import Path
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.models import MODELS, forward_flop
 from cond_ddpm.processes import make_accelerator, on_main
-from cond_ddpm.training import run_folder
 from cond_ddpm.training.batches import load_training_data
 from cond_ddpm.training.checkpoint import made_with, resume
 from cond_ddpm.training.horizon import Horizon
 from cond_ddpm.training.optimizer import learning_rate_at
+from cond_ddpm.training.run_folder import starting_point
 from cond_ddpm.training.state import TrainingState
 from cond_ddpm.training.step import train_step
 
@@ -37,7 +37,7 @@ def dry_run(config: TrainConfig) -> str:
                 f"output_dir: expected a folder that can be written, got {config.folder} ({parent} cannot be written); give"
                 " another --output_dir."
             )
-        return run_folder.starting_point(config)
+        return starting_point(config)
 
     checkpoint, _ = on_main(accelerator, look)
     data = load_training_data(config, accelerator)

@@ -16,13 +16,13 @@ from cond_ddpm.config import TrainConfig
 from cond_ddpm.diffusion import draw_validation
 from cond_ddpm.ema import save_snapshot
 from cond_ddpm.processes import Stopping, make_accelerator, on_main
-from cond_ddpm.training import run_folder
 from cond_ddpm.training.batches import load_training_data
 from cond_ddpm.training.checkpoint import made_with, prune_checkpoints, resume, save_checkpoint
 from cond_ddpm.training.epoch import end_epoch
 from cond_ddpm.training.horizon import Horizon
 from cond_ddpm.training.log import Log, start_trackers
 from cond_ddpm.training.optimizer import learning_rate_at
+from cond_ddpm.training.run_folder import open_run, prepare_run, starting_point
 from cond_ddpm.training.state import TrainingState
 from cond_ddpm.training.step import train_step
 
@@ -52,13 +52,13 @@ def train(
         SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with a checkpoint of the last step.
     """
     accelerator = make_accelerator(config)
-    with run_folder.opened(config, accelerator) as run:
+    with open_run(config, accelerator) as run:
         return _train(config, accelerator, run, on_epoch, clock)
 
 
 def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, clock) -> Path:
     # 1. The data and the state, new or from a checkpoint. The folder is left as it is until all else fits.
-    checkpoint, resuming = on_main(accelerator, lambda: run_folder.starting_point(config))
+    checkpoint, resuming = on_main(accelerator, lambda: starting_point(config))
     data = load_training_data(config, accelerator)
     state = TrainingState.create(config, accelerator, data)
     settings = made_with(state, data)
@@ -66,7 +66,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
         resume(state, checkpoint, settings)
     progress, is_main = state.progress, accelerator.is_main_process
     horizon = Horizon.of(config, data.steps_per_epoch)
-    progress.best_loss = on_main(accelerator, lambda: run_folder.prepare(run, state, data, horizon, resuming))
+    progress.best_loss = on_main(accelerator, lambda: prepare_run(run, state, data, horizon, resuming))
     if horizon.is_over(progress) and is_main:
         print(f"{progress.step} steps are done, and the end is after {horizon}: nothing is to be done")
     start_trackers(state, resumed=checkpoint is not None)

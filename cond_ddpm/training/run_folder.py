@@ -30,7 +30,7 @@ RUN_FILES = ("config.yaml", "metrics.csv", "metrics.jsonl", "loss.png", "samples
 
 
 @contextlib.contextmanager
-def opened(config: TrainConfig, accelerator: Accelerator) -> Iterator[Path]:
+def open_run(config: TrainConfig, accelerator: Accelerator) -> Iterator[Path]:
     """The folder, made and locked until the run ends.
 
     Raises:
@@ -111,7 +111,7 @@ def _check_run_folder(run: Path, config: TrainConfig) -> None:
         )
 
 
-def prepare(run: Path, state: TrainingState, data: TrainingData, horizon: Horizon, resuming: bool) -> float:
+def prepare_run(run: Path, state: TrainingState, data: TrainingData, horizon: Horizon, resuming: bool) -> float:
     """Make the folder what it was at the checkpoint, or empty.
 
     Returns:

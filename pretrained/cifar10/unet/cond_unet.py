@@ -1,8 +1,8 @@
-"""The class-conditional UNets. Published beside their weights, so this one file must stay self-contained.
+"""The class-conditional UNets. This file is published beside their weights.
 
-May import: the standard library, torch, diffusers (absolute names), nothing of ours.
-Next on the data's way: the prediction goes to `cond_ddpm/diffusion.py` (the loss) in training, to
-`pipelines/pipeline_cond_ddpm.py` (a scheduler's step) in sampling.
+May import: the standard library, torch and diffusers, by absolute names; nothing of this package, so that it works alone.
+Next on the data's way: in training the prediction goes to the loss in `cond_ddpm/diffusion.py`, in sampling to the scheduler
+in `pipelines/pipeline_cond_ddpm.py`.
 """
 
 from typing import ClassVar, Literal
@@ -17,28 +17,28 @@ from torch import nn
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with as many groups as fit, 32 at most, of 4 channels or more (EDM, Karras 2022, does the same)."""
+    """GroupNorm with as many groups as possible: at most 32, of 4 channels or more (as in EDM, Karras 2022)."""
     groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
 
 
 def _num_heads(channels: int, head_dim: int) -> int:
-    """Fewer channels than one head has: one head of them all."""
+    """The number of heads with `head_dim` channels each. Fewer channels than that form a single head."""
     if head_dim < 1:
         raise ValueError(f"attention_head_dim: expected a positive whole number, got {head_dim}.")
     if channels > head_dim and channels % head_dim:
         raise ValueError(
-            f"attention needs channels that divide into heads: expected a multiple of attention_head_dim={head_dim},"
-            f" got a feature map of {channels} channels; change block_out_channels or attention_head_dim."
+            f"block_out_channels: expected a multiple of attention_head_dim={head_dim} where there is attention, got"
+            f" {channels}; change block_out_channels or attention_head_dim."
         )
     return max(1, channels // head_dim)
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """softmax(Q K^T / sqrt(d)) V (Vaswani 2017, eq. 1) of (B, heads, HW, d) each.
+    """softmax(Q K^T / sqrt(d)) V (Vaswani 2017, eq. 1); all are (B, heads, HW, d).
 
-    torch's own is for GPUs and long sequences: on CPUs in bfloat16 it takes 3.4 times as long as these products at 8x8,
-    1.6 at 16x16, 0.9 at 32x32 (`benchmarks/layers.py`).
+    torch's own function is made for GPUs and long sequences. On CPUs in bfloat16 it takes 3.4 times as long as the products
+    below for 8x8 pixels, 1.6 times for 16x16 and 0.9 times for 32x32 (`benchmarks/layers.py`).
     """
     if query.device.type != "cpu" or query.dtype == torch.float32 or query.shape[2] >= 32**2:
         return F.scaled_dot_product_attention(query, key, value)
@@ -47,7 +47,7 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torc
 
 
 class _SelfAttention(nn.Module):
-    """Multi-head self-attention over the pixels of a feature map, (B, C, H, W) -> (B, C, H, W), with a residual."""
+    """Multi-head self-attention over the pixels of a feature map, with a residual: (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int, head_dim: int):
         super().__init__()
@@ -67,9 +67,9 @@ class _SelfAttention(nn.Module):
 
 
 class _ResidualBlock(nn.Module):
-    """Two convolutions, the second normalised with a scale and shift told by the embedding (ADM, Dhariwal 2021, sec. 3).
+    """Two convolutions; the embedding scales and shifts the normalised input of the second (ADM, Dhariwal 2021, sec. 3).
 
-    `attention_head_dim=None` leaves out the self-attention that follows.
+    Self-attention follows, unless `attention_head_dim` is None.
     """
 
     def __init__(
@@ -94,10 +94,10 @@ class _ResidualBlock(nn.Module):
 
 
 class _TransformerBlock(nn.Module):
-    """Self-attention and an MLP over tokens, each told shift, scale and gate by the embedding (DiT, Peebles 2023, sec. 3.2).
+    """Self-attention and an MLP over tokens; the embedding shifts, scales and gates both (DiT, Peebles 2023, sec. 3.2).
 
     The gates start at zero. Queries and keys are normalised (Dehghani 2023, sec. 2), so that their products stay small at
-    any learning rate. On CPUs in bfloat16, SiLU takes a third of GELU's time, LayerNorm a quarter of RMSNorm's.
+    any learning rate. On CPUs in bfloat16, SiLU takes a third of the time of GELU, LayerNorm a quarter of that of RMSNorm.
     """
 
     def __init__(self, width: int, head_dim: int, mlp_ratio: int, pos_dim: int, dropout: float):
@@ -125,7 +125,7 @@ class _TransformerBlock(nn.Module):
 
 
 class _Stage(nn.Module):
-    """The residual blocks of one resolution and the convolution that leads to the next one (None at the last)."""
+    """The residual blocks of one resolution, and the convolution that leads to the next one (None at the last)."""
 
     def __init__(self, blocks: list[_ResidualBlock], resample: nn.Conv2d | None):
         super().__init__()
@@ -134,21 +134,21 @@ class _Stage(nn.Module):
 
 
 class _CondUNet2DModel(ModelMixin, ConfigMixin):
-    """What the networks share: the embeddings, the checks and the way from images to patches and back."""
+    """What the networks have in common: embeddings, checks, and the conversion between images and patches."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, output_loading_info: bool = False, **kwargs):
-        """diffusers' own, which would go on with random weights where the file lacks some.
+        """As in diffusers, except that a missing tensor is an error. (diffusers would leave it at random values.)
 
         Raises:
-            ValueError: the weights lack a tensor of the network.
+            ValueError: the file lacks a tensor of the network.
         """
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         missing = sorted(info["missing_keys"])
         if missing:
             more = f" and {len(missing) - 3} others" if len(missing) > 3 else ""
             raise ValueError(
-                f"{pretrained_model_name_or_path}: expected weights with every tensor of {cls.__name__}, got none of the name"
+                f"{pretrained_model_name_or_path}: expected weights with every tensor of {cls.__name__}, got a file without"
                 f" {', '.join(missing[:3])}{more}; save or download them again."
             )
         return (model, info) if output_loading_info else model
@@ -167,8 +167,8 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
                 raise ValueError(f"{name}: expected a positive whole number, got {getattr(config, name)}.")
         if not config.block_out_channels or min(config.block_out_channels) < 1:
             raise ValueError(
-                "block_out_channels: expected one positive number of channels for each resolution, such as"
-                f" (64, 128, 128), got {config.block_out_channels}."
+                "block_out_channels: expected a positive number of channels for each resolution, such as (64, 128, 128), got"
+                f" {config.block_out_channels}."
             )
         if config.pos_dim < 8 or config.pos_dim % 8:
             raise ValueError(f"pos_dim: expected a multiple of 8, got {config.pos_dim}.")
@@ -178,8 +178,8 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
         if config.sample_size % factor:
             raise ValueError(
                 f"sample_size: expected a multiple of {factor} (patch_size {config.patch_size} and"
-                f" {len(config.block_out_channels) - 1} halvings), got {config.sample_size};"
-                " resize the images, or give fewer block_out_channels or a smaller patch_size."
+                f" {len(config.block_out_channels) - 1} halvings), got {config.sample_size}; resize the images, or give fewer"
+                " block_out_channels or a smaller patch_size."
             )
 
     def _check_inputs(self, sample: torch.Tensor, class_labels: torch.Tensor | None) -> None:
@@ -188,20 +188,20 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
         if sample.ndim != 4 or tuple(sample.shape[1:]) != expected:
             raise ValueError(
                 f"sample: expected shape (batch, {', '.join(map(str, expected))}), got {tuple(sample.shape)};"
-                " resize or convert the images, or build the model for their shape."
+                " resize or convert the images, or make a model for their shape."
             )
         if class_labels is None:
             raise ValueError(
-                f"class_labels: expected {sample.shape[0]} labels, got None; give each image its class, or"
-                f" {null_label} (the null label, config.num_classes) for an unconditional prediction."
+                f"class_labels: expected {sample.shape[0]} labels, got None; give a class for each image, or {null_label} (the"
+                " null label, config.num_classes) for an unconditional prediction."
             )
         if class_labels.shape != sample.shape[:1] or class_labels.dtype != torch.int64:
             raise ValueError(
                 f"class_labels: expected shape ({sample.shape[0]},) and dtype torch.int64, got"
-                f" {tuple(class_labels.shape)} and {class_labels.dtype}; give one whole number an image."
+                f" {tuple(class_labels.shape)} and {class_labels.dtype}; give a whole number for each image."
             )
-        # Reading values back stalls an accelerator at each step and breaks a compiled graph: there the data set and the
-        # pipeline have checked the labels before they were moved.
+        # Only on the CPU: reading values back stalls an accelerator at each step and breaks a compiled graph. The data set and
+        # the pipeline have checked those labels before they were moved.
         if class_labels.device.type == "cpu" and not torch.compiler.is_compiling() and class_labels.numel():
             low, high = class_labels.min().item(), class_labels.max().item()
             if low < 0 or high > null_label:
@@ -220,16 +220,16 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
         """Predict what the scheduler's `prediction_type` names, from a noisy image, its timestep and its class.
 
         Args:
-            sample: (B, in_channels, sample_size, sample_size), the noisy image, of about unit variance.
-            timestep: in [0, num_train_timesteps); one for all images (a number or a 0-d tensor), or (B,).
-            class_labels: (B,) int64 in [0, num_classes]; `num_classes` is the null label (no class told).
+            sample: (B, in_channels, sample_size, sample_size), the noisy image, with a variance of about 1.
+            timestep: in [0, num_train_timesteps); one for all images (a number or a 0-d tensor), or one for each, (B,).
+            class_labels: (B,) int64 in [0, num_classes]; `num_classes` is the null label, for an unconditional prediction.
             return_dict: False for a plain tuple.
 
         Returns:
             `UNet2DOutput` whose `sample` is (B, out_channels, sample_size, sample_size).
 
         Raises:
-            ValueError: a shape, dtype or label other than the above.
+            ValueError: another shape, dtype or label.
         """
         self._check_inputs(sample, class_labels)
         batch, patch = sample.shape[0], self.config.patch_size
@@ -237,10 +237,10 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
         if timestep.shape not in (torch.Size([]), torch.Size([1]), torch.Size([batch])):
             raise ValueError(
                 f"timestep: expected one number, or a tensor of shape ({batch},), got shape {tuple(timestep.shape)};"
-                " give one timestep for all images or one an image."
+                " give one timestep for all images, or one for each."
             )
 
-        # DDPM, Ho 2020, app. B: sinusoids of the timestep; the class is added to what the MLP makes of them.
+        # Sinusoids of the timestep go through an MLP (DDPM, Ho 2020, app. B); the embedding of the class is added.
         embedding = self.time_embedding(self.time_proj(timestep.expand(batch)).to(self.dtype))  # (B, pos_dim)
         embedding = F.silu(embedding + self.class_embedding(class_labels).to(embedding.dtype))
 
@@ -250,7 +250,7 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
 
 
 class _UNet(_CondUNet2DModel):
-    """The study's two networks, which differ in `attention_resolutions`."""
+    """The two networks of the study; they differ in `attention_resolutions`."""
 
     def _build(self, attention_resolutions: tuple[int, ...] | None, attention_head_dim: int = 64) -> None:
         config = self.config
@@ -263,7 +263,7 @@ class _UNet(_CondUNet2DModel):
         if unknown:
             raise ValueError(
                 f"attention_resolutions: expected sizes among this network's feature maps {resolutions}, got {unknown};"
-                " leave it out for attention everywhere but at the outermost."
+                " leave it out for attention at all but the outermost."
             )
 
         def block(in_channels: int, out_channels: int, resolution: int | None = None) -> _ResidualBlock:
@@ -280,7 +280,7 @@ class _UNet(_CondUNet2DModel):
             self.down_stages.append(_Stage(blocks, None if last else nn.Conv2d(out, out, 3, stride=2, padding=1)))
             width, skips = out, skips + [out] * (config.layers_per_block + (not last))
 
-        # The innermost resolution is the cheapest place to look at the whole picture, so its attention is in the middle too.
+        # Attention over the whole image costs least at the innermost resolution, so the middle has it too.
         self.mid_blocks = nn.ModuleList([block(width, width, resolutions[-1]), block(width, width)])
 
         self.up_stages = nn.ModuleList()
@@ -296,7 +296,7 @@ class _UNet(_CondUNet2DModel):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Each residual branch and the output start at zero, so that the network starts as the identity of its skips."""
+        """Residual branches and the output start at zero, so that at first each block passes its input on unchanged."""
         last_of_branch = [module.conv2 for module in self.modules() if isinstance(module, _ResidualBlock)]
         last_of_branch += [module.to_out for module in self.modules() if isinstance(module, _SelfAttention)]
         for layer in (*last_of_branch, self.conv_out):
@@ -324,23 +324,23 @@ class _UNet(_CondUNet2DModel):
 
 
 class SimpleUNet2DModel(_UNet):
-    """The study's simple UNet: residual blocks, down- and up-sampling and skips, no attention anywhere.
+    """The study's simple UNet: residual blocks, down- and up-sampling and skip connections, without attention.
 
-    It is told the timestep and the class by summed embeddings, which scale and shift a GroupNorm of every residual block.
+    It is conditioned on timestep and class: the sum of their embeddings scales and shifts a GroupNorm of each residual block.
 
     Args:
         sample_size: height and width of the images, in pixels; a multiple of `patch_size * 2 ** (levels - 1)`.
         in_channels: channels of the images.
         out_channels: channels of the prediction; more than `in_channels` only for a scheduler with learned variance.
-        num_classes: number of classes; label `num_classes` is the null label, so the embedding has one row more.
-        block_out_channels: channels at each resolution, the outermost first; each one halves the size.
-        layers_per_block: residual blocks at each resolution on the way down; one more on the way up.
+        num_classes: number of classes; label `num_classes` is the null label, so the embedding has one more row.
+        block_out_channels: channels at each resolution, the outermost first; each further one halves the size.
+        layers_per_block: residual blocks at each resolution on the way down; there is one more on the way up.
         pos_dim: width of the timestep and class embeddings, a multiple of 8.
         dropout: probability in [0, 1), inside the residual blocks.
-        patch_size: pixel-unshuffle in, pixel-shuffle out. 1 is the study's network, 2 has a quarter of its cost.
+        patch_size: side of the patches of pixels that the network works on. The study has 1; 2 costs a quarter of that.
 
     Raises:
-        ValueError: an argument outside its range, or a `sample_size` that does not divide.
+        ValueError: an argument out of range, or a `sample_size` that cannot be halved as often.
     """
 
     @register_to_config
@@ -361,18 +361,18 @@ class SimpleUNet2DModel(_UNet):
 
 
 class AttentionUNet2DModel(_UNet):
-    """The study's attention UNet: the simple one with self-attention after each residual block of the inner resolutions.
+    """The study's attention UNet: the simple UNet with self-attention after each residual block of the inner resolutions.
 
     Args:
         sample_size, in_channels, out_channels, num_classes, block_out_channels, layers_per_block, pos_dim, dropout,
             patch_size: as for `SimpleUNet2DModel`.
-        attention_resolutions: sizes of the feature maps that get attention, such as (16, 8), in the network's own pixels
-            (after `patch_size`); None is all but the outermost.
-        attention_head_dim: channels of a head. 64 keeps the matrix products large enough to be fast.
+        attention_resolutions: sizes of the feature maps with attention, such as (16, 8), counted in patches; None for all but
+            the outermost.
+        attention_head_dim: channels of each head. 64 makes the matrix products large enough to be fast.
 
     Raises:
-        ValueError: as for `SimpleUNet2DModel`; a resolution that the network does not have; channels that do not divide
-            into heads.
+        ValueError: as for `SimpleUNet2DModel`; a resolution that the network does not have; a number of channels that is not
+            a multiple of `attention_head_dim`.
     """
 
     @register_to_config
@@ -395,27 +395,27 @@ class AttentionUNet2DModel(_UNet):
 
 
 class HybridUNet2DModel(_CondUNet2DModel):
-    """Convolutions where pixels are many, a transformer where they are few: the most quality per training FLOP.
+    """Convolutions at the higher resolution and a transformer at the lower one: the best quality per training FLOP.
 
-    Pixel-unshuffle, residual blocks at half the images' size, transformer blocks at a quarter of it, and the same way
-    back with a skip. Timestep and class scale, shift and gate every block.
+    Pixel-unshuffle, residual blocks at half the size of the images, transformer blocks at a quarter of it, and back again
+    with a skip connection. The embedding of timestep and class scales and shifts every block, and gates the transformer's.
 
     Args:
         sample_size, in_channels, out_channels, num_classes, dropout: as for `SimpleUNet2DModel`.
-        size: name of a row of `SIZES`, which gives each of the following that is None.
+        size: a row of `SIZES`, which has the values of the next four arguments where they are None.
         block_out_channels: channels of the residual blocks, and of the transformer.
-        layers_per_block: residual blocks on the way down; as many on the way up.
-        transformer_layers: transformer blocks.
+        layers_per_block: residual blocks on the way down; there are as many on the way up.
+        transformer_layers: number of transformer blocks.
         pos_dim: width of the timestep and class embeddings, a multiple of 8.
-        attention_head_dim: channels of a head.
-        mlp_ratio: hidden channels of the transformer's MLPs, over its own.
-        patch_size: pixel-unshuffle in, pixel-shuffle out.
+        attention_head_dim: channels of each head.
+        mlp_ratio: hidden channels of the transformer's MLPs, as a multiple of its own.
+        patch_size: as for `SimpleUNet2DModel`.
 
     Raises:
-        ValueError: an argument outside its range, or a `sample_size` that does not divide.
+        ValueError: an argument out of range, or a `sample_size` that cannot be halved as often.
     """
 
-    # Parameters and GFLOP of an image's forward pass at 32x32x3, counted by tests/test_cond_unet.py.
+    # Their parameters and GFLOP at 32x32x3 are in tests/test_cond_unet.py.
     SIZES: ClassVar[dict[str, dict]] = {
         "tiny": {"block_out_channels": (16, 64), "layers_per_block": 1, "transformer_layers": 2, "pos_dim": 64},
         "s": {"block_out_channels": (64, 256), "layers_per_block": 1, "transformer_layers": 6, "pos_dim": 256},
@@ -443,7 +443,7 @@ class HybridUNet2DModel(_CondUNet2DModel):
         super().__init__()
         if size not in self.SIZES:
             raise ValueError(f"size: expected one of {', '.join(self.SIZES)}, got {size!r}.")
-        # Written out in the config, so that a published network does not change with the table.
+        # The config holds these values, so that a published network does not change with the table.
         self.register_to_config(**{k: v for k, v in self.SIZES[size].items() if getattr(self.config, k) is None})
         config = self.config
         self._check_config()
@@ -471,7 +471,7 @@ class HybridUNet2DModel(_CondUNet2DModel):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Gates, residual branches and the output start at zero, so that the network starts as the identity of its skip."""
+        """Gates, residual branches and the output start at zero, so that at first each block passes its input on unchanged."""
         for module in self.modules():
             if isinstance(module, _ResidualBlock):
                 nn.init.zeros_(module.conv2.weight)

@@ -1,0 +1,291 @@
+"""What each command does, given its settings: load what they name, call the package, return the text to show.
+
+May import: everything but the command line, which calls these functions. What a command needs, it imports when it is called,
+so that one that needs little starts at once.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cond_ddpm.config import visualization
+from cond_ddpm.config.data import RealImagesConfig
+from cond_ddpm.config.evaluation import EvaluateConfig, EvaluationConfig
+from cond_ddpm.config.experiments import StudyConfig, TuneConfig
+from cond_ddpm.config.publishing import EmaConfig, PublishConfig
+from cond_ddpm.config.sampling import ExportConfig, NetworksConfig, SampleConfig, call_arguments
+from cond_ddpm.config.training import TrainCommandConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from cond_ddpm.data import LabelledImages
+    from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
+
+
+def train(config: TrainCommandConfig) -> str | None:
+    from cond_ddpm.training import dry_run, train
+
+    if config.dry_run:
+        text = dry_run(config.part(TrainConfig))
+        return text if os.environ.get("RANK", "0") == "0" else None
+    run = train(config.part(TrainConfig))
+    return f"run folder: {run}" if os.environ.get("RANK", "0") == "0" else None
+
+
+def sample(config: SampleConfig) -> str | None:
+    from cond_ddpm.processes import process_state
+    from cond_ddpm.sampling import generate, save_samples
+
+    pipeline, arguments = _load(config.model, config.revision, config)
+    classes = None if config.unconditional else _labels(pipeline, config.class_labels)
+    labels = None if classes is None else [label for label in classes for _ in range(config.num_images_per_class)]
+    seeds = range(config.seed, config.seed + (config.num_images_per_class if labels is None else len(labels)))
+    is_main = process_state().is_main_process
+    if config.output.suffix.lower() == ".png":
+        images = generate(pipeline, labels, seeds, progress=True, **arguments)
+        if is_main:
+            from cond_ddpm.visualize import class_grid
+
+            class_grid(images, ["any class"] if classes is None else _names(pipeline, classes), _new(config.output))
+    else:
+        save_samples(pipeline, labels, seeds, config.output, progress=True, **arguments)
+    return f"{len(seeds)} images: {config.output}" if is_main else None
+
+
+def evaluate(config: EvaluateConfig) -> str | None:
+    from cond_ddpm.evaluate.evaluate import evaluate
+    from cond_ddpm.evaluate.report import summary
+    from cond_ddpm.processes import process_state
+
+    protocol = config.part(EvaluationConfig)
+    if config.model is None:
+        results = evaluate(protocol, config.output, samples=config.samples)
+    else:
+        pipeline, arguments = _load(config.model, config.revision, config)
+        results = evaluate(protocol, config.output, config.model, pipeline, keep=config.save_samples, **arguments)
+        is_its_own = config.output.resolve() == Path(config.model).resolve() / "results.json"
+        if is_its_own and process_state().is_main_process:
+            from cond_ddpm.hub import complete
+
+            complete(config.output.parent)  # its card tells what was measured
+    return f"{summary(results)}\n{config.output}" if process_state().is_main_process else None
+
+
+def study(config: StudyConfig) -> str:
+    from cond_ddpm.experiments.study import study
+
+    folder = study(config)
+    return f"{(folder / 'study.md').read_text(encoding='utf-8')}{folder}"
+
+
+def tune(config: TuneConfig) -> str:
+    from cond_ddpm.experiments.tune import tune
+
+    folder = tune(config)
+    best = folder / "best.yaml"
+    return f"{best.read_text() if best.is_file() else ''}{folder}"
+
+
+def publish(config: PublishConfig) -> None:
+    from cond_ddpm.hub import publish
+
+    publish(config.model, config.repo_id, config.private, config.dry_run, config.space)
+
+
+def export(config: ExportConfig) -> str:
+    from cond_ddpm.export import export
+
+    difference = export(_from_pretrained(config.model, config.revision), config.format, config.output)
+    return f"{config.output}: the same as the network to within {difference:.1e}, over batches and timesteps"
+
+
+def ema(config: EmaConfig) -> str:
+    from cond_ddpm.ema import combine_snapshots
+    from cond_ddpm.training import save_pipeline
+
+    default = config.run / (f"pipeline-ema-{config.std}" + ("" if config.step is None else f"-step-{config.step}"))
+    output = config.output or default
+    taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    if taken and output.resolve() != default.resolve():
+        what = "is the run's own pipeline" if output.resolve() == (config.run / "pipeline").resolve() else "has other files"
+        raise ValueError(f"output: expected a new or empty folder, got {output}, which {what}; give another.")
+    weights, rest = combine_snapshots(config.run / "ema", config.std, config.step)
+    pipeline = _from_pretrained(str(config.run / "pipeline"))
+    pipeline.unet.load_state_dict(weights)
+    pipeline.companions = {}  # those are of other weights
+    save_pipeline(pipeline, output)
+    return f"{output}: averaged with relative width {config.std:g}; the snapshots miss {rest:.1%} of that profile"
+
+
+# visualize KIND
+
+
+def forward(config: visualization.ForwardConfig) -> str:
+    from cond_ddpm import visualize
+
+    pipeline = _from_pretrained(config.model, config.revision)
+    label = _label(pipeline, config.class_label)
+    data = _real_images(config, pipeline)
+    of_class = [index for index, found in enumerate(data.labels) if found == label]
+    if not 0 <= config.index < len(of_class):
+        raise ValueError(f"index: expected 0 to {len(of_class) - 1}, the images of that class, got {config.index}.")
+    title = f"{_names(pipeline, [label])[0]}, a real image, noised"
+    image = data.images[of_class[config.index]]
+    visualize.forward_strip(image, pipeline.scheduler, _new(config.output), title, seed=config.seed)
+    return str(config.output)
+
+
+def denoising(config: visualization.DenoisingConfig) -> str:
+    from cond_ddpm import visualize
+
+    pipeline, arguments = _load(config.model, config.revision, config)
+    label = _label(pipeline, config.class_label)
+    visualize.denoising_strip(pipeline, label, _new(config.output), config.columns, config.seed, **arguments)
+    return str(config.output)
+
+
+def gif(config: visualization.GifConfig) -> str:
+    from cond_ddpm import visualize
+
+    pipeline, arguments = _load(config.model, config.revision, config)
+    labels = _labels(pipeline, config.class_labels)
+    visualize.denoising_gif(pipeline, labels, _new(config.output), config.columns, seed=config.seed, **arguments)
+    return str(config.output)
+
+
+def classes(config: visualization.ClassGridConfig) -> str:
+    from cond_ddpm import visualize
+    from cond_ddpm.sampling import generate
+
+    pipeline, arguments = _load(config.model, config.revision, config)
+    classes = _labels(pipeline, config.class_labels)
+    labels = [label for label in classes for _ in range(config.columns)]
+    images = generate(pipeline, labels, range(config.seed, config.seed + len(labels)), progress=True, **arguments)
+    visualize.class_grid(images, _names(pipeline, classes), _new(config.output))
+    return str(config.output)
+
+
+def guidance(config: visualization.GuidanceSweepConfig) -> str:
+    from cond_ddpm import visualize
+
+    pipeline, arguments = _load(config.model, config.revision, config)
+    labels = _labels(pipeline, config.class_labels)
+    visualize.guidance_sweep(pipeline, labels, _new(config.output), config.scales, config.seed, **arguments)
+    return str(config.output)
+
+
+def steps(config: visualization.StepsSweepConfig) -> str:
+    from cond_ddpm import visualize
+
+    pipeline, arguments = _load(config.model, config.revision, config)
+    labels = _labels(pipeline, config.class_labels)
+    visualize.steps_sweep(pipeline, labels, _new(config.output), config.steps, config.seed, **arguments)
+    return str(config.output)
+
+
+def epochs(config: visualization.EpochsConfig) -> str:
+    from cond_ddpm import visualize
+
+    pipeline, arguments = _load(str(config.run / "pipeline"), None, config)
+    labels = _labels(pipeline, config.class_labels)
+    output = _new(config.output)
+    visualize.epochs_strip(config.run, pipeline, labels, output, config.columns, config.std, config.seed, **arguments)
+    return str(config.output)
+
+
+def neighbours(config: visualization.NeighboursConfig) -> str:
+    from cond_ddpm import visualize
+    from cond_ddpm.sampling import generate
+
+    pipeline, arguments = _load(config.model, config.revision, config)
+    labels = _labels(pipeline, config.class_labels)
+    data = _real_images(config, pipeline)
+    if config.columns > len(data):  # before images are made
+        raise ValueError(f"columns: expected at most the {len(data)} training images, got {config.columns}.")
+    images = generate(pipeline, labels, range(config.seed, config.seed + len(labels)), progress=True, **arguments)
+    visualize.nearest_neighbours(images, _names(pipeline, labels), data.images, _new(config.output), config.columns)
+    return str(config.output)
+
+
+def loss(config: visualization.LossConfig) -> str:
+    from cond_ddpm import visualize
+
+    names = [run.name for run in config.run]
+    names = [name if names.count(name) == 1 else str(run) for name, run in zip(names, config.run)]
+    runs = {name: visualize.read_metrics(run) for name, run in zip(names, config.run)}
+    visualize.loss_curve(runs, _new(config.output))
+    return str(config.output)
+
+
+# What commands share
+
+
+def _load(model: str, revision: str | None, config: NetworksConfig) -> tuple["CondDDPMPipeline", dict[str, Any]]:
+    """The pipeline, on this process's device, and the arguments to call it with."""
+    from cond_ddpm.processes import process_state
+
+    device = process_state().device
+    pipeline, arguments = _from_pretrained(model, revision).to(device), call_arguments(config)
+    if config.guide is not None:
+        arguments["guide"] = _from_pretrained(config.guide).to(device)
+    is_exported = next(pipeline.unet.parameters(), None) is None
+    if (config.fast or config.mixed_precision != "no") and is_exported:
+        raise ValueError("fast, mixed_precision: expected neither with an exported model, which runs as it was exported.")
+    if config.fast:
+        arguments["mixed_precision"] = "bf16"
+        for one in (pipeline, arguments.get("guide")):
+            if one is not None:
+                one.unet.compile()
+    return pipeline, arguments
+
+
+def _from_pretrained(model: str, revision: str | None = None) -> "CondDDPMPipeline":
+    folder = Path(model)
+    if (folder / "export.json").is_file():
+        from cond_ddpm.export import load_exported
+
+        return load_exported(folder)
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        hint = "; a run's is its pipeline/, and `cond-ddpm ema --run RUN --std 0.05 --step N` writes one of an earlier step"
+        raise ValueError(f"expected a pipeline folder, with a model_index.json, got {model}{hint}")
+    from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
+
+    return CondDDPMPipeline.from_pretrained(model, revision=revision)
+
+
+def _labels(pipeline: "CondDDPMPipeline", given: Sequence[str | int] | None) -> list[int]:
+    """Ids of the classes that were given, a name before an id; every class, if none was."""
+    if given is None:
+        return list(range(pipeline.unet.config.num_classes))
+    names = (pipeline.id2label or {}).values()
+    is_id = lambda label: label not in names and re.fullmatch("-?[0-9]+", label)  # noqa: E731
+    return pipeline.label_ids([int(label) if is_id(label) else label for label in map(str, given)])
+
+
+def _label(pipeline: "CondDDPMPipeline", given: str | int | None) -> int:
+    """Id of the class that was given; the first, if none was."""
+    return _labels(pipeline, None if given is None else [given])[0]
+
+
+def _names(pipeline: "CondDDPMPipeline", labels: Sequence[int]) -> list[str]:
+    return [(pipeline.id2label or {}).get(label, f"class {label}") for label in labels]
+
+
+def _real_images(config: RealImagesConfig, pipeline: "CondDDPMPipeline") -> "LabelledImages":
+    """The data set, at the network's size."""
+    from cond_ddpm.data import load_images
+
+    size, channels = pipeline.unet.config.sample_size, pipeline.unet.config.in_channels
+    columns = (config.dataset_config_name, config.image_column, config.label_column)
+    data = load_images(config.dataset, config.split, size, channels, *columns)
+    names = list((pipeline.id2label or {}).values())
+    if names and names != data.class_names:
+        raise ValueError(f"dataset: expected the model's classes, {', '.join(names)}, got {', '.join(data.class_names)}.")
+    return data
+
+
+def _new(file: Path) -> Path:
+    """A file in a folder that is there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file

@@ -1,0 +1,185 @@
+"""A class of settings -> a command's flags, its `--config FILE`, its `--help` and its errors: one way for all commands.
+
+May import: the standard library, `config.settings`, and PyYAML when a value is read. `parse` is what the command line calls.
+
+This is argparse and not jsonargparse: the types and bounds are checked by `Settings` itself, with the same words for a flag, a
+file and Python; and `--help` answers in a third of the time.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from cond_ddpm.config.settings import (
+    S,
+    alternatives,
+    check_names,
+    default_of,
+    describe,
+    names_of,
+    required_names,
+    typed_fields,
+)
+
+
+def parse(class_: type[S], arguments: list[str], prog: str | None = None, description: str | None = None) -> S:
+    """Settings from `--config FILE` and flags; a flag overrides the file. Exits with code 2 on those it cannot take.
+
+    Each setting is a flag: `--name VALUE`; of a list `--name VALUE VALUE`; of true or false also `--name` alone; of names and
+    values also `--name.KEY VALUE`, which adds to those of the file.
+    """
+    parser = _parser(class_, arguments, prog, description)
+    if any(argument.partition("=")[0] == "--config" for argument in arguments[1:]):
+        parser.error("--config: expected it first and once, since flags override the file; move it to the front")
+    given = vars(parser.parse_args(arguments))
+    file, shows = given.pop("config", None), given.pop("print_config", False)
+    types = {field.name: type_ for field, type_ in typed_fields(class_)}
+    try:
+        values = {} if file is None else read_yaml(Path(file))
+        check_names(values, names_of(class_), "config", "a YAML file of settings, as --help lists them")
+        for flag, text in given.items():
+            name, _, key = flag.partition(".")
+            if not key:
+                values[name] = _value(text, types[name])
+            elif isinstance(values.get(name) or {}, dict):  # the check refuses anything else
+                values[name] = {**(values.get(name) or {}), key: _value(text, Any)}
+        settings = _made(class_, values)
+    except ValueError as error:
+        parser.error(f"--{error}")
+    if shows:
+        import yaml
+
+        print(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(settings), default=str)), sort_keys=False), end="")
+        parser.exit()
+    return settings
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """What a YAML file says, where only true and false are bools, so that `mixed_precision: no` is a text.
+
+    Raises:
+        ValueError: a file that cannot be read, is empty or is of something else.
+    """
+    wanted = "config: expected a YAML file of settings, each `name: value`"
+    try:
+        values = _load(Path(os.path.expanduser(file)).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{wanted}, got {file}. File does not exist.") from None
+    except (OSError, ValueError, RecursionError) as error:  # a folder, not UTF-8, not YAML, too deep
+        raise ValueError(f"{wanted}, got {file}, which cannot be read: {' '.join(str(error).split())}") from None
+    if values is None:
+        raise ValueError(f"{wanted}, got {file}, which is empty; leave out --config to have the defaults.")
+    if not isinstance(values, dict):
+        raise ValueError(f"{wanted}, got {file}, which is {type(values).__name__}; a run's is its config.yaml.")
+    return values
+
+
+def _made(class_: type[S], values: dict[str, Any]) -> S:
+    missing = [name for name in required_names(class_) if name not in values]
+    if missing:
+        raise ValueError(f"{', --'.join(missing)}: expected a value, got none; --help explains each setting.")
+    # A heading with nothing under it, such as `evaluate:`, is no names and values.
+    empty: dict[str, dict] = {field.name: {} for field, type_ in typed_fields(class_) if get_origin(type_) is dict}
+    return class_(**{name: empty.get(name, value) if value is None else value for name, value in values.items()})
+
+
+# The flags
+
+
+def _parser(class_: type, arguments: list[str], prog: str | None, description: str | None) -> argparse.ArgumentParser:
+    required = required_names(class_)
+    # Those that have to be given come first, then the command's own, then those that it shares with others.
+    order = lambda pair: (pair[0].name not in required, pair[0].name not in class_.__annotations__)  # noqa: E731
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"%(prog)s [--config FILE] {''.join(f'--{name} VALUE ' for name in required)}[--FLAG VALUE ...]",
+        description=description,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of any of the settings below; flags override it.")
+    parser.add_argument("--print_config", action="store_true", help="Print the settings as such a file, and do nothing.")
+    for field, type_ in sorted(typed_fields(class_), key=order):
+        parser.add_argument(f"--{field.name}", help=_help(field, type_), metavar="VALUE", **_number_of_values(type_))
+        if get_origin(type_) is dict:
+            keys = {argument.partition("=")[0] for argument in arguments if argument.startswith(f"--{field.name}.")}
+            for key in sorted(keys):
+                parser.add_argument(key, help=argparse.SUPPRESS)
+    return parser
+
+
+def _number_of_values(type_: Any) -> dict[str, Any]:
+    for kind in alternatives(type_):
+        if kind is bool:
+            return {"nargs": "?", "const": "true"}
+        if get_origin(kind) is list:
+            return {"nargs": "+"}
+        if get_origin(kind) is tuple:
+            return {"nargs": len(get_args(kind))}
+    return {}
+
+
+def _help(field: dataclasses.Field, type_: Any) -> str:
+    """`The setting's help. (a whole number, 1 or more; default: 64)`"""
+    default = default_of(field)
+    text = str(default).lower() if isinstance(default, bool) else str(default)
+    words = [describe(field, type_), *([] if default in (None, dataclasses.MISSING, {}) else [f"default: {text}"])]
+    return f"{field.metadata['help']} ({'; '.join(words)})".replace("%", "%%")
+
+
+# The values
+
+
+def _value(given: str | list[str], type_: Any) -> Any:
+    """What a flag's text says: a text where the setting may be one, and else what it would be in YAML."""
+    kinds = alternatives(type_)
+    if isinstance(given, list):
+        (kind,) = (kind for kind in kinds if get_origin(kind) in (list, tuple))
+        return [_value(text, get_args(kind)[0]) for text in given]
+    if given == "null" and type(None) in kinds:
+        return None
+    if any(kind in (str, Path) or (get_origin(kind) is Literal and isinstance(get_args(kind)[0], str)) for kind in kinds):
+        return given
+    try:
+        return _load(given)
+    except (ValueError, RecursionError):
+        return given  # and so the error says what was expected in its place
+
+
+def _load(text: str) -> Any:
+    """YAML 1.1, as PyYAML reads it, but for two things that YAML 1.2 has put right: `no` is a text, and 1e-3 is a number.
+
+    Raises:
+        ValueError: it is not YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.load(text, _loader())
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
+@functools.cache
+def _loader() -> type:
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        pass
+
+    tag = "tag:yaml.org,2002:"
+    others = {
+        letter: [pair for pair in pairs if pair[0] not in (f"{tag}bool", f"{tag}float", f"{tag}timestamp")]
+        for letter, pairs in Loader.yaml_implicit_resolvers.items()
+    }
+    Loader.yaml_implicit_resolvers = others
+    Loader.add_implicit_resolver(f"{tag}bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+    digits = r"[-+]?(\.[0-9]+|[0-9][0-9_]*\.[0-9_]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+    number = rf"{digits}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    Loader.add_implicit_resolver(f"{tag}float", re.compile(f"^({number})$"), list("-+0123456789."))
+    return Loader

@@ -1,0 +1,36 @@
+"""The order of the images in an epoch, and the batches that the network sees.
+
+May import: `data.images`. Next on the data's way: `diffusion.py` adds noise to a batch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cond_ddpm.data.images import LabelledImages
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the network sees: images (B, C, H, W) float32 in [-1, 1] and class_labels (B,) int64."""
+
+    images: "torch.Tensor"  # noqa: F821  (torch is imported when the first batch is made)
+    class_labels: "torch.Tensor"  # noqa: F821
+
+
+def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """`indices` in the order of an epoch: a function of (seed, epoch), so that a resumed run continues in the same order."""
+    return np.random.default_rng((seed, epoch)).permutation(indices)
+
+
+def make_batch(data: LabelledImages, indices: np.ndarray, flip: "np.ndarray | None" = None, device="cpu") -> Batch:
+    """The images at `indices`, normalised for the network; those where `flip` (bool, (B,)) is true are mirrored."""
+    import torch
+    from diffusers.image_processor import VaeImageProcessor
+
+    images = data.images[indices]
+    if flip is not None:
+        images[flip] = images[flip][..., ::-1]
+    images = torch.from_numpy(images).to(device).float() / 255
+    # The inverse, in the pipeline, is the `denormalize` of the same class.
+    return Batch(VaeImageProcessor.normalize(images), torch.from_numpy(data.labels[indices]).to(device))

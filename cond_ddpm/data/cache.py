@@ -1,0 +1,96 @@
+"""All pictures of a table -> one array, decoded the first time and then memory-mapped from a file.
+
+May import: `data.pictures, files`. Next: `load.py`.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from cond_ddpm.data.pictures import GREY, LOSSES, RULE, location, losses, to_array, with_picture
+from cond_ddpm.files import is_full
+
+
+def cache_folder() -> Path:
+    """Everything that this package caches is in a folder of its own below that of `datasets`."""
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE) / "cond_ddpm"
+
+
+def decoded(dataset: str, table, version: str, column: str, resolution: int, channels: int | None) -> np.ndarray:
+    """All pictures as one array (N, C, H, W) uint8, memory-mapped from the file for this version, rule and size."""
+    import datasets
+
+    pictures = table.cast_column(column, datasets.Image(decode=False)).with_format(None).select_columns([column])
+    given = channels
+    if channels is None:
+        channels = 1 if with_picture(pictures[0][column], 0, lambda picture: picture.mode) in GREY else 3
+    cache = cache_folder() / f"{version}-{column}-{resolution}x{channels}-rule{RULE}.npy"
+    loss_file = cache.with_suffix(".json")  # so that a run that reads the cache warns as the first one did
+    if not (cache.exists() and loss_file.exists()):
+        _decode(pictures, column, cache, loss_file, (len(table), channels, resolution, resolution))
+    for loss, (count, where) in json.loads(loss_file.read_text()).items():
+        if given is None or loss not in ("grey", "colour"):
+            text = f"{dataset}: {count} of {len(table)} pictures, the first of them in {where}, are {LOSSES[loss]}."
+            warnings.warn(text, stacklevel=2)
+    return np.load(cache, mmap_mode="r")
+
+
+def _decode(pictures, column: str, cache: Path, loss_file: Path, shape: tuple[int, int, int, int]) -> None:
+    channels, resolution = shape[1:3]
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    partial = cache.with_name(f"{cache.name}.{os.getpid()}.partial")
+
+    def arrays() -> Iterator[np.ndarray]:
+        for row, record in enumerate(pictures):
+            use = lambda picture: (to_array(picture, resolution, channels), losses(picture, channels))  # noqa: E731
+            array, lost = with_picture(record[column], row, use)
+            counts.update(lost)
+            for loss in lost:
+                first.setdefault(loss, f"row {row}{location(record[column])}")
+            yield array
+
+    try:
+        with space_needed(f"the decoded pictures ({np.prod(shape) / 1e6:,.1f} MB)"):
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(cache.parent).free < np.prod(shape):  # better known now than after hours of decoding
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            with partial.open("wb") as file:  # not memory-mapped: on a full disk, that would kill the process silently
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for array in arrays():
+                    file.write(array.tobytes())
+            loss_file.write_text(json.dumps({loss: [count, first[loss]] for loss, count in counts.items()}))
+            partial.replace(cache)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def space_needed(what: str) -> Iterator[None]:
+    """If the disk is full or a quota is used up, the error says what was being written and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise no_space(what, error) from error
+
+
+def no_space(what: str, error: OSError) -> OSError:
+    import datasets
+
+    return OSError(
+        f"not enough disk space for {what} in {datasets.config.HF_DATASETS_CACHE} ({os.strerror(error.errno or 0)}); free"
+        " some, or set HF_DATASETS_CACHE to a folder on another disk."
+    )

@@ -1,0 +1,95 @@
+"""The real images: those that samples are compared with, and held-out ones whose metrics are reported as the reference.
+
+May import: `data, fingerprints, evaluate.extractors, evaluate.statistics`. Next: `metrics.py` compares with them.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from cond_ddpm.data import LabelledImages, NoSuchSplit, data_fingerprint, load_images
+from cond_ddpm.evaluate.extractors import Extractor
+from cond_ddpm.evaluate.statistics import GROUPS, NEIGHBOURS, Tally
+from cond_ddpm.fingerprints import value_fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class RealImages:
+    """The real images of an evaluation.
+
+    Args:
+        train: what samples are compared with.
+        held_out: what the model was not trained on; the metrics of these images are the reference.
+        whole: the whole split, among which copies are looked for.
+        held_out_name: how the record names the held-out images.
+    """
+
+    train: LabelledImages
+    held_out: LabelledImages
+    whole: LabelledImages
+    held_out_name: str
+
+    @property
+    def held_out_is_train(self) -> bool:
+        """Whether nothing is held out, since the images are the same; their metrics are no reference then."""
+        return data_fingerprint(self.held_out) == data_fingerprint(self.train)
+
+
+def load_real_images(
+    dataset: str,
+    split: str,
+    test_split: str | None,
+    resolution: int,
+    channels: int | None,
+    columns: tuple[str | None, str | None, str | None],
+) -> RealImages:
+    """Load the split and the held-out images: `test_split`, or else "test", or else a tenth of the split.
+
+    Args:
+        dataset, split, resolution, channels: as for `load_images`.
+        test_split: name of the held-out split.
+        columns: config name, image column and label column, as for `load_images`.
+
+    Raises:
+        ValueError: `test_split` does not exist or has other classes; what `load_images` raises.
+    """
+    whole = train = load_images(dataset, split, resolution, channels, *columns)
+    name = test_split or "test"
+    try:
+        held_out = load_images(dataset, name, resolution, channels, *columns)
+    except NoSuchSplit:
+        if test_split is not None:
+            raise
+        order = np.random.default_rng(0).permutation(len(whole))
+        parts = (np.sort(order[len(whole) // 10 :]), np.sort(order[: len(whole) // 10]))
+        train, held_out = (LabelledImages(whole.images[part], whole.labels[part], whole.class_names) for part in parts)
+        name = f"a tenth of {split}, which samples are not compared with"
+    if held_out.class_names != train.class_names:
+        raise ValueError(
+            f"test_split: expected the classes {', '.join(train.class_names)}, got {', '.join(held_out.class_names)}."
+        )
+    return RealImages(train, held_out, whole, name)
+
+
+def real_tally(data: LabelledImages, count: int, extractor: Extractor, subset: int, cache: Path) -> Tally:
+    """Statistics of at most `count` real images, chosen at random; cached for these images and this extractor."""
+    tally = Tally(extractor, len(data.class_names), subset, data.images.shape[1:])
+    count = min(count, len(data))
+    # The classifier's accuracy is left out: other held-out images change it, but not its features.
+    record = {name: value for name, value in extractor.record.items() if name != "held_out_accuracy"}
+    key = value_fingerprint([2, data_fingerprint(data), count, record, subset, GROUPS, NEIGHBOURS])
+    file = cache / f"real-{key}.safetensors"
+    if file.is_file():
+        return tally.load(load_file(file))
+    order = np.random.default_rng(0).permutation(len(data))[:count]  # data sets may be sorted by class
+    for start in range(0, count, 500):
+        indices = order[start : start + 500]
+        tally.update(range(start, start + len(indices)), data.images[indices], data.labels[indices])
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}.partial")  # other evaluations may write the same file
+    save_file({name: tensor.contiguous() for name, tensor in tally.tensors().items()}, partial)
+    os.replace(partial, file)
+    return tally
