@@ -487,7 +487,7 @@ def test_two_processes_follow_the_course_of_one(config, tmp_path, processes, opt
     one = train(config)
     two = dataclasses.replace(config, output_dir=str(tmp_path / "two"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run([*command, *_launched(two)], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run([*command, *_launched(two)], capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "two" / "config.json").read_text())["resolved"]["num_processes"] == processes
     for found, expected in zip(_losses(tmp_path / "two"), _losses(one)):
@@ -511,7 +511,7 @@ def test_several_processes_stop_together(config, tmp_path):
             assert process.poll() is None
             time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        _, printed = process.communicate(timeout=60)
+        _, printed = process.communicate(timeout=600)
     assert "repeat the command with --resume_from_checkpoint latest" in printed
     (folder,) = checkpoints(checkpoint.Path(config.output_dir))
     assert fault(folder) is None

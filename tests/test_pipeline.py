@@ -334,7 +334,7 @@ def test_calls_in_threads_give_the_images_of_calls_one_after_the_other(scheduler
     def call(labels, seeds, steps, meet=False):
         def wait(_pipeline, index, _timestep, _tensors):
             if meet and index < 4:
-                step_together.wait(timeout=60)
+                step_together.wait(timeout=600)
 
         arguments = {"seeds": seeds, "num_inference_steps": steps, "output_type": "np", "callback_on_step_end": wait}
         try:

@@ -484,7 +484,7 @@ def test_all_processes_stop_where_the_main_one_is_refused(config, shapes_parquet
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(ROOT / "train_cond_ddpm.py"), "--output_dir", str(run), "--dataset", str(shapes_parquet)]
     with held(run, "output_dir"):
-        done = subprocess.run([*command, "--report_to", "none"], capture_output=True, text=True, cwd=ROOT, timeout=300)
+        done = subprocess.run([*command, "--report_to", "none"], capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert done.returncode == 1
     assert [line for line in done.stderr.splitlines() if "error: output_dir: expected a folder that nobody" in line]
     assert sorted(path.name for path in run.iterdir()) == [".lock", ".lock.json"]
