@@ -70,7 +70,7 @@ def _samples_picture(pipeline: CondDDPMPipeline, columns: int = 8, rows: int = 2
         seeds=range(len(classes) * columns),
         output_type="pt",
     ).images
-    names = [(pipeline.id2label or {}).get(label, f"class {label}") for label in classes]
+    names = [pipeline.class_name(label) for label in classes]
     steps = pipeline.default_steps(pipeline.scheduler)
     file = io.BytesIO()
     title = f"{steps} steps, guidance {pipeline.guidance_scale:g}"
