@@ -1,4 +1,4 @@
-"""What README and Makefile promise is there."""
+"""What README, CONTRIBUTING and Makefile promise is there."""
 
 import re
 
@@ -13,6 +13,9 @@ def test_paths_named_in_the_tables_exist():
     table = README.partition("## Where things are")[2]
     paths = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
     assert len(paths) > 10 and [path for path in paths if not (ROOT / path).exists()] == []
+    contributing = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where do I add")[2].partition("## Rules")[0]
+    paths = re.findall(r"`([\w/]+/(?:\w+\.\w+)?)[^`]*`", contributing)
+    assert len(paths) > 20 and [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_training_commands_and_flags_parse():
@@ -27,7 +30,8 @@ def test_training_commands_and_flags_parse():
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"^ +make (\w+)", README, re.MULTILINE)) | {"quality", "style"}:
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    for target in set(re.findall(r"^ +make (\w+)", README, re.MULTILINE)) | set(re.findall(r"`make ([\w-]+)", contributing)):
         assert f"\n{target}:" in makefile
 
 

@@ -92,16 +92,16 @@ def test_each_picture_by_the_command_line(kind, flags, run, shapes_parquet, tmp_
         source += ["--num_inference_steps", "4"]
     flags = [str(shapes_parquet) if flag == "DATA" else flag for flag in flags]
     assert main(["visualize", kind, *source, *flags, "--output", str(output)]) == 0, capsys.readouterr().err
-    picture = Image.open(output)
-    assert min(picture.size) > 50 and np.asarray(picture.convert("L")).std() > 5
-    if kind == "gif":
-        assert picture.n_frames == 5
-        frames = []
-        for frame in range(5):
-            picture.seek(frame)
-            frames.append((picture.info["duration"], np.asarray(picture.convert("L"))))
-        assert [duration for duration, _ in frames] == [100] * 4 + [2000]
-        assert all(abs(a[1].astype(int) - b[1]).mean() > 1 for a, b in itertools.pairwise(frames[:4]))
+    with Image.open(output) as picture:
+        assert min(picture.size) > 50 and np.asarray(picture.convert("L")).std() > 5
+        if kind == "gif":
+            assert picture.n_frames == 5
+            frames = []
+            for frame in range(5):
+                picture.seek(frame)
+                frames.append((picture.info["duration"], np.asarray(picture.convert("L"))))
+            assert [duration for duration, _ in frames] == [100] * 4 + [2000]
+            assert all(abs(a[1].astype(int) - b[1]).mean() > 1 for a, b in itertools.pairwise(frames[:4]))
 
 
 @pytest.mark.parametrize(
