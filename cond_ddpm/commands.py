@@ -47,7 +47,7 @@ def sample(config: SampleConfig) -> str | None:
         if is_main:
             from cond_ddpm.visualize import class_grid
 
-            class_grid(images, [pipeline.class_name(label) for label in classes or [None]], _new(config.output))
+            class_grid(images, [pipeline.class_name(label) for label in classes or (None,)], _new(config.output))
     else:
         save_samples(pipeline, labels, seeds, config.output, progress=True, **arguments)
     return f"{len(seeds)} images: {config.output}" if is_main else None
