@@ -425,7 +425,7 @@ class CondDDPMPipeline(DiffusionPipeline):
                 f" got {other.config.prediction_type if same_betas else 'another noise schedule'}; train both with the same."
             )
 
-    def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs) -> None:
         """Write model_index.json, the companions, and the code of each class that is not diffusers' own.
 
         diffusers alone would copy no code and would name our classes by their dotted module, which its loader rejects. With
@@ -474,7 +474,7 @@ class CondDDPMPipeline(DiffusionPipeline):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str,
+        pretrained_model_name_or_path: str | Path,
         unet: ModelMixin | None = None,
         scheduler: SchedulerMixin | None = None,
         id2label: dict[int, str] | None = None,
