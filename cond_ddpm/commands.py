@@ -47,7 +47,7 @@ def sample(config: SampleConfig) -> str | None:
         if is_main:
             from cond_ddpm.visualize import class_grid
 
-            class_grid(images, ["any class"] if classes is None else _names(pipeline, classes), _new(config.output))
+            class_grid(images, [pipeline.class_name(label) for label in classes or (None,)], _new(config.output))
     else:
         save_samples(pipeline, labels, seeds, config.output, progress=True, **arguments)
     return f"{len(seeds)} images: {config.output}" if is_main else None
@@ -130,7 +130,7 @@ def forward(config: visualization.ForwardConfig) -> str:
     of_class = [index for index, found in enumerate(data.labels) if found == label]
     if not 0 <= config.index < len(of_class):
         raise ValueError(f"index: expected 0 to {len(of_class) - 1}, the images of that class, got {config.index}.")
-    title = f"{_names(pipeline, [label])[0]}, a real image, noised"
+    title = f"{pipeline.class_name(label)}, a real image, noised"
     image = data.images[of_class[config.index]]
     visualize.forward_strip(image, pipeline.scheduler, _new(config.output), title, seed=config.seed)
     return str(config.output)
@@ -162,7 +162,7 @@ def classes(config: visualization.ClassGridConfig) -> str:
     classes = _labels(pipeline, config.class_labels)
     labels = [label for label in classes for _ in range(config.columns)]
     images = generate(pipeline, labels, range(config.seed, config.seed + len(labels)), progress=True, **arguments)
-    visualize.class_grid(images, _names(pipeline, classes), _new(config.output))
+    visualize.class_grid(images, [pipeline.class_name(label) for label in classes], _new(config.output))
     return str(config.output)
 
 
@@ -204,7 +204,9 @@ def neighbours(config: visualization.NeighboursConfig) -> str:
     if config.columns > len(data):  # before images are made
         raise ValueError(f"columns: expected at most the {len(data)} training images, got {config.columns}.")
     images = generate(pipeline, labels, range(config.seed, config.seed + len(labels)), progress=True, **arguments)
-    visualize.nearest_neighbours(images, _names(pipeline, labels), data.images, _new(config.output), config.columns)
+    visualize.nearest_neighbours(
+        images, [pipeline.class_name(label) for label in labels], data.images, _new(config.output), config.columns
+    )
     return str(config.output)
 
 
@@ -266,10 +268,6 @@ def _labels(pipeline: "CondDDPMPipeline", given: Sequence[str | int] | None) -> 
 def _label(pipeline: "CondDDPMPipeline", given: str | int | None) -> int:
     """Id of the class that was given; the first, if none was."""
     return _labels(pipeline, None if given is None else [given])[0]
-
-
-def _names(pipeline: "CondDDPMPipeline", labels: Sequence[int]) -> list[str]:
-    return [(pipeline.id2label or {}).get(label, f"class {label}") for label in labels]
 
 
 def _real_images(config: RealImagesConfig, pipeline: "CondDDPMPipeline") -> "LabelledImages":

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from cond_ddpm.files import replacing, step_of
+from cond_ddpm.files import replacing, steps_of
 
 
 def std_to_gamma(std: float) -> float:
@@ -33,13 +35,13 @@ def std_to_gamma(std: float) -> float:
 class PowerEMA:
     """Averages of a model's parameters, one for each relative width in `stds`."""
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], stds: Iterable[float]):
+    def __init__(self, parameters: Iterable[torch.Tensor], stds: Iterable[float]):
         parameters = list(parameters)
         self.gammas = {std: std_to_gamma(std) for std in stds}
         self.averages = {std: [p.detach().clone() for p in parameters] for std in self.gammas}
 
     @torch.no_grad()
-    def update(self, parameters: Iterable[torch.nn.Parameter], step: int) -> None:
+    def update(self, parameters: Iterable[torch.Tensor], step: int) -> None:
         """Include the parameters after optimizer step `step`, counted from 1 (EDM2, sec. 3.1)."""
         parameters = list(parameters)
         for std, gamma in self.gammas.items():
@@ -52,8 +54,6 @@ def save_snapshot(ema: PowerEMA, names: Iterable[str], folder: Path, step: int) 
     Raises:
         OSError: it could not be written; no part of it is left.
     """
-    from safetensors.torch import save_file
-
     names = list(names)
     tensors = {
         f"{std}/{name}": tensor.half().contiguous()  # safetensors takes no channels_last
@@ -71,8 +71,7 @@ def snapshot_steps(folder: Path) -> list[int]:
     Raises:
         ValueError: there are none.
     """
-    found = (step_of(path, ".safetensors") for path in folder.glob("step-*.safetensors"))
-    steps = sorted(step for step in found if step is not None)
+    steps = list(steps_of(folder.glob("step-*.safetensors"), ".safetensors").values())
     if not steps:
         raise ValueError(f"{folder}: expected step-N.safetensors, found none; train with --num_ema_snapshots 20 or so.")
     return steps
@@ -107,7 +106,7 @@ def combine_snapshots(folder: Path, std: float, step: int | None = None) -> tupl
     rest = wanted - 2 * shares @ targets + shares @ products @ shares
     shares /= shares.sum()  # an average of constant weights is that constant
 
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for (t, s, _), share in zip(basis, shares):
         file, _ = opened[t]
         for name in file.keys():  # noqa: SIM118  (safe_open is no dict)
@@ -118,14 +117,12 @@ def combine_snapshots(folder: Path, std: float, step: int | None = None) -> tupl
     return weights, float(np.sqrt(max(rest, 0) / wanted))
 
 
-def _open(path: Path) -> tuple["safetensors.safe_open", list[float]]:  # noqa: F821
+def _open(path: Path) -> tuple[safe_open, list[float]]:
     """A snapshot, and the relative widths of the averages in it."""
-    import safetensors
-
     try:
-        file = safetensors.safe_open(path, "pt")
+        file = safe_open(path, "pt")
         return file, [float(std) for std in json.loads(file.metadata()["stds"])]
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(
             f"{path}: expected a snapshot of the run's averages, got a file that cannot be read ({error}); move it away:"
             " the other snapshots are enough."

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from diffusers import ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
@@ -45,7 +46,7 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path) -> float:
         raise ValueError(f"format: expected one of {', '.join(FILES)}, got {format!r}.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output: expected a new or empty folder, got {output}.")
-    unet = getattr(pipeline.unet, "_orig_mod", pipeline.unet)  # without torch.compile's wrapper
+    unet: ModelMixin = getattr(pipeline.unet, "_orig_mod", pipeline.unet)  # without torch.compile's wrapper
     if isinstance(unet, ExportedUNet):
         raise ValueError("model: expected a network with its weights, got an exported one; export the original model.")
     network = _TensorsOnly(copy.deepcopy(unet).cpu().float()).eval()  # the caller's network keeps its type and its device
@@ -206,6 +207,7 @@ def _save_onnx(program: torch.export.ExportedProgram, dynamic_shapes: list[dict]
             output_names=["prediction"],
             verbose=False,
         )
+    assert exported is not None  # as always with dynamo=True
     model = exported.model_proto
     _remove_metadata(model)
     file.write_bytes(model.SerializeToString())

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -35,9 +35,9 @@ def held(folder: Path, what: str) -> Iterator[None]:
     Raises:
         ValueError: another process holds the lock; the error says which one, and since when.
     """
-    lock, owner = folder / LOCK, folder / f"{LOCK}.json"
+    owner = folder / f"{LOCK}.json"
     try:
-        lock = FileLock(lock, timeout=0).acquire()
+        lock = FileLock(folder / LOCK, timeout=0).acquire()
     except Timeout:
         try:  # kept in a file of its own, because on Windows a locked file cannot be read
             by = "process {process} on {host} has held since {since}".format(**json.loads(owner.read_text()))
@@ -106,10 +106,11 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def step_of(path: Path, suffix: str) -> int | None:
-    """N in a name such as checkpoint-N or step-N.safetensors; None for a name of another form or suffix."""
-    number = path.stem.rpartition("-")[2]
-    return int(number) if path.suffix == suffix and number.isdecimal() else None
+def steps_of(paths: Iterable[Path], suffix: str) -> dict[Path, int]:
+    """The N of each path named such as checkpoint-N or step-N.safetensors, the lowest first; other paths are left out."""
+    numbers = {path: path.stem.rpartition("-")[2] for path in paths if path.suffix == suffix}
+    steps = {path: int(number) for path, number in numbers.items() if number.isdecimal()}
+    return dict(sorted(steps.items(), key=lambda item: item[1]))
 
 
 def is_full(error: OSError) -> bool:

@@ -84,19 +84,20 @@ def _check_launch(processes: int) -> None:
 
 
 def _set_threads(device: torch.device, asked_for: int | None) -> None:
-    """The number given by the setting or by OMP_NUM_THREADS; else the usable cores, divided among the processes here."""
+    """Use as many threads as the setting or OMP_NUM_THREADS says, or else an equal share of this machine's usable cores."""
     if device.type != "cpu":
         return
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     physical = psutil.cpu_count(logical=False) or usable
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     # Where the user set no number, torchrun sets 1, and accelerate sets 1 or the machine's cores divided by its processes. So
     # under a launcher these numbers may not be the user's; a user who wants one of them gives --num_cpu_threads.
     given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(given) if given.isdecimal() else 0
     launched = "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
-    if not given.isdecimal() or int(given) == 0 or (launched and int(given) in (1, physical // here)):
-        given = max(1, min(usable, physical) // here)
-    torch.set_num_threads(asked_for or int(given))
+    if threads == 0 or (launched and threads in (1, physical // here)):
+        threads = max(1, min(usable, physical) // here)
+    torch.set_num_threads(asked_for or threads)
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:

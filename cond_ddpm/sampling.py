@@ -123,7 +123,7 @@ def generate(
 
     Arguments and errors: those of `sample_batches`.
     """
-    numbered = []
+    numbered: list[tuple[int, np.ndarray]] = []
     for rows, batch in sample_batches(pipeline, class_labels, seeds, batch_size, progress, **arguments):
         numbered += zip(rows, batch)
     images = [image for _, image in sorted(gather_object(numbered), key=lambda pair: pair[0])]
@@ -213,7 +213,8 @@ class _FolderWriter:
         null_label = pipeline.unet.config.num_classes
         names = pipeline.id2label or {label: str(label) for label in range(null_label)}
         folders = _class_folders(names) | {null_label: "unconditional"}
-        self.output, self.unfinished_files = output, []
+        self.output = output
+        self.unfinished_files: list[Path] = []
         self.pictures = [output / folders[label] / f"{seed:06d}.png" for label, seed in zip(labels, seeds)]
         self.names = {folders[label]: names[label] for label in sorted(set(labels) - {null_label})}
 

@@ -477,7 +477,7 @@ def quick_classifier(monkeypatch):
     """A classifier trained for three epochs, for tests in which its accuracy does not matter."""
     from cond_ddpm.evaluate import classifier
 
-    monkeypatch.setitem(classifier._RECIPE, "max_epochs", 3)
+    monkeypatch.setattr(classifier, "_RECIPE", classifier._Recipe(max_epochs=3))
 
 
 def _without_test(dataset, folder):
@@ -589,7 +589,7 @@ import os, sys
 from cond_ddpm import sampling
 from cond_ddpm.cli import main
 from cond_ddpm.evaluate import classifier
-classifier._RECIPE["max_epochs"] = 3
+classifier._RECIPE = classifier._Recipe(max_epochs=3)
 if sys.argv.pop(1) == "kill":
     original, seen = sampling.sample_batches, []
     def killed(*given, **named):

@@ -46,9 +46,9 @@ def test_fingerprint_of_data():
 
 
 def test_keys_of_unfinished_samples_and_of_long_class_names():
-    from cond_ddpm.sampling import _folder, _Record
+    from cond_ddpm.sampling import _folder, _ProgressRecord
 
     key = "4a72386a027702c1f4fdf182d13b71437ba1606b177123eb73a11eb0bd2feeb8"
-    assert _Record(Path("out"), True, [1, "a"], 0).key == key
+    assert _ProgressRecord(Path("out"), [1, "a"], 0).key == key
     assert _folder("x" * 200, False) == "x" * 80 + "%%aa20c23e32018340"
     assert _folder("\ud800" * 60, False) == "%ED%A0%80" * 8 + "%ED%A0%8%%99bee90d0187cbc5"

@@ -74,9 +74,8 @@ def test_import_is_lazy_and_public_names_resolve():
         cond_ddpm.train_all  # noqa: B018
 
 
-@pytest.mark.parametrize("arguments, libraries", [(["--help"], set()), (["train", "--help"], {"jsonargparse", "yaml"})])
-def test_help_imports_no_more_than_it_needs(arguments, libraries):
-    """The table of commands needs the standard library alone, a command's flags their parser, and neither needs torch."""
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["visualize", "gif", "--help"]])
+def test_help_imports_the_standard_library_alone(arguments):
     script = f"""
 import sys
 before = set(sys.modules)
@@ -88,11 +87,9 @@ except SystemExit as exit:
 print(*sorted({{name.partition(".")[0] for name in sys.modules.keys() - before}}), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and "train" in done.stdout, done.stderr
+    assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
     imported = set(done.stderr.split()) - set(sys.stdlib_module_names) - {"cond_ddpm"}
-    assert imported >= libraries
-    slow = {"torch", "diffusers", "datasets", "accelerate", "transformers", "numpy", "pandas", "pyarrow", "PIL", "matplotlib"}
-    assert not imported & slow if libraries else not imported
+    assert not imported
 
 
 def test_pipelines_and_configs_are_found_in_a_checkout_that_is_not_installed(tmp_path):

@@ -265,7 +265,10 @@ def test_a_search_in_which_nothing_fits_ends(base, tmp_path, monkeypatch):
 
 BAD_MEASUREMENT = [
     ({"sampling": {"num_inference_steps": 5000}}, "sampling: num_inference_steps: expected 1 to 1000"),
-    ({"sampling": {"guidance_scale": 1.0, "guidance_rescale": 0.5}}, "sampling: guidance_scale: expected another than 1"),
+    (
+        {"sampling": {"guidance_scale": 1.0, "guidance_rescale": 0.5}},
+        "sampling: guidance_scale: expected a value other",
+    ),
     ({"sampling": {"sampler": "unipc", "timestep_spacing": "quadratic"}}, "sampling: timestep_spacing: expected a scheduler"),
     ({"evaluate": {"features": "vgg"}}, "evaluate: features: expected one of classifier, inception, dinov2"),
     ({"evaluate": {"weights": "x"}}, "evaluate: weights: expected none with the classifier"),

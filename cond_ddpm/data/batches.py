@@ -4,18 +4,22 @@ May import: `data.images`. Next on the data's way: `diffusion.py` adds noise to 
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cond_ddpm.data.images import LabelledImages
+
+if TYPE_CHECKING:  # imported when the first batch is made
+    import torch
 
 
 @dataclass(frozen=True)
 class Batch:
     """What the network sees: images (B, C, H, W) float32 in [-1, 1] and class_labels (B,) int64."""
 
-    images: "torch.Tensor"  # noqa: F821  (torch is imported when the first batch is made)
-    class_labels: "torch.Tensor"  # noqa: F821
+    images: "torch.Tensor"
+    class_labels: "torch.Tensor"
 
 
 def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -23,7 +27,7 @@ def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(indices)
 
 
-def make_batch(data: LabelledImages, indices: np.ndarray, flip: "np.ndarray | None" = None, device="cpu") -> Batch:
+def make_batch(data: LabelledImages, indices: np.ndarray, flip: np.ndarray | None = None, device="cpu") -> Batch:
     """The images at `indices`, normalised for the network; those where `flip` (bool, (B,)) is true are mirrored."""
     import torch
     from diffusers.image_processor import VaeImageProcessor
@@ -31,6 +35,6 @@ def make_batch(data: LabelledImages, indices: np.ndarray, flip: "np.ndarray | No
     images = data.images[indices]
     if flip is not None:
         images[flip] = images[flip][..., ::-1]
-    images = torch.from_numpy(images).to(device).float() / 255
+    pixels = torch.from_numpy(images).to(device).float() / 255
     # The inverse, in the pipeline, is the `denormalize` of the same class.
-    return Batch(VaeImageProcessor.normalize(images), torch.from_numpy(data.labels[indices]).to(device))
+    return Batch(VaeImageProcessor.normalize(pixels), torch.from_numpy(data.labels[indices]).to(device))

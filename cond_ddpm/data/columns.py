@@ -10,7 +10,7 @@ _LABEL_DTYPES = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32",
 
 
 def find_columns(table, image_column: str | None, label_column: str | None) -> tuple[str, str]:
-    """The given columns, or else those of the right feature type; of several, the names that are usual on the Hub win.
+    """The given columns, or else those of the right feature type; if there are several, a name that is usual on the Hub wins.
 
     Raises:
         ValueError: there is no such column.
@@ -26,7 +26,7 @@ def find_columns(table, image_column: str | None, label_column: str | None) -> t
         if kind == "label":  # numbers or strings without class names are labels only if the column has a usual name
             columns |= {n: f for n, f in table.features.items() if n in usual and getattr(f, "dtype", "") in _LABEL_DTYPES}
         column = given or next((name for name in usual if name in columns), next(iter(columns), None))
-        if column not in (columns if kind == "image" else table.features):
+        if column is None or column not in (columns if kind == "image" else table.features):
             kinds = {n: f.dtype if isinstance(f, Value) else type(f).__name__ for n, f in table.features.items()}
             there = ", ".join(f"{name} ({type_})" for name, type_ in kinds.items())
             raise ValueError(

@@ -22,20 +22,20 @@ def nearest_images(images: np.ndarray, others: np.ndarray, count: int) -> tuple[
     for flip in (False, True):
         for start in range(0, len(others), _BLOCK):
             block = others[start : start + _BLOCK]
-            block = torch.from_numpy(np.array(block[..., ::-1] if flip else block, np.float32)).flatten(1)
-            squares = (samples**2).sum(1)[:, None] - 2 * samples @ block.T + (block**2).sum(1)
+            pixels = torch.from_numpy(np.array(block[..., ::-1] if flip else block, np.float32)).flatten(1)
+            squares = (samples**2).sum(1)[:, None] - 2 * samples @ pixels.T + (pixels**2).sum(1)
             values, rows = squares.topk(min(count, len(block)), largest=False)
             candidates.append((values, rows + start, torch.full_like(rows, flip)))
     squares, rows, flips = (torch.cat(parts, dim=1) for parts in zip(*candidates))
     order = squares.argsort(dim=1, stable=True)
-    rows, flips = (part.gather(1, order).numpy() for part in (rows, flips))
+    indices, mirrored = (part.gather(1, order).numpy() for part in (rows, flips))
     # An image may be a candidate twice, as it is and mirrored: the nearer one counts.
-    is_first = np.array([[row not in candidate[:i] for i, row in enumerate(candidate)] for candidate in rows])
+    is_first = np.array([[row not in candidate[:i] for i, row in enumerate(candidate)] for candidate in indices])
     chosen = np.array([np.flatnonzero(first)[:count] for first in is_first])
-    rows, flips = (np.take_along_axis(part, chosen, axis=1) for part in (rows, flips))
-    flips = flips.astype(bool)
-    nearest = others[rows]  # (N, count, C, H, W)
-    nearest = np.where(flips[:, :, None, None, None], nearest[..., ::-1], nearest)
+    indices, mirrored = (np.take_along_axis(part, chosen, axis=1) for part in (indices, mirrored))
+    mirrored = mirrored.astype(bool)
+    nearest = others[indices]  # (N, count, C, H, W)
+    nearest = np.where(mirrored[:, :, None, None, None], nearest[..., ::-1], nearest)
     # Recomputed from the differences, because the squares above are differences of large sums, and so are rounded.
     distances = np.sqrt(((nearest.astype(np.float64) - images[:, None]) ** 2).mean(axis=(2, 3, 4)))
-    return rows, flips, distances
+    return indices, mirrored, distances

@@ -84,22 +84,23 @@ def _load_from_disk(dataset: str, path: Path, split: str, config_name: str | Non
 
 
 def _load_by_datasets(dataset: str, path: Path, split: str, config_name: str | None, files: dict[str, os.stat_result]):
-    """Parquet files, pictures with metadata and all else that `datasets` recognises."""
+    """Load Parquet files, pictures with metadata, or whatever else `datasets` recognises."""
     import datasets
 
     if path.is_file() and split != "train" and split not in path.stem.lower():
         raise NoSuchSplit(f"{dataset}: expected the split 'train' of a single file, got {split!r}; give a folder of files.")
     version = files_version(path, files)
     mirror = cache_folder().absolute() / "links" / version
-    arguments = {"path": str(mirror)}
+    reader = str(mirror)
+    data_files: dict[str, str] | None = None
     if path.is_file():
         links = {mirror / "data.parquet": path}
-        arguments = {"path": "parquet", "data_files": {split: str(mirror / "data.parquet")}}
+        reader, data_files = "parquet", {split: str(mirror / "data.parquet")}
     else:
         links = {mirror / name.replace("::", "%3A%3A"): path / name for name in files}
     _link(links)
     try:
-        builder = datasets.load_dataset_builder(**arguments, name=config_name)
+        builder = datasets.load_dataset_builder(reader, config_name, data_files=data_files)
         builder.download_and_prepare()
         table = builder.as_dataset(split=split)
     except Exception as error:  # whatever the reader of a file format raises, the data set is at fault

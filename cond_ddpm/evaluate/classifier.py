@@ -5,6 +5,7 @@ samples that are of the requested class. Next: `extractors.py` wraps it as a fea
 """
 
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,22 @@ from cond_ddpm.files import replacing
 from cond_ddpm.fingerprints import value_fingerprint
 from cond_ddpm.processes import process_state
 
-_RECIPE = {  # part of the cache's name
-    "version": 1,
-    "batch_size": 128,
-    "learning_rate": 0.1,
-    "weight_decay": 5e-4,
-    "images_seen": 540_000,
-    "max_epochs": 20,
-}
 NUM_FEATURES = 128
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How the classifier is trained. The names of cached classifiers depend on it."""
+
+    version: int = 1
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    images_seen: int = 540_000
+    max_epochs: int = 20
+
+
+_RECIPE = _Recipe()
 
 
 class _Residual(nn.Module):
@@ -81,7 +89,7 @@ def get_classifier(data: LabelledImages, test: LabelledImages, cache: Path) -> t
         cache: folder of trained classifiers.
     """
     new = lambda: Classifier(len(data.class_names), data.images.shape[1])  # noqa: E731
-    key = value_fingerprint([data_fingerprint(data), data_fingerprint(test), _RECIPE])
+    key = value_fingerprint([data_fingerprint(data), data_fingerprint(test), asdict(_RECIPE)])
     file = cache / f"classifier-{key}.safetensors"
     state = process_state()
     if state.is_main_process and not file.is_file():
@@ -100,10 +108,10 @@ def get_classifier(data: LabelledImages, test: LabelledImages, cache: Path) -> t
 
 
 def _train(network: Classifier, data: LabelledImages, test: LabelledImages, device: torch.device) -> float:
-    """Train by one cycle of SGD, with flips, shifts and label smoothing; returns the accuracy on the test split."""
-    batch_size = min(_RECIPE["batch_size"], len(data))
+    """Train by SGD with one learning-rate cycle, flips, shifts and label smoothing; return the accuracy on the test split."""
+    batch_size = min(_RECIPE.batch_size, len(data))
     steps_per_epoch = len(data) // batch_size
-    epochs = max(1, min(_RECIPE["max_epochs"], round(_RECIPE["images_seen"] / len(data))))
+    epochs = max(1, min(_RECIPE.max_epochs, round(_RECIPE.images_seen / len(data))))
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
@@ -112,16 +120,16 @@ def _train(network: Classifier, data: LabelledImages, test: LabelledImages, devi
                 module.reset_parameters()
         network.train().to(device)
         if device.type == "cpu":
-            network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack this overload
         optimizer = torch.optim.SGD(
             network.parameters(),
-            lr=_RECIPE["learning_rate"],
+            lr=_RECIPE.learning_rate,
             momentum=0.9,
             nesterov=True,
-            weight_decay=_RECIPE["weight_decay"],
+            weight_decay=_RECIPE.weight_decay,
         )
         cycle = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, _RECIPE["learning_rate"], total_steps=epochs * steps_per_epoch, pct_start=0.25
+            optimizer, _RECIPE.learning_rate, total_steps=epochs * steps_per_epoch, pct_start=0.25
         )
         rng, everything = np.random.default_rng(0), np.arange(len(data))
         with tqdm(total=epochs * steps_per_epoch, unit="step", desc="classifier", file=sys.stderr, leave=False) as bar:

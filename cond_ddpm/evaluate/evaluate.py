@@ -8,6 +8,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from cond_ddpm.evaluate.external_samples import UNKNOWN, load_samples, with_clas
 from cond_ddpm.evaluate.extractors import Extractor, make_extractor
 from cond_ddpm.evaluate.metrics import compute_metrics, frechet_distance
 from cond_ddpm.evaluate.real_images import load_real_images, real_tally
-from cond_ddpm.evaluate.report import list_warnings, mean_and_deviation, protocol_record, write_report
+from cond_ddpm.evaluate.report import list_warnings, mean_and_deviation, protocol_record, sampling_record, write_report
 from cond_ddpm.evaluate.statistics import GROUPS, Tally
 from cond_ddpm.files import replacing
 from cond_ddpm.fingerprints import value_fingerprint, weights_checksum
@@ -78,7 +79,7 @@ def evaluate(
     if given is not None:
         given = with_class_ids(given, real.train)
         protocol = dataclasses.replace(protocol, num_samples=len(given))
-    elif pipeline.id2label and list(pipeline.id2label.values()) != class_names:
+    if pipeline is not None and pipeline.id2label and list(pipeline.id2label.values()) != class_names:
         expected = ", ".join(pipeline.id2label.values())
         raise ValueError(f"dataset: expected the model's classes, {expected}, got {', '.join(class_names)}.")
     counts = np.bincount(real.train.labels, minlength=len(class_names))
@@ -102,9 +103,15 @@ def evaluate(
     if training is None and pipeline is not None:
         content = pipeline.companions.get("results.json", b"{}")
         training = read_json(content, "results.json", "remove or correct it").get("training")
-    record = protocol_record(protocol, extractor, real, model, pipeline, samples, arguments)
-    results = {"training": training or "not known", "protocol": record}
-    measured, files, started, earlier = [], [], time.perf_counter(), 0.0
+    record = protocol_record(protocol, extractor, real)
+    if pipeline is not None:
+        record |= sampling_record(protocol, model, pipeline, arguments)
+    if samples is not None:
+        del record["seed"], record["repeats"]
+        record["samples"] = samples.name
+    results: dict[str, Any] = {"training": training or "not known", "protocol": record}
+    files: list[Path] = []
+    measured, started, earlier = [], time.perf_counter(), 0.0
     for repeat in range(protocol.repeats):
         seeds = range(protocol.seed + repeat * protocol.num_samples, protocol.seed + (repeat + 1) * protocol.num_samples)
         labels = [index % len(class_names) for index in range(protocol.num_samples)]
@@ -191,7 +198,7 @@ def _fold(stream, extractor: Extractor, like: Tally, output: Path, key: list, st
         The statistics, merged on the main process; the files to remove after the report is written; and the seconds that the
         interrupted evaluation had taken.
     """
-    new = lambda: Tally(extractor, like.num_classes, like.subset, tuple(like.images.shape[1:]))  # noqa: E731
+    new = lambda: Tally(extractor, like.num_classes, like.subset, like.images.shape[1:])  # noqa: E731
     output.parent.mkdir(parents=True, exist_ok=True)
     stem = f".{output.stem}-{value_fingerprint(key)}"
     files = [output.with_name(f"{stem}-{rank}.safetensors") for rank in range(state.num_processes)]

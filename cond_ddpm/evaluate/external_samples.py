@@ -28,7 +28,7 @@ def load_samples(samples: Path, resolution: int) -> LabelledImages:
     if samples.suffix != ".npz" or not samples.is_file():
         raise ValueError(f"samples: expected a folder of CLASS/*.png or an .npz, got {samples}.")
     try:
-        with np.load(samples) as archive:
+        with samples.open("rb") as file, np.load(file) as archive:
             arrays = {name: archive[name] for name in archive if name in ("images", "arr_0", "class_labels", "arr_1")}
             found = ", ".join(archive)
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:

@@ -106,9 +106,9 @@ def _inception(weights: str | None, device: torch.device) -> Extractor:
 
     @torch.no_grad()
     def extract(images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        images = _tensor(images, device)
-        images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        features, logits = network._torch_fidelity_forward(images)  # resizes as TensorFlow did, without antialiasing
+        pixels = _tensor(images, device)
+        pixels = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
+        features, logits = network._torch_fidelity_forward(pixels)  # resizes as TensorFlow did, without antialiasing
         return features, logits
 
     record = {
@@ -134,10 +134,9 @@ def _dinov2(weights: str, device: torch.device) -> Extractor:
 
     @torch.no_grad()
     def extract(images: np.ndarray) -> tuple[torch.Tensor, None]:
-        images = _tensor(images, device).float() / 255
-        images = images.expand(-1, 3, -1, -1)
-        images = torch.nn.functional.interpolate(images, size=(224, 224), mode="bicubic", antialias=True).clamp(0, 1)
-        return network(pixel_values=(images - mean) / std).last_hidden_state[:, 0], None  # the class token
+        pixels = (_tensor(images, device).float() / 255).expand(-1, 3, -1, -1)
+        pixels = torch.nn.functional.interpolate(pixels, size=(224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+        return network(pixel_values=(pixels - mean) / std).last_hidden_state[:, 0], None  # the class token
 
     record = {
         "backend": f"transformers, {type(network).__name__}",

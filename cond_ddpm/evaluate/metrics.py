@@ -5,6 +5,7 @@ writes the metrics into results.json.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ def compute_metrics(tally: Tally, real: Tally, class_names: list[str], training_
         training_images: (M, C, H, W) uint8, among which copies are looked for.
     """
     count, dim = int(tally.all.count), tally.extractor.dim
-    found = {
+    found: dict[str, Any] = {
         "num_images": count,
         "frechet_distance": frechet_distance(tally.all, real.all),
         "frechet_distance_infinite": None,
@@ -42,7 +43,7 @@ def compute_metrics(tally: Tally, real: Tally, class_names: list[str], training_
     found["classes"] = {}
     for label, name in enumerate(class_names if tally.classes else ()):
         number = int(tally.classes[label].count)
-        row = {"num_images": number}
+        row: dict[str, float] = {"num_images": number}
         if number > 1:
             row["frechet_distance"] = frechet_distance(tally.classes[label], real.classes[label])
         if requested[label]:

@@ -1,7 +1,7 @@
 """The report of an evaluation: the record in results.json, its warnings, its pictures and the printed summary.
 
-May import: `data, files, fingerprints, text, visualize`, the pipeline, `evaluate.real_images` and what it may import. Next on
-the data's way: `hub/card.py` reads results.json for the model card.
+May import: `config, data, files, fingerprints, text, visualize`, the pipeline, `evaluate.real_images` and what it may import.
+Next on the data's way: `hub/card.py` reads results.json for the model card.
 """
 
 import dataclasses
@@ -11,10 +11,12 @@ import math
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from cond_ddpm.config.evaluation import EvaluationConfig
 from cond_ddpm.data import data_fingerprint, public_name
 from cond_ddpm.evaluate.external_samples import UNKNOWN
 from cond_ddpm.evaluate.extractors import Extractor
@@ -27,17 +29,9 @@ from cond_ddpm.text import shown
 from cond_ddpm.visualize import confusion_picture, nearest_neighbours
 
 
-def protocol_record(
-    protocol,
-    extractor: Extractor,
-    real: RealImages,
-    model: str | None,
-    pipeline: CondDDPMPipeline | None,
-    samples: Path | None,
-    arguments: dict,
-) -> dict:
-    """What was measured and how, under `protocol` in results.json: everything that is needed to obtain the same numbers."""
-    record = {
+def protocol_record(protocol: EvaluationConfig, extractor: Extractor, real: RealImages) -> dict[str, Any]:
+    """How images were measured: the part of `protocol` in results.json that is the same for a model and for given samples."""
+    return {
         **dataclasses.asdict(protocol),
         "dataset": public_name(protocol.dataset),
         "weights": public_name(protocol.weights),
@@ -58,10 +52,12 @@ def protocol_record(
         "versions": {"cond_ddpm": version("cond_ddpm"), "torch": torch.__version__},
         "commit": _commit(),
     }
-    if samples is not None:
-        for name in ("seed", "repeats"):
-            record.pop(name)
-        return {**record, "samples": samples.name}
+
+
+def sampling_record(
+    protocol: EvaluationConfig, model: str | None, pipeline: CondDDPMPipeline, arguments: dict
+) -> dict[str, Any]:
+    """Which model was measured and how its samples were made: the rest of what is needed to obtain the same numbers."""
     defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(CondDDPMPipeline.__call__).parameters.items()
@@ -72,7 +68,7 @@ def protocol_record(
     plain = (int, float, str, bool, type(None))
     config = {name: value for name, value in scheduler.config.items() if not name.startswith("_") and isinstance(value, plain)}
     guide = settings.pop("guide", None)
-    record |= {
+    return {
         "model": public_name(model),
         "weights_checksum": weights_checksum(pipeline.unet),
         **settings,
@@ -83,7 +79,6 @@ def protocol_record(
         "guide_checksum": None if guide is None else weights_checksum(guide.unet),
         "seeds": [protocol.seed, protocol.seed + protocol.num_samples * protocol.repeats - 1],
     }
-    return record
 
 
 def list_warnings(results: dict, dim: int, real: RealImages) -> list[str]:
@@ -123,10 +118,11 @@ def list_warnings(results: dict, dim: int, real: RealImages) -> list[str]:
 
 
 def mean_and_deviation(measured: list[dict]) -> tuple[dict, dict | None]:
-    """Mean and standard deviation of each metric over repeats; of one repeat, its metrics and None."""
+    """Mean and standard deviation of each metric over repeats; for a single repeat, its metrics and None."""
     if len(measured) == 1:
         return measured[0], None
-    mean, deviation = {}, {}
+    mean: dict[str, Any] = {}
+    deviation: dict[str, Any] = {}
     for name, first in measured[0].items():
         values = [metrics[name] for metrics in measured]
         if isinstance(first, dict):

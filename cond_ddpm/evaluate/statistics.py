@@ -65,7 +65,7 @@ class Tally:
 
     _TENSORS = ("confusion", "probabilities", "entropy", "rows", "kept", "image_rows", "images")
 
-    def __init__(self, extractor: Extractor, num_classes: int, subset: int, image_shape: tuple[int, int, int]):
+    def __init__(self, extractor: Extractor, num_classes: int, subset: int, image_shape: tuple[int, ...]):
         self.extractor, self.num_classes, self.subset = extractor, num_classes, subset
         dim = extractor.dim
         self.groups = [Moments(dim) for _ in range(GROUPS)]
@@ -77,31 +77,31 @@ class Tally:
         self.image_rows = torch.zeros(0, 2, dtype=torch.int64)  # row of the image among all, label
         self.images = torch.zeros((0, *image_shape), dtype=torch.uint8)
 
-    def update(self, rows: Sequence[int], images: np.ndarray, labels: Sequence[int] | None) -> None:
+    def update(self, rows: Sequence[int], images: np.ndarray, labels: Sequence[int] | np.ndarray | None) -> None:
         """Fold in images (B, C, H, W) uint8, with their rows among all images and the requested classes, if known."""
         features, logits = self.extractor.extract(images)
-        features, rows = features.float().cpu(), torch.as_tensor(rows)
+        features, row_ids = features.float().cpu(), torch.as_tensor(rows)
         if not features.isfinite().all():
             raise ValueError("features: expected finite numbers, got NaN or infinity; check the extractor's weights.")
         for group in range(GROUPS):
-            in_group = rows // self.num_classes % GROUPS == group  # labels take turns, so each group has all classes
+            in_group = row_ids // self.num_classes % GROUPS == group  # labels take turns, so each group has all classes
             self.groups[group].update(features[in_group])
-        if labels is not None:
-            labels = torch.as_tensor(labels)
-            for label in labels.unique().tolist() if self.classes else ():
-                self.classes[label].update(features[labels == label])
+        label_ids = None if labels is None else torch.as_tensor(labels)
+        if label_ids is not None:
+            for label in label_ids.unique().tolist() if self.classes else ():
+                self.classes[label].update(features[label_ids == label])
         if logits is not None:
             log_p = logits.cpu().double().log_softmax(1)
             self.probabilities = (self.probabilities if len(self.probabilities) else 0) + log_p.exp().sum(0)
             self.entropy += (log_p.exp() * log_p).sum()
-            if self.extractor.names_classes and labels is not None:
-                pairs = labels * self.num_classes + log_p.argmax(1)
+            if self.extractor.names_classes and label_ids is not None:
+                pairs = label_ids * self.num_classes + log_p.argmax(1)
                 self.confusion += torch.bincount(pairs, minlength=self.num_classes**2).view_as(self.confusion)
-        few = rows < self.subset
-        self.rows, self.kept = torch.cat([self.rows, rows[few]]), torch.cat([self.kept, features[few]])
-        few = rows < NEIGHBOURS
-        labels = torch.full((len(rows),), -1) if labels is None else labels
-        self.image_rows = torch.cat([self.image_rows, torch.stack([rows[few], labels[few]], dim=1)])
+        few = row_ids < self.subset
+        self.rows, self.kept = torch.cat([self.rows, row_ids[few]]), torch.cat([self.kept, features[few]])
+        few = row_ids < NEIGHBOURS
+        label_ids = torch.full_like(row_ids, -1) if label_ids is None else label_ids
+        self.image_rows = torch.cat([self.image_rows, torch.stack([row_ids[few], label_ids[few]], dim=1)])
         self.images = torch.cat([self.images, torch.from_numpy(np.ascontiguousarray(images))[few]])
 
     def tensors(self) -> dict[str, torch.Tensor]:

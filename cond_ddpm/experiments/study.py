@@ -161,5 +161,5 @@ def _grid(pipelines: dict[str, CondDDPMPipeline], sampling: dict, path: Path) ->
     classes = list(range(first.unet.config.num_classes))
     columns = [generate(pipeline, classes, classes, **sampling) for pipeline in pipelines.values()]
     images = np.stack(columns, axis=1)
-    names = [(first.id2label or {}).get(label, f"class {label}") for label in classes]
+    names = [first.class_name(label) for label in classes]
     class_grid(images.reshape(-1, *images.shape[2:]), names, path, column_names=list(pipelines), inches=0.9)

@@ -65,12 +65,13 @@ def _samples_picture(pipeline: CondDDPMPipeline, columns: int = 8, rows: int = 2
     pipeline.to(process_state().device)
     classes = range(min(rows, pipeline.unet.config.num_classes))
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(
+    (images,) = pipeline(
         [label for label in classes for _ in range(columns)],
         seeds=range(len(classes) * columns),
         output_type="pt",
-    ).images
-    names = [(pipeline.id2label or {}).get(label, f"class {label}") for label in classes]
+        return_dict=False,
+    )
+    names = [pipeline.class_name(label) for label in classes]
     steps = pipeline.default_steps(pipeline.scheduler)
     file = io.BytesIO()
     title = f"{steps} steps, guidance {pipeline.guidance_scale:g}"
@@ -239,13 +240,13 @@ def _distance(row: dict, other: dict) -> str:
     return _text(value) + (f" (of {row['num_images']:,})" if value is not None and len(numbers) > 1 else "")
 
 
-def _evaluation_rows(samples: dict, real: dict) -> list[tuple[str, str, str]]:
+def _evaluation_rows(samples: dict, real: dict) -> list[list[str]]:
     rows = []
     for name, (label, _) in METRICS.items():
         if samples.get(name) is not None:
             both = ((samples, real), (real, samples))
             cells = [_distance(*pair) if name == "frechet_distance" else _text(pair[0].get(name)) for pair in both]
-            rows.append((label, *cells))
+            rows.append([label, *cells])
     return rows
 
 

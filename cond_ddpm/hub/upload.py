@@ -6,7 +6,7 @@ May import: `hub.card, hub.checks, hub.folder`, the pipeline. This is the last s
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cond_ddpm
@@ -98,7 +98,7 @@ def check_access() -> str:
     return with_retries("whoami", lambda: HfApi(_endpoint(), _token()).whoami()["name"])
 
 
-def _show(what: str, files: dict[str, Path | bytes], say: Callable[[str], None]) -> None:
+def _show(what: str, files: Mapping[str, Path | bytes], say: Callable[[str], None]) -> None:
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
     say(f"{what}: {len(files)} files, {sum(sizes.values()) / 1e6:.2f} MB")
     for name, size in sizes.items():
@@ -141,7 +141,7 @@ def _token() -> str:
     return token
 
 
-def upload(repo_id: str, repo_type: str, files: dict[str, Path | bytes], private: bool) -> str:
+def upload(repo_id: str, repo_type: str, files: Mapping[str, Path | bytes], private: bool) -> str:
     """Create the repository if necessary, and make one commit that leaves it with these files and no older companions.
 
     Returns:
@@ -152,9 +152,9 @@ def upload(repo_id: str, repo_type: str, files: dict[str, Path | bytes], private
     api = HfApi(_endpoint(), _token())
 
     def attempt() -> str:
-        sdk = {"space_sdk": "gradio"} if repo_type == "space" else {}
-        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, **sdk)
-        now = api.repo_info(repo_id, repo_type=repo_type)
+        sdk = "gradio" if repo_type == "space" else None
+        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
+        now = api.space_info(repo_id) if repo_type == "space" else api.model_info(repo_id)
         there = {file.rfilename for file in now.siblings or ()} - {".gitattributes"}
         ours = set(COMPANIONS) | {name for name in there if name in files}
         foreign = sorted(there - ours) if repo_type == "model" else []
@@ -169,7 +169,7 @@ def upload(repo_id: str, repo_type: str, files: dict[str, Path | bytes], private
             raise ValueError(
                 f"private: expected a private repository, but {repo_id} exists and is public; change that on the Hub."
             )
-        operations = [
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
             for name, content in files.items()
         ]

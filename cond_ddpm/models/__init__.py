@@ -7,13 +7,14 @@ Next on the data's way: `training/` trains a network, and the pipeline samples f
 from collections.abc import Callable
 
 import torch
+from diffusers import ModelMixin
 
 from cond_ddpm.models.cond_unet import AttentionUNet2DModel, HybridUNet2DModel, SimpleUNet2DModel
 
 MODELS = {"simple": SimpleUNet2DModel, "attention": AttentionUNet2DModel, "hybrid": HybridUNet2DModel}
 
 
-def forward_flop(unet: torch.nn.Module) -> int:
+def forward_flop(unet: ModelMixin) -> int:
     """FLOP of the forward pass of one image; a backward pass takes about twice as many."""
     config = unet.config
     sample = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size, device=unet.device)

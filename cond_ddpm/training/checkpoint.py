@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cond_ddpm.config import TrainConfig, may_change_at_resume
-from cond_ddpm.files import NotWritten, remove, replacing, step_of
+from cond_ddpm.files import NotWritten, remove, replacing, steps_of
 from cond_ddpm.fingerprints import file_checksum
 from cond_ddpm.training.batches import TrainingData
 from cond_ddpm.training.state import Progress, TrainingState
@@ -73,8 +73,7 @@ def what_is_good(run: Path) -> str:
 
 def checkpoints(run: Path) -> list[Path]:
     """The run's checkpoint folders, newest first, whether good or not."""
-    found = [path for path in run.glob("checkpoint-*") if step_of(path, "") is not None]
-    return sorted(found, key=lambda path: step_of(path, ""), reverse=True)
+    return list(reversed(steps_of(run.glob("checkpoint-*"), "")))
 
 
 def fault(folder: Path) -> str | None:
@@ -181,9 +180,12 @@ def _data_difference(before: dict, now: dict) -> str:
 
 
 def prune_checkpoints(run: Path, keep: int | None, step: int) -> None:
-    """Keep `keep`, that of `step`, just written and safe, and the newest before it; later ones (broken) do not count."""
-    earlier = [folder for folder in checkpoints(run) if step_of(folder, "") <= step]
-    for folder in earlier[keep:] if keep else ():
+    """Keep the checkpoint of `step`, which has just been written, and the newest before it, `keep` in all.
+
+    Later ones, which are broken, are neither counted nor removed.
+    """
+    up_to_step = [folder for folder, of_folder in steps_of(checkpoints(run), "").items() if of_folder <= step]
+    for folder in up_to_step[:-keep] if keep else ():
         remove(folder)
 
 

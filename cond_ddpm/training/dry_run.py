@@ -72,8 +72,8 @@ def dry_run(config: TrainConfig) -> str:
 
 
 def _step_seconds(state: TrainingState, data) -> float:
-    """Of the training step that the run would do. The first one, which compiles and allocates, is not counted."""
-    taken = []
+    """The mean time of a training step of this run, without the first one, which compiles and allocates."""
+    taken: list[float] = []
     while len(taken) < 1 + _TIMED_STEPS and sum(taken[1:]) < _TIMED_SECONDS:
         started = time.perf_counter()
         loss = train_step(state, data, learning_rate_at(state.config, state.progress.step, share_done=0.0))

@@ -22,13 +22,15 @@ class Horizon:
     @classmethod
     def of(cls, config: TrainConfig, steps_per_epoch: int) -> "Horizon":
         seconds = math.inf if config.max_train_minutes is None else config.max_train_minutes * 60
-        steps = config.max_train_steps
-        if steps is None:
-            steps = config.num_epochs * steps_per_epoch if seconds == math.inf else math.inf
+        steps: float = math.inf
+        if config.max_train_steps is not None:
+            steps = config.max_train_steps
+        elif seconds == math.inf:
+            steps = config.num_epochs * steps_per_epoch
         return cls(steps, seconds, config.patience)
 
     def share_done(self, progress: Progress) -> float:
-        """Of the steps or of the time, from 0 to 1 and slightly above."""
+        """The share of the steps or of the time, whichever is larger: 0 at the start, 1 or slightly more at the end."""
         return max(progress.step / self.steps, progress.elapsed_seconds / self.seconds)
 
     def is_over(self, progress: Progress) -> bool:

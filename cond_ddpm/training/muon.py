@@ -34,14 +34,14 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised Nesterov momentum for matrices (Jordan 2024), AdamW (Loshchilov 2017) for what is not one.
+    """Orthogonalised Nesterov momentum for matrices (Jordan 2024), AdamW (Loshchilov 2017) for all other parameters.
 
     A matrix's update has the root mean square that AdamW's has, about 0.2 (Liu 2025, sec. 2.2), so that both take one
-    learning rate and weight decay. torch's own Muon takes no convolutions, and one matrix at a time; here those of one
-    shape go together, which is faster.
+    learning rate and weight decay. torch's own Muon refuses convolutions and updates one matrix at a time. This one updates
+    all matrices of a shape together, which is faster.
 
     Args:
-        matrices: parameters of two dimensions or more; a convolution is the matrix of its output channels.
+        matrices: parameters of two dimensions or more; a convolution counts as a matrix with a row for each output channel.
         others: all other parameters.
         lr, betas, eps, weight_decay: as for `torch.optim.AdamW`.
         momentum: of the matrices.
@@ -63,8 +63,8 @@ class Muon(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """One step; `closure` is for callers that pass it on, as accelerate does, and is not taken."""
+    def step(self, closure=None):  # without types, as in torch's own optimizers: the base class promises to call a closure
+        """One step. `closure` must be None, which is what accelerate passes."""
         if closure is not None:
             raise ValueError("closure: expected None; compute the gradients before the step.")
         for group in self.param_groups:
@@ -72,7 +72,7 @@ class Muon(torch.optim.Optimizer):
             if parameters:
                 group["steps"] += 1
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                (self._muon if group["muon"] else self._adam)(group, parameters)
+                (self._muon if group["muon"] else self._adam)(group, parameters, [p.grad for p in parameters])
 
     def _moments(self, parameters: list[torch.Tensor], name: str) -> list[torch.Tensor]:
         for parameter in parameters:
@@ -80,8 +80,8 @@ class Muon(torch.optim.Optimizer):
                 self.state[parameter][name] = torch.zeros_like(parameter)
         return [self.state[parameter][name] for parameter in parameters]
 
-    def _muon(self, group: dict, parameters: list[torch.Tensor]) -> None:
-        grads, momentum = [p.grad for p in parameters], self._moments(parameters, "momentum")
+    def _muon(self, group: dict, parameters: list[torch.Tensor], grads: list[torch.Tensor]) -> None:
+        momentum = self._moments(parameters, "momentum")
         torch._foreach_lerp_(momentum, grads, 1 - group["momentum"])
         updates = torch._foreach_lerp(grads, momentum, group["momentum"])  # Nesterov's
         same = defaultdict(list)
@@ -92,13 +92,13 @@ class Muon(torch.optim.Optimizer):
             for (parameter, _), update in zip(pairs, orthogonal):
                 parameter.add_(update.view_as(parameter), alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
 
-    def _adam(self, group: dict, parameters: list[torch.Tensor]) -> None:
-        grads, (beta1, beta2), steps = [p.grad for p in parameters], group["betas"], group["steps"]
+    def _adam(self, group: dict, parameters: list[torch.Tensor], grads: list[torch.Tensor]) -> None:
+        (beta1, beta2), steps = group["betas"], group["steps"]
         first, second = self._moments(parameters, "exp_avg"), self._moments(parameters, "exp_avg_sq")
         torch._foreach_lerp_(first, grads, 1 - beta1)
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
-        # Kingma 2014, alg. 1: both moments' bias taken away
+        # Without the bias of both moments (Kingma 2014, alg. 1).
         roots = torch._foreach_sqrt(second)
         torch._foreach_div_(roots, (1 - beta2**steps) ** 0.5)
         torch._foreach_add_(roots, group["eps"])

@@ -4,6 +4,7 @@ May import: `config` and `training.muon`. Next on the data's way: `step.py` step
 """
 
 import math
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ def make_optimizer(config: TrainConfig, unet: torch.nn.Module) -> torch.optim.Op
     The rest: embeddings, positions, biases and norms; the first and last layer; and the layers that turn the embedding into
     scales, shifts and gates, which start at zero and have as many parameters as a block's own.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": (config.adam_beta1, config.adam_beta2),
         "eps": config.adam_epsilon,

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from cond_ddpm import hub
 from cond_ddpm.config import TrainConfig
-from cond_ddpm.files import LOCK, NotWritten, held, is_full, remove, step_of, write
+from cond_ddpm.files import LOCK, NotWritten, held, is_full, remove, steps_of, write
 from cond_ddpm.processes import on_main
 from cond_ddpm.training.batches import TrainingData
 from cond_ddpm.training.checkpoint import checkpoints, find_checkpoint, what_is_good
@@ -184,10 +184,10 @@ def _set_aside(run: Path, state: TrainingState) -> None:
 
 
 def _written_after(run: Path, progress: Progress, best: dict | None) -> list[Path]:
-    # The newest checkpoint comes first: a kill while they are moved leaves a run that "latest" finds further back, and the
-    # rest is moved then.
-    later = [path for path in checkpoints(run) if step_of(path, "") > progress.step]
-    later += [path for path in run.glob("ema/step-*") if (step_of(path, ".safetensors") or 0) > progress.step]
+    # The newest checkpoint is moved first. If a kill interrupts the moving, "latest" is the newest checkpoint that is left,
+    # and the next run moves what is later than that one.
+    later = [path for path, step in reversed(steps_of(checkpoints(run), "").items()) if step > progress.step]
+    later += [path for path, step in steps_of(run.glob("ema/step-*"), ".safetensors").items() if step > progress.step]
     epoch = max((row["epoch"] for row in progress.metrics), default=0)
     later += [path for path in run.glob("samples/epoch_*.png") if path.stem[6:].isdecimal() and int(path.stem[6:]) > epoch]
     if any("val_loss" in row and row["step"] > progress.step for row in read_lines(run / "metrics.jsonl")):

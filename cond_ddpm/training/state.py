@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, ModelMixin
 
 from cond_ddpm.config import TrainConfig, checked_arguments
 from cond_ddpm.diffusion import make_noise_scheduler
@@ -108,7 +108,7 @@ class TrainingState:
         self.progress, self.best = progress, states.get("best")
 
 
-def make_unet(config: TrainConfig, image_shape: tuple[int, int, int], num_classes: int) -> torch.nn.Module:
+def make_unet(config: TrainConfig, image_shape: tuple[int, int, int], num_classes: int) -> ModelMixin:
     """The UNet that `config.model` and `config.unet` name, for images (C, H, W) of that many classes."""
     class_ = MODELS[config.model]
     by_data = {

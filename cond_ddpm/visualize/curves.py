@@ -64,8 +64,8 @@ def loss_curve(runs: Mapping[str, Sequence[dict]], path: str | Path | io.BytesIO
                 label = _in_legend(f"{name}, {what}") if several else what
                 axes.plot(epochs, [row[key] for row in metrics], line, color=colour, label=label, marker=marker)
             best = min(metrics, key=lambda row: row["val_loss"])
-            label = None if several else f"best epoch, {best['epoch']}"
-            axes.axvline(best["epoch"], color=colour or "gray", linewidth=0.8, linestyle=":", label=label)
+            best_label = None if several else f"best epoch, {best['epoch']}"
+            axes.axvline(best["epoch"], color=colour or "gray", linewidth=0.8, linestyle=":", label=best_label)
         rows = [row for metrics in runs.values() for row in metrics]
         if max(row["train_loss"] for row in rows) > 4 * min(row["val_loss"] for row in rows) > 0:
             axes.set_yscale("log")  # else the first epoch would flatten all others

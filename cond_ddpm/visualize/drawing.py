@@ -22,12 +22,12 @@ class Lettering:
 
     Args:
         groups: the texts.
-        settings: of matplotlib, which select the fonts.
+        fonts: families that together have all the characters.
         legend: what the numbers mean that stand for texts that no font can show; empty if there are none.
     """
 
     groups: list[list[str]]
-    settings: dict[str, Any]
+    fonts: list[str]
     legend: str
 
 
@@ -40,9 +40,9 @@ def lettering(*groups: Sequence[str]) -> Lettering:
 
     short = [[_shortened(text) for text in texts] for texts in groups]
     fallback, missing = _fonts_for("".join(sorted({c for texts in short for text in texts for c in text})))
-    settings = {"font.family": [*matplotlib.rcParams["font.family"], *fallback]}
+    fonts = [*matplotlib.rcParams["font.family"], *fallback]
     if not missing:
-        return Lettering(short, settings, "")
+        return Lettering(short, fonts, "")
     unreadable = [text for text in dict.fromkeys(text for texts in short for text in texts) if missing & set(text)]
     # The number of a class is its place among the names, which is its id if all classes are drawn.
     numbers = {text: str(short[0].index(text)) if text in short[0] else f"*{n}" for n, text in enumerate(unreadable)}
@@ -52,7 +52,7 @@ def lettering(*groups: Sequence[str]) -> Lettering:
         stacklevel=3,
     )
     legend = [f"{number} = {ascii(text)[1:-1]}" for text, number in numbers.items()]
-    return Lettering([[numbers.get(text, text) for text in texts] for texts in short], settings, _legend(legend))
+    return Lettering([[numbers.get(text, text) for text in texts] for texts in short], fonts, _legend(legend))
 
 
 def _shortened(text: str, length: int = 48) -> str:
@@ -103,7 +103,7 @@ def figure(path: str | Path | io.BytesIO, size: tuple[float, float], dpi: int, l
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(letters.settings):
+    with matplotlib.rc_context({"font.family": letters.fonts}):
         drawn = Figure(figsize=size, dpi=dpi, layout="constrained")
         yield drawn
         _save(drawn, path, letters.legend)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.visualize.drawing import figure, lettering
 
 
@@ -59,10 +58,6 @@ def class_grid(
             axes.text(left + width / 2, top + height + gap / 2, text, ha="center", va="top", fontsize=6.5, parse_math=False)
         if titles:
             axes.set_title(titles[0], fontsize=9, parse_math=False)
-
-
-def class_names(pipeline: CondDDPMPipeline, labels: Sequence[int]) -> list[str]:
-    return [(pipeline.id2label or {}).get(label, f"class {label}") for label in labels]
 
 
 def to_pixels(samples: torch.Tensor) -> np.ndarray:

@@ -14,7 +14,7 @@ from diffusers.training_utils import compute_snr
 
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.sampling import autocast
-from cond_ddpm.visualize.grids import class_grid, class_names, to_pixels
+from cond_ddpm.visualize.grids import class_grid, to_pixels
 
 
 def forward_strip(
@@ -36,13 +36,13 @@ def forward_strip(
         seed: of the noise.
     """
     last = scheduler.config.num_train_timesteps - 1
-    timesteps = torch.tensor(timesteps or sorted({round(last * (i / 8) ** 1.5) for i in range(9)}))
+    steps = torch.tensor(timesteps or sorted({round(last * (i / 8) ** 1.5) for i in range(9)}))
     clean = torch.tensor(image).float() / 127.5 - 1
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).expand(len(timesteps), *clean.shape)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).expand(len(steps), *clean.shape)
     noising = DDPMScheduler.from_config(scheduler.config)
-    noisy = noising.add_noise(clean.expand_as(noise), noise, timesteps)
-    ratios = compute_snr(noising, timesteps).tolist()
-    captions = [f"t = {t}\nSNR {_two_digits(snr)}" for t, snr in zip(timesteps.tolist(), ratios)]
+    noisy = noising.add_noise(clean.expand_as(noise), noise, steps)
+    ratios = compute_snr(noising, steps).tolist()
+    captions = [f"t = {t}\nSNR {_two_digits(snr)}" for t, snr in zip(steps.tolist(), ratios)]
     class_grid(to_pixels(noisy), ["x_t"], path, title, captions=captions, inches=0.8)
 
 
@@ -68,7 +68,7 @@ def denoising_strip(
     output = _sampled(pipeline, columns, arguments, [class_label], seeds=[seed])
     strips = torch.cat([output.intermediate_samples[:, 0], output.intermediate_predictions[:, 0]])
     names = [f"t = {t:g}" for t in output.intermediate_timesteps.tolist()]
-    title = f"{class_names(pipeline, pipeline.label_ids(class_label))[0]}, seed {seed}"
+    title = f"{pipeline.class_name(*pipeline.label_ids(class_label))}, seed {seed}"
     class_grid(to_pixels(strips), ["x_t", "predicted x_0"], path, title, column_names=names, inches=0.8)
 
 
@@ -100,10 +100,10 @@ def denoising_gif(
     final = (output.images * 255).round().to(torch.uint8).cpu().numpy()
     states = [*map(to_pixels, output.intermediate_samples), final]
     titles = [*(f"t = {t:g}" for t in output.intermediate_timesteps.tolist()), "done"]
-    pictures = []
+    pictures: list[Image.Image] = []
     for state, title in zip(states, titles):
         file = io.BytesIO()
-        class_grid(state, class_names(pipeline, labels), file, title)
+        class_grid(state, [pipeline.class_name(label) for label in labels], file, title)
         picture = Image.open(file).convert("RGB")
         pictures.append(picture.resize(pictures[0].size if pictures else (picture.width // 2, picture.height // 2)))
     durations = [100] * (len(pictures) - 1) + [2000]

@@ -11,7 +11,7 @@ import numpy as np
 from cond_ddpm.ema import combine_snapshots, snapshot_steps
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.sampling import generate
-from cond_ddpm.visualize.grids import class_grid, class_names
+from cond_ddpm.visualize.grids import class_grid
 
 
 def guidance_sweep(
@@ -112,4 +112,4 @@ def _settings_sweep(pipeline, class_labels, path, settings, names, title, seed, 
 def _draw(pipeline, labels: list[int], path: str | Path, columns: list[np.ndarray], names: list[str], title: str) -> None:
     images = np.stack(columns, axis=1)  # (rows, columns, C, H, W)
     images = images.reshape(-1, *images.shape[2:])
-    class_grid(images, class_names(pipeline, labels), path, title, column_names=names, inches=0.6)
+    class_grid(images, [pipeline.class_name(label) for label in labels], path, title, column_names=names, inches=0.6)

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -25,7 +26,7 @@ from diffusers.utils.hub_utils import _get_model_file
 from diffusers.utils.torch_utils import randn_tensor
 
 # How the timesteps are chosen, as settings of a scheduler. "quadratic" is our own; see `_set_timesteps`.
-SPACINGS = {
+SPACINGS: dict[str, dict[str, Any]] = {
     "leading": {"timestep_spacing": "leading", "use_karras_sigmas": False},
     "trailing": {"timestep_spacing": "trailing", "use_karras_sigmas": False},
     "linspace": {"timestep_spacing": "linspace", "use_karras_sigmas": False},
@@ -37,7 +38,7 @@ SPACINGS = {
 # right timestep with any spacing.
 _ODE = {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
 _SDE = {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "zero"}
-SAMPLERS = {
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("DDPMScheduler", SPACINGS["trailing"]),
     "ddim": ("DPMSolverMultistepScheduler", {**_ODE, "solver_order": 1, **SPACINGS["trailing"]}),
     "dpm++1": ("DPMSolverMultistepScheduler", {**_ODE, "solver_order": 1, **SPACINGS["karras"]}),
@@ -87,10 +88,10 @@ class Guidance:
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, math.inf)
     rescale: float = 0.0
-    guide: torch.nn.Module | None = None
+    guide: ModelMixin | None = None
 
     def predict(
-        self, unet: torch.nn.Module, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor, sigma: float
+        self, unet: ModelMixin, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor, sigma: float
     ) -> torch.Tensor:
         """The prediction (B, C, H, W) in float32 for `sample`, which is x_t (B, C, H, W) at noise level `sigma`."""
         low, high = self.interval
@@ -213,10 +214,11 @@ class CondDDPMPipeline(DiffusionPipeline):
             raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}.")
         if timestep_spacing is not None and timestep_spacing not in SPACINGS:
             raise ValueError(f"timestep_spacing: expected one of {', '.join(SPACINGS)}, got {timestep_spacing!r}.")
-        scheduler_class, changes = type(self.scheduler), {}
+        scheduler_class = type(self.scheduler)
+        changes = {} if timestep_spacing is None else SPACINGS[timestep_spacing]
         if sampler is not None:
-            class_name, changes = SAMPLERS[sampler]
-            scheduler_class = getattr(diffusers, class_name)
+            class_name, of_sampler = SAMPLERS[sampler]
+            scheduler_class, changes = getattr(diffusers, class_name), {**of_sampler, **changes}
         _check_tested(scheduler_class, self.scheduler.config)
         if sampler is None and timestep_spacing is None:
             # A copy, because `from_config` would lose any state that a scheduler of your own has beside its config.
@@ -227,7 +229,6 @@ class CondDDPMPipeline(DiffusionPipeline):
                 f"timestep_spacing: expected a scheduler that has the setting {setting} for {timestep_spacing!r}, got"
                 f" {scheduler_class.__name__}, which does not."
             )
-        changes = {**changes, **SPACINGS.get(timestep_spacing, {})}
         return scheduler_class.from_config({**self.scheduler.config, "_use_default_values": []}, **changes)
 
     @staticmethod
@@ -297,12 +298,11 @@ class CondDDPMPipeline(DiffusionPipeline):
             ValueError: an argument out of range; guidance by a null label that was never trained; a scheduler that is not in
                 `TESTED_SCHEDULERS`, or timesteps that it gets wrong; a network whose predictions are not finite.
         """
-        unconditional = class_labels is None
-        ids = [self.unet.config.num_classes] if unconditional else self.label_ids(class_labels)
+        ids = [self.unet.config.num_classes] if class_labels is None else self.label_ids(class_labels)
         num_images_per_label = whole_number("num_images_per_label", num_images_per_label, 1)
         labels = [label for label in ids for _ in range(num_images_per_label)]
         generator = _image_generators(generator, seeds, len(labels))
-        guidance = self._make_guidance(guidance_scale, guidance_interval, guidance_rescale, guide, unconditional)
+        guidance = self._make_guidance(guidance_scale, guidance_interval, guidance_rescale, guide, class_labels is None)
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type: expected 'pil', 'np' or 'pt', got {output_type!r}.")
         batch_size = whole_number("batch_size", batch_size, 1)
@@ -333,16 +333,15 @@ class CondDDPMPipeline(DiffusionPipeline):
             bar.update()
             return sample
 
-        images, starts = [], range(0, len(labels), batch_size)
+        pictures, starts = [], range(0, len(labels), batch_size)
         with self.progress_bar(total=len(starts) * forwards) as bar:
             for start in starts:
                 batch = slice(start, start + batch_size)
                 generators = generator[batch] if isinstance(generator, list) else generator
                 sample = self._denoise(copy.deepcopy(scheduler), guidance, labels[batch], generators, after_step)
-                images += self.image_processor.postprocess(sample, output_type="pil" if output_type == "pil" else "pt")
+                pictures += self.image_processor.postprocess(sample, output_type="pil" if output_type == "pil" else "pt")
         self.maybe_free_model_hooks()
-        if output_type != "pil":
-            images = torch.stack(images)
+        images = pictures if output_type == "pil" else torch.stack(pictures)
         if output_type == "np":
             images = VaeImageProcessor.pt_to_numpy(images)
         output = CondDDPMPipelineOutput(images)
@@ -457,8 +456,8 @@ class CondDDPMPipeline(DiffusionPipeline):
         """
         if self._companions is None:
             folder = self.config.get("_name_or_path")
-            source = self._loaded_from
-            if source is None and folder and Path(folder).is_dir():
+            source = self._loaded_from or {}
+            if not source and folder and Path(folder).is_dir():
                 source = {"pretrained_model_name_or_path": folder}
             self._companions = {}
             for name in COMPANIONS if source else ():
@@ -505,8 +504,8 @@ class CondDDPMPipeline(DiffusionPipeline):
             OSError: there is no such folder or repository; a file is missing or not JSON.
         """
         where = str(pretrained_model_name_or_path)
-        hub = {"cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only}
-        hub |= {"proxies": proxies, "revision": revision, "token": token}
+        hub: dict[str, Any] = {"cache_dir": cache_dir, "force_download": force_download, "proxies": proxies}
+        hub |= {"local_files_only": local_files_only, "revision": revision, "token": token}
         index = cls.load_config(where, **hub)
         class_name = index.get("_class_name") if isinstance(index, dict) else None
         if (class_name[-1] if isinstance(class_name, list) and class_name else class_name) != cls.__name__:
@@ -696,7 +695,7 @@ def _noise_levels(scheduler: SchedulerMixin) -> list[float]:
     return ((1 - alphas_cumprod) / alphas_cumprod).sqrt().tolist()
 
 
-def _forward(unet: torch.nn.Module, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+def _forward(unet: ModelMixin, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
     """The network's prediction as float32, (B, C, H, W), for a sample of any type."""
     return unet(sample.to(unet.dtype), timestep, class_labels).sample.float()
 
@@ -731,7 +730,7 @@ def _clip_predicted_original(
 
 def _copy_code(class_: type, folder: Path) -> list[str]:
     """Copy the file that defines `class_` into `folder`; return [file stem, class], its entry in model_index.json."""
-    source = Path(inspect.getsourcefile(class_))
+    source = Path(inspect.getfile(class_))
     target = folder / source.name
     if not (target.exists() and target.samefile(source)):
         shutil.copyfile(source, target)
@@ -777,7 +776,7 @@ def _module_and_class(index: dict, name: str) -> list[str]:
     return entry
 
 
-def _component_config(class_: type, where: str, name: str, hub: dict) -> dict:
+def _component_config(class_: type[ModelMixin] | type[SchedulerMixin], where: str, name: str, hub: dict) -> dict:
     """The settings in a component's JSON file. diffusers itself would accept an empty file, and use its default betas."""
     config = class_.load_config(where, subfolder=name, **hub)
     if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):

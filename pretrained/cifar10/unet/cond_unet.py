@@ -22,6 +22,11 @@ def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
+def _set_to_zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 def _num_heads(channels: int, head_dim: int) -> int:
     """The number of heads with `head_dim` channels each. Fewer channels than that form a single head."""
     if head_dim < 1:
@@ -297,16 +302,18 @@ class _UNet(_CondUNet2DModel):
 
     def _initialize(self) -> None:
         """Residual branches and the output start at zero, so that at first each block passes its input on unchanged."""
-        last_of_branch = [module.conv2 for module in self.modules() if isinstance(module, _ResidualBlock)]
-        last_of_branch += [module.to_out for module in self.modules() if isinstance(module, _SelfAttention)]
-        for layer in (*last_of_branch, self.conv_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for module in self.modules():
+            if isinstance(module, _ResidualBlock):
+                _set_to_zero(module.conv2)
+            elif isinstance(module, _SelfAttention):
+                _set_to_zero(module.to_out)
+        _set_to_zero(self.conv_out)
 
     def _predict(self, patches: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         hidden = self.conv_in(patches)  # (B, C0, S / patch, S / patch)
         skips = [hidden]
         for stage in self.down_stages:
+            assert isinstance(stage, _Stage)
             for block in stage.blocks:
                 hidden = block(hidden, embedding)
                 skips.append(hidden)
@@ -316,6 +323,7 @@ class _UNet(_CondUNet2DModel):
         for block in self.mid_blocks:
             hidden = block(hidden, embedding)
         for stage in self.up_stages:
+            assert isinstance(stage, _Stage)
             for block in stage.blocks:
                 hidden = block(torch.cat([hidden, skips.pop()], dim=1), embedding)
             if stage.resample is not None:
@@ -474,14 +482,11 @@ class HybridUNet2DModel(_CondUNet2DModel):
         """Gates, residual branches and the output start at zero, so that at first each block passes its input on unchanged."""
         for module in self.modules():
             if isinstance(module, _ResidualBlock):
-                nn.init.zeros_(module.conv2.weight)
-                nn.init.zeros_(module.conv2.bias)
-            if isinstance(module, _TransformerBlock):
-                nn.init.zeros_(module.to_film.weight)
-                nn.init.zeros_(module.to_film.bias)
+                _set_to_zero(module.conv2)
+            elif isinstance(module, _TransformerBlock):
+                _set_to_zero(module.to_film)
+        _set_to_zero(self.conv_out)
         nn.init.normal_(self.positions, std=0.02)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
 
     def _predict(self, patches: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         hidden = self.conv_in(patches)  # (B, channels, S / patch, S / patch)
