@@ -1,7 +1,7 @@
-"""The command line, `cond-ddpm COMMAND`: a table of the commands, and errors of the user's input in one line.
+"""The command line, `cond-ddpm COMMAND`: a table of the commands. An error in the user's input is one line.
 
 May import: `commands, config, text`. The settings of a command become its flags in `config/flags.py`; what it does is in
-`commands.py`. Both are imported when it is called, so that `--help` answers at once.
+`commands.py`. Both are imported only when a command is called, so that `--help` answers at once.
 """
 
 import importlib
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Command(NamedTuple):
-    """A function of `commands.py`, the class of its settings in `config/`, and what --help says; or a table of its own."""
+    """A function of `commands.py`, the class of its settings in `config/`, and its help; or, in `kinds`, its subcommands."""
 
     function: str
     settings: str
@@ -31,14 +31,14 @@ KINDS = {
     "forward": Command(
         "forward",
         "visualization.ForwardConfig",
-        "a real image at t = 0 to the last, the signal-to-noise ratio under each",
+        "a real image with increasing noise, and the signal-to-noise ratio below each",
     ),
     "denoising": Command("denoising", "visualization.DenoisingConfig", "x_t and the x_0 predicted from it, of one class"),
-    "gif": Command("gif", "visualization.GifConfig", "noise becoming images, a row a class"),
-    "classes": Command("classes", "visualization.ClassGridConfig", "samples, a row a class"),
+    "gif": Command("gif", "visualization.GifConfig", "an animation of noise turning into images, a row for each class"),
+    "classes": Command("classes", "visualization.ClassGridConfig", "samples, a row for each class"),
     "guidance": Command("guidance", "visualization.GuidanceSweepConfig", "a column for each guidance_scale"),
     "steps": Command("steps", "visualization.StepsSweepConfig", "a column for each num_inference_steps"),
-    "epochs": Command("epochs", "visualization.EpochsConfig", "the same noise at moments of the training"),
+    "epochs": Command("epochs", "visualization.EpochsConfig", "samples from the same noise at several points in the training"),
     "neighbours": Command(
         "neighbours",
         "visualization.NeighboursConfig",
@@ -50,43 +50,43 @@ COMMANDS = {
     "train": Command(
         "train",
         "training.TrainCommandConfig",
-        "train a model, in this one process (several: accelerate launch train_cond_ddpm.py)",
+        "train a model in one process (on several: accelerate launch train_cond_ddpm.py)",
     ),
     "sample": Command(
         "sample",
         "sampling.SampleConfig",
-        "images of the classes asked for (on several processes: accelerate launch -m cond_ddpm.cli sample)",
+        "images of the requested classes (on several processes: accelerate launch -m cond_ddpm.cli sample)",
     ),
     "visualize": Command("", "", "pictures: noising, denoising, classes, guidance, steps, epochs, neighbours, losses", KINDS),
     "evaluate": Command(
         "evaluate",
         "evaluation.EvaluateConfig",
-        "measure a model or samples against real images (several: accelerate launch -m cond_ddpm.cli)",
+        "measure a model or samples against real images (on several processes: accelerate launch -m cond_ddpm.cli evaluate)",
     ),
     "study": Command(
-        "study", "experiments.StudyConfig", "train and measure several models on the same data, with the same judge"
+        "study", "experiments.StudyConfig", "train and measure several models on the same data, with the same classifier"
     ),
-    "tune": Command("tune", "experiments.TuneConfig", "search settings of training with Optuna"),
+    "tune": Command("tune", "experiments.TuneConfig", "search training settings with Optuna"),
     "publish": Command(
         "publish",
         "publishing.PublishConfig",
-        "check a pipeline folder, write its card, upload it to the Hub; a demo Space, too",
+        "check a pipeline folder, write its card, upload it to the Hub, and a demo Space if requested",
     ),
     "export": Command(
         "export",
         "sampling.ExportConfig",
-        "the network as ONNX, or as torch's exported program, to sample without its weights and code",
+        "the network as ONNX, or as torch's exported program, to sample without the original code",
     ),
     "ema": Command(
         "ema",
         "publishing.EmaConfig",
-        "from a run's snapshots, write a pipeline averaged over another horizon, without training",
+        "from a run's snapshots, write a pipeline averaged with another width, without training",
     ),
 }
 
 
 def settings_of(command: Command, arguments: list[str] | None = None, prog: str | None = None) -> "Settings":
-    """The settings of a command from `--config FILE` and flags; exits with code 2 on those it cannot take."""
+    """The settings of a command from `--config FILE` and flags; exits with code 2 if any of them is invalid."""
     from cond_ddpm.config.flags import parse
 
     module, _, name = command.settings.rpartition(".")
@@ -102,7 +102,7 @@ def run(command: Command, arguments: list[str] | None = None, prog: str | None =
 
 
 def parse_train(arguments: list[str] | None = None) -> "TrainConfig":
-    """The settings of a run, as the command line would have them."""
+    """The training settings that these arguments give."""
     from cond_ddpm.config import TrainConfig
 
     return settings_of(COMMANDS["train"], arguments).part(TrainConfig)
@@ -114,16 +114,16 @@ def run_train() -> None:
 
 
 def guarded(function: Callable, *arguments) -> int:
-    """Call; what the user's input caused becomes one line and exit code 1. COND_DDPM_TRACEBACK=1 shows where it arose."""
+    """Call the function; an error in the user's input is one line and exit code 1; COND_DDPM_TRACEBACK=1 shows a traceback."""
     try:
         function(*arguments)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("COND_DDPM_TRACEBACK") == "1":
             raise
-        # Line by line: what others have named may hold what a terminal obeys.
+        # Line by line: names from elsewhere may contain control codes of the terminal.
         print("error: " + "\n".join(map(shown, str(error).split("\n"))), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # before training has begun, which would finish its step; or a second one
+    except KeyboardInterrupt:  # before training, which would finish its step first; or a second Ctrl-C
         if os.environ.get("COND_DDPM_TRACEBACK") == "1":
             raise
         print("stopped by Ctrl-C", file=sys.stderr)
@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _choose(table: dict[str, Command], prog: str, what: str, arguments: list[str]) -> int:
-    """Run the command of a table that the first argument names."""
+    """Run the command that the first argument names in `table`."""
     lines = "\n".join(f"  {name:10} {command.text}" for name, command in table.items())
     usage = f"usage: {prog} {what} [--help] [--config FILE] [--FLAG VALUE ...]\n\n{lines}"
     if not arguments or arguments[0] in ("-h", "--help"):

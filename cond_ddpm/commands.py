@@ -1,7 +1,7 @@
 """What each command does, given its settings: load what they name, call the package, return the text to show.
 
-May import: everything but the command line, which calls these functions. What a command needs, it imports when it is called,
-so that one that needs little starts at once.
+May import: everything but the command line, which calls these functions. Each command imports what it needs when it is
+called, so that light commands start at once.
 """
 
 import os
@@ -68,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> str | None:
         if is_its_own and process_state().is_main_process:
             from cond_ddpm.hub import complete
 
-            complete(config.output.parent)  # its card tells what was measured
+            complete(config.output.parent)  # its card reports the metrics
     return f"{summary(results)}\n{config.output}" if process_state().is_main_process else None
 
 
@@ -113,9 +113,9 @@ def ema(config: EmaConfig) -> str:
     weights, rest = combine_snapshots(config.run / "ema", config.std, config.step)
     pipeline = _from_pretrained(str(config.run / "pipeline"))
     pipeline.unet.load_state_dict(weights)
-    pipeline.companions = {}  # those are of other weights
+    pipeline.companions = {}  # those belong to other weights
     save_pipeline(pipeline, output)
-    return f"{output}: averaged with relative width {config.std:g}; the snapshots miss {rest:.1%} of that profile"
+    return f"{output}: averaged with relative width {config.std:g}; the snapshots cannot represent {rest:.1%} of that profile"
 
 
 # visualize KIND
@@ -130,7 +130,7 @@ def forward(config: visualization.ForwardConfig) -> str:
     of_class = [index for index, found in enumerate(data.labels) if found == label]
     if not 0 <= config.index < len(of_class):
         raise ValueError(f"index: expected 0 to {len(of_class) - 1}, the images of that class, got {config.index}.")
-    title = f"{pipeline.class_name(label)}, a real image, noised"
+    title = f"{pipeline.class_name(label)}, a real image with increasing noise"
     image = data.images[of_class[config.index]]
     visualize.forward_strip(image, pipeline.scheduler, _new(config.output), title, seed=config.seed)
     return str(config.output)
@@ -257,7 +257,7 @@ def _from_pretrained(model: str, revision: str | None = None) -> "CondDDPMPipeli
 
 
 def _labels(pipeline: "CondDDPMPipeline", given: Sequence[str | int] | None) -> list[int]:
-    """Ids of the classes that were given, a name before an id; every class, if none was."""
+    """Ids of the classes that were given, names are tried before ids; every class, if none was given."""
     if given is None:
         return list(range(pipeline.unet.config.num_classes))
     names = (pipeline.id2label or {}).values()
@@ -266,7 +266,7 @@ def _labels(pipeline: "CondDDPMPipeline", given: Sequence[str | int] | None) -> 
 
 
 def _label(pipeline: "CondDDPMPipeline", given: str | int | None) -> int:
-    """Id of the class that was given; the first, if none was."""
+    """The id of the given class; the first class, if none was given."""
     return _labels(pipeline, None if given is None else [given])[0]
 
 
@@ -284,6 +284,6 @@ def _real_images(config: RealImagesConfig, pipeline: "CondDDPMPipeline") -> "Lab
 
 
 def _new(file: Path) -> Path:
-    """A file in a folder that is there."""
+    """The path, once its folder has been made."""
     file.parent.mkdir(parents=True, exist_ok=True)
     return file

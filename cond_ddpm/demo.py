@@ -1,7 +1,7 @@
 """A demo page in the browser: choose a class and see images of it. This file is published with a demo Space's app.py.
 
 May import: the standard library, torch, diffusers and gradio; nothing of this package, so that it works alone.
-It stands at the end of the data's way: `hub/` uploads it with a pipeline folder.
+It is at the end of the data flow: `hub/` uploads it with a pipeline folder.
 """
 
 import gradio

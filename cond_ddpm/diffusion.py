@@ -1,6 +1,6 @@
 """The training objective: noise schedule, timesteps, label dropout, prediction target, loss weighting.
 
-May import: `config`. Next on the data's way: `train.py` averages the losses and steps the optimizer.
+May import: `config`. Next in the data flow: `training/step.py` averages the losses and steps the optimizer.
 All randomness of a training step is drawn here. It depends only on (seed, step), and it is drawn for the whole global batch,
 of which each process takes its part. So a run depends neither on the number of processes nor on how often it was resumed.
 """
@@ -17,7 +17,7 @@ from cond_ddpm.config import TrainConfig
 
 
 def make_noise_scheduler(config: TrainConfig) -> DDPMScheduler:
-    """The forward process. Only its config holds the betas; other schedulers are made from it by `from_config`."""
+    """The forward process. The betas are kept only in its config, from which other schedulers are made."""
     return DDPMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         beta_start=config.beta_start,
@@ -38,7 +38,7 @@ class StepRandomness:
     dropout_seed: int  # of the network's dropout layers
 
     def part(self, index: int, parts: int) -> "StepRandomness":
-        """The index-th of equal parts of the global batch, for one process."""
+        """Part `index` of `parts` equal parts of the global batch, for one process."""
         size = len(self.flip) // parts
         rows = slice(index * size, (index + 1) * size)
         seed = (self.dropout_seed * parts + index) % 2**63
@@ -55,6 +55,7 @@ def draw_training(config: TrainConfig, step: int, image_shape: tuple[int, int, i
         timesteps = rng.integers(num_timesteps, size=size)
     drop_label = rng.random(size) < config.class_dropout_prob
     flip = rng.random(size) < 0.5
+    # A further draw comes after these, so that a seed gives the same run as before.
     noise_seed, dropout_seed = rng.integers(2**62, size=2).tolist()
     generator = torch.Generator(device).manual_seed(noise_seed)
     return StepRandomness(
@@ -67,7 +68,7 @@ def draw_training(config: TrainConfig, step: int, image_shape: tuple[int, int, i
 
 
 def draw_validation(num_images: int, num_train_timesteps: int, image_shape: tuple[int, int, int]) -> StepRandomness:
-    """Evenly spaced timesteps without label dropout, the same for every run and epoch, so that validation losses compare."""
+    """Evenly spaced timesteps without label dropout, the same for every run and epoch, so that the losses are comparable."""
     timesteps = (2 * torch.arange(num_images) + 1) * num_train_timesteps // (2 * num_images)  # centres of equal intervals
     timesteps = timesteps[torch.randperm(num_images, generator=torch.Generator().manual_seed(0))]
     noise = torch.randn((num_images, *image_shape), generator=torch.Generator().manual_seed(0))
@@ -76,7 +77,7 @@ def draw_validation(num_images: int, num_train_timesteps: int, image_shape: tupl
 
 
 def drop_labels(class_labels: torch.Tensor, drop: torch.Tensor, null_label: int) -> torch.Tensor:
-    """The labels (B,) with the null label where `drop` (B,) is true. Labels are dropped one by one, not by the batch."""
+    """The labels (B,) with the null label where `drop` (B,) is true: each label is dropped independently."""
     return torch.where(drop, null_label, class_labels)
 
 

@@ -1,6 +1,6 @@
 """Exports the network to one file for other runtimes, and makes a pipeline that samples from such a file.
 
-May import: `fingerprints`, the pipeline. Next on the data's way: `CondDDPMPipeline` samples with the exported network in
+May import: `fingerprints`, the pipeline. Next in the data flow: `CondDDPMPipeline` samples with the exported network in
 place of the UNet.
 """
 

@@ -1,7 +1,7 @@
 """The last step of the quickstart: draw digits, and count how many a classifier recognises as the requested digit.
 
 May import: everything, since nothing imports it. The classifier is scikit-learn's, trained here on real digits.
-It stands at the end of the data's way: it writes a labelled grid and prints two accuracies.
+It is at the end of the data flow: it writes a labelled grid and prints two accuracies.
 """
 
 import argparse

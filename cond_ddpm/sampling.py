@@ -1,6 +1,6 @@
 """Draws images for seeds and class labels, in batches of any size and on any number of processes.
 
-May import: `data, fingerprints, processes`, the pipelines. Next on the data's way: `visualize/` shows the images, and
+May import: `data, fingerprints, processes`, the pipelines. Next in the data flow: `visualize/` shows the images, and
 `evaluate/` measures them.
 """
 
@@ -119,7 +119,7 @@ def generate(
     progress: bool = False,
     **arguments,
 ) -> np.ndarray:
-    """One image for each label and seed, as (N, C, H, W) uint8, also for N = 0. Every process receives all of them.
+    """One image for each label and seed, as (N, C, H, W) uint8, N may be 0. Every process receives all of them.
 
     Arguments and errors: those of `sample_batches`.
     """
@@ -152,7 +152,7 @@ def save_samples(
         pipeline, class_labels, seeds, batch_size, progress, arguments: those of `sample_batches`.
 
     Returns:
-        The progress files, which the caller removes when no further call is to continue from them, and the seconds that
+        The progress files, which the caller removes once no later call needs to resume, and the seconds that
         earlier calls took. Without a key, an empty list and 0.
 
     Raises:
@@ -181,7 +181,7 @@ def save_samples(
     started = time.perf_counter()
 
     def sampled() -> Iterator[tuple[list[int], np.ndarray]]:
-        """The batches that are left. When the writer asks for the next one, it has written the one before."""
+        """The batches that are left. By the time the writer asks for a batch, it has written the previous one."""
         left = sample_batches(pipeline, class_labels, seeds, batch_size, progress, done, **arguments)
         for number, batch in enumerate(left, done):
             if number == done:  # before anything is written, mark the output as this call's
@@ -222,7 +222,7 @@ class _FolderWriter:
         return all(picture.is_file() for picture in self.pictures)
 
     def count_written(self, batches: list[list[int]]) -> int:
-        """The number of batches before the first one of which someone has removed a picture."""
+        """The number of batches before the first batch that lacks a picture."""
         missing = (i for i, rows in enumerate(batches) if not all(self.pictures[row].is_file() for row in rows))
         return next(missing, len(batches))
 
@@ -268,7 +268,7 @@ class _ArchiveWriter:
             self._write_archive()
 
     def _write_archive(self) -> None:
-        """The archive holds no time of writing, so that equal images give equal files."""
+        """The archive holds no timestamps, so that equal images give equal files."""
         partial = self.output.with_name(f".{self.output.name}.partial")
         with zipfile.ZipFile(partial, "w") as archive:
             entry = zipfile.ZipInfo("images.npy")
@@ -291,7 +291,7 @@ class _ProgressRecord:
         self.file = self.folder / f"{self.stem}{rank}"
 
     def files(self) -> list[Path]:
-        """Those of all processes."""
+        """The progress files of all processes."""
         there = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(file for file in there if file.name.startswith(self.stem))
 
@@ -330,17 +330,17 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³]) *(\.|$)", re.IGNO
 
 
 def _class_folders(names: dict[int, str]) -> dict[int, str]:
-    """A folder name for each class, which no disk confuses with another.
+    """A folder name for each class, which no file system confuses with another.
 
-    A class name that any disk can store is kept. In the others, each character that cannot be stored is written as %XX, as in
-    a URL, from which the name can be read back. A name that is too long ends in a checksum.
+    A class name that any file system can store is kept. In the others, each character that cannot be stored is written as
+    %XX, as in a URL, from which the name can be read back. A name that is too long ends in a checksum.
     """
     taken = [_folded(name) for name in names.values()]
     return {label: _folder(name, taken.count(_folded(name)) > 1) for label, name in names.items()}
 
 
 def _folded(name: str) -> str:
-    """Equal for names that some disks do not tell apart: by their case, or by how accents are encoded."""
+    """Equal for names that some file systems do not tell apart: by their case, or by how accents are encoded."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 

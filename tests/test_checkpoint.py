@@ -285,6 +285,19 @@ def short(config):
     return dataclasses.replace(config, **small, gradient_accumulation_steps=1, mixed_precision="no")
 
 
+@pytest.mark.end_to_end
+def test_a_setting_that_is_newer_than_the_checkpoint_had_its_default(short):
+    folder = train(dataclasses.replace(short, max_train_steps=1, checkpointing_steps=1)) / "checkpoint-1"
+    record = json.loads((folder / "progress.json").read_text())
+    assert record["settings"].pop("timestep_sampling") == "uniform" and record["settings"].pop("weight_decay") == 0.01
+    (folder / "progress.json").write_text(json.dumps(record))
+    _signed(folder)
+    more = dataclasses.replace(short, max_train_steps=2, resume_from_checkpoint="latest")
+    with pytest.raises(ValueError, match=r"made with, got timestep_sampling uniform -> logit_normal; change them back"):
+        train(dataclasses.replace(more, timestep_sampling="logit_normal"))
+    train(more)
+
+
 @pytest.mark.hostile(3)
 @pytest.mark.end_to_end
 def test_resuming_with_other_data_is_refused(short, tmp_path):
@@ -416,7 +429,7 @@ def test_a_run_that_is_past_its_end_says_so(short, monkeypatch, capsys):
         _stop_after(patch, 7)
         train(less)
     run = train(dataclasses.replace(less, max_train_steps=6))
-    assert "7 steps are done, and the end is after 6 steps" in capsys.readouterr().out
+    assert "7 steps are done, and the run ends after 6 steps" in capsys.readouterr().out
     assert (run / "pipeline" / "loss.png").is_file() and len(read_metrics(run)) == 1
     assert not list(run.glob("abandoned-*"))
 

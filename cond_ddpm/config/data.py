@@ -1,6 +1,6 @@
 """The settings that name labelled images; those of training and of every command that compares with real ones.
 
-May import: `config.settings`. Next on the data's way: `data.py` loads what `dataset` names.
+May import: `config.settings`. Next in the data flow: `cond_ddpm/data/` loads what `dataset` names.
 """
 
 from typing import Literal

@@ -1,7 +1,7 @@
 """The settings of `cond-ddpm study` and `cond-ddpm tune`, which train and measure several models.
 
-May import: the rest of `config`. What a run would refuse of its settings is refused here, before any is trained. Next on the
-data's way: `experiments/`.
+May import: the rest of `config`. What a run would refuse of its settings is refused here, before any is trained. Next in the
+data flow: `experiments/`.
 """
 
 import dataclasses

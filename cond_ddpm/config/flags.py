@@ -3,7 +3,7 @@
 May import: the standard library, `config.settings`, and PyYAML when a value is read. `parse` is what the command line calls.
 
 This is argparse and not jsonargparse: the types and bounds are checked by `Settings` itself, with the same words for a flag, a
-file and Python; and `--help` answers in a third of the time.
+file and Python; and `--help` answers three times as fast.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from cond_ddpm.config.settings import (
 
 
 def parse(class_: type[S], arguments: list[str], prog: str | None = None, description: str | None = None) -> S:
-    """Settings from `--config FILE` and flags; a flag overrides the file. Exits with code 2 on those it cannot take.
+    """Settings from `--config FILE` and flags; a flag overrides the file. Exits with code 2 if any of them is invalid.
 
-    Each setting is a flag: `--name VALUE`; of a list `--name VALUE VALUE`; of true or false also `--name` alone; of names and
-    values also `--name.KEY VALUE`, which adds to those of the file.
+    Each setting is a flag: `--name VALUE`; a list takes several values; true or false also `--name` alone; a mapping also
+    takes `--name.KEY VALUE`, which is merged into the file's.
     """
     parser = _parser(class_, arguments, prog, description)
     if any(argument.partition("=")[0] == "--config" for argument in arguments[1:]):
-        parser.error("--config: expected it first and once, since flags override the file; move it to the front")
+        parser.error("--config: expected it first and only once, because flags override the file; move it to the front")
     given = vars(parser.parse_args(arguments))
     file, shows = given.pop("config", None), given.pop("print_config", False)
     types = {field.name: type_ for field, type_ in typed_fields(class_)}
@@ -46,7 +46,7 @@ def parse(class_: type[S], arguments: list[str], prog: str | None = None, descri
             name, _, key = flag.partition(".")
             if not key:
                 values[name] = _value(text, types[name])
-            elif isinstance(values.get(name) or {}, dict):  # the check refuses anything else
+            elif isinstance(values.get(name) or {}, dict):  # `Settings` refuses anything else later
                 values[name] = {**(values.get(name) or {}), key: _value(text, Any)}
         settings = _made(class_, values)
     except ValueError as error:
@@ -60,10 +60,10 @@ def parse(class_: type[S], arguments: list[str], prog: str | None = None, descri
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """What a YAML file says, where only true and false are bools, so that `mixed_precision: no` is a text.
+    """The contents of a YAML file, in which only true and false are booleans, so that `mixed_precision: no` is a string.
 
     Raises:
-        ValueError: a file that cannot be read, is empty or is of something else.
+        ValueError: a file that cannot be read, is empty or does not hold a mapping.
     """
     wanted = "config: expected a YAML file of settings, each `name: value`"
     try:
@@ -73,7 +73,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:  # a folder, not UTF-8, not YAML, too deep
         raise ValueError(f"{wanted}, got {file}, which cannot be read: {' '.join(str(error).split())}") from None
     if values is None:
-        raise ValueError(f"{wanted}, got {file}, which is empty; leave out --config to have the defaults.")
+        raise ValueError(f"{wanted}, got {file}, which is empty; leave out --config to use the defaults.")
     if not isinstance(values, dict):
         raise ValueError(f"{wanted}, got {file}, which is {type(values).__name__}; a run's is its config.yaml.")
     return values
@@ -83,7 +83,7 @@ def _made(class_: type[S], values: dict[str, Any]) -> S:
     missing = [name for name in required_names(class_) if name not in values]
     if missing:
         raise ValueError(f"{', --'.join(missing)}: expected a value, got none; --help explains each setting.")
-    # A heading with nothing under it, such as `evaluate:`, is no names and values.
+    # A key with nothing under it, such as `evaluate:`, is an empty mapping.
     empty: dict[str, dict] = {field.name: {} for field, type_ in typed_fields(class_) if get_origin(type_) is dict}
     return class_(**{name: empty.get(name, value) if value is None else value for name, value in values.items()})
 
@@ -93,7 +93,7 @@ def _made(class_: type[S], values: dict[str, Any]) -> S:
 
 def _parser(class_: type, arguments: list[str], prog: str | None, description: str | None) -> argparse.ArgumentParser:
     required = required_names(class_)
-    # Those that have to be given come first, then the command's own, then those that it shares with others.
+    # Required settings come first, then the command's own, then those that it shares with other commands.
     order = lambda pair: (pair[0].name not in required, pair[0].name not in class_.__annotations__)  # noqa: E731
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -102,8 +102,8 @@ def _parser(class_: type, arguments: list[str], prog: str | None, description: s
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file of any of the settings below; flags override it.")
-    parser.add_argument("--print_config", action="store_true", help="Print the settings as such a file, and do nothing.")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below; flags override it.")
+    parser.add_argument("--print_config", action="store_true", help="Print all settings as a YAML file, then exit.")
     for field, type_ in sorted(typed_fields(class_), key=order):
         parser.add_argument(f"--{field.name}", help=_help(field, type_), metavar="VALUE", **_number_of_values(type_))
         if get_origin(type_) is dict:
@@ -136,7 +136,7 @@ def _help(field: dataclasses.Field, type_: Any) -> str:
 
 
 def _value(given: str | list[str], type_: Any) -> Any:
-    """What a flag's text says: a text where the setting may be one, and else what it would be in YAML."""
+    """The value of a flag: the string itself if the setting may be a string, and otherwise parsed as YAML."""
     kinds = alternatives(type_)
     if isinstance(given, list):
         (kind,) = (kind for kind in kinds if get_origin(kind) in (list, tuple))
@@ -148,11 +148,11 @@ def _value(given: str | list[str], type_: Any) -> Any:
     try:
         return _load(given)
     except (ValueError, RecursionError):
-        return given  # and so the error says what was expected in its place
+        return given  # left as it is, so that the check reports what was expected
 
 
 def _load(text: str) -> Any:
-    """YAML 1.1, as PyYAML reads it, but for two things that YAML 1.2 has put right: `no` is a text, and 1e-3 is a number.
+    """YAML 1.1, as PyYAML reads it, except that, as in YAML 1.2, `no` and a date are strings and 1e-3 is a number.
 
     Raises:
         ValueError: it is not YAML.

@@ -1,6 +1,6 @@
 """The settings of `cond-ddpm publish` and `cond-ddpm ema`, which write and publish pipeline folders.
 
-May import: `config.settings`. Next on the data's way: `ema.py` averages, `hub/` publishes.
+May import: `config.settings`. Next in the data flow: `ema.py` averages, `hub/` publishes.
 """
 
 from pathlib import Path

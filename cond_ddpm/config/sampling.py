@@ -1,6 +1,6 @@
 """The settings of everything that samples, each said once; `cond-ddpm sample` and `cond-ddpm export`.
 
-May import: `config.settings`. Next on the data's way: `sampling.py` makes images of seeds and labels.
+May import: `config.settings`. Next in the data flow: `sampling.py` makes images of seeds and labels.
 """
 
 from pathlib import Path

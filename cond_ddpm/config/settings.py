@@ -1,6 +1,6 @@
-"""A setting is said once: its type and default, and beside them its help, its bounds and whether a resume may change it.
+"""Each setting is defined once: its type and default, and beside them its help, its bounds and whether a resume may change it.
 
-May import: the standard library. `flags.py` makes flags, YAML files and `--help` of a class of settings;
+May import: the standard library. `flags.py` turns a class of settings into flags, YAML files and `--help`;
 `dataclasses.asdict` is the record of it in config.json and results.json.
 """
 
@@ -31,11 +31,11 @@ def setting(
     """A field of a `Settings` class.
 
     Args:
-        default: its default; a function makes a new one each time (`dict`). Without one, the setting has to be given.
+        default: its default; a callable, such as `dict`, is called each time. Without a default, the setting is required.
         help: one sentence or two for `--help`, which also names the type, the bounds and the default.
         at_least, at_most, above, below: bounds of a number, or of each number in a list.
-        may_change: whether a run that resumes may have another value than its checkpoint, since it changes no step done.
-        is_path: whether a text may be a path, in which a leading ~ is the user's home. A `Path` always is.
+        may_change: whether a resumed run may use another value than its checkpoint's, because that alters no completed step.
+        is_path: whether a string may be a path, in which a leading ~ is expanded. A `Path` always is one.
     """
     bounds = {"at_least": at_least, "at_most": at_most, "above": above, "below": below}
     metadata = {"help": help, "may_change": may_change, "bounds": bounds, "is_path": is_path}
@@ -49,7 +49,7 @@ class Settings:
     """Base of the classes of settings, each of which becomes a frozen dataclass whose values are checked when it is made.
 
     Raises:
-        ValueError: a value of another type or outside its bounds, in one line: what was expected and what came.
+        ValueError: a value of another type or outside its bounds, in one line: what was expected and what was given.
     """
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
@@ -67,18 +67,18 @@ class Settings:
         self.check()
 
     def check(self) -> None:
-        """What settings must be together; a class that has such rules extends it.
+        """Rules that involve several settings; a class that has such rules overrides this.
 
         Raises:
             ValueError: they do not fit together.
         """
 
     def changed(self) -> list[str]:
-        """The names of those that are not their defaults."""
+        """The names of the settings that differ from their defaults."""
         return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != default_of(field)]
 
     def part(self, class_: type[S]) -> S:
-        """These settings as those of a class that has some of them."""
+        """An instance of `class_`, whose settings are a part of these."""
         return class_(**{field.name: getattr(self, field.name) for field in dataclasses.fields(class_)})
 
 
@@ -87,13 +87,13 @@ def make(class_: type[S], values: Any, where: str, what: str, **fixed: Any) -> S
 
     Args:
         class_: the class of settings.
-        values: names and values; None is none of them.
-        where: the name of the setting that they are in, which an error then begins with.
+        values: a mapping of names to values; None means no settings.
+        where: the name of the enclosing setting, with which error messages begin.
         what: what they are settings of, for the error.
-        fixed: those that are not the user's to choose, and their values.
+        fixed: settings that the user cannot choose, with their values.
 
     Raises:
-        ValueError: no names and values, other names, other values.
+        ValueError: not a mapping, an unknown name, or an invalid value.
     """
     if not isinstance(values or {}, dict):
         raise ValueError(f"{where}: expected settings of {what}, got {values!r}.")
@@ -105,7 +105,7 @@ def make(class_: type[S], values: Any, where: str, what: str, **fixed: Any) -> S
 
 
 def check_names(given: Collection[Any], known: Collection[str], where: str, what: str) -> None:
-    """Raise ValueError, with the nearest names there are, unless all that are given are known."""
+    """Raise ValueError, suggesting the nearest known name, unless all given names are known."""
     unknown = [name if (name := str(one)).isprintable() else ascii(name) for one in given if one not in known]
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, 1)
@@ -138,7 +138,7 @@ def default_of(field: dataclasses.Field) -> Any:
 
 
 def required_names(class_: type[Settings]) -> list[str]:
-    """The names of those that have to be given."""
+    """The names of the required settings."""
     return [field.name for field in dataclasses.fields(class_) if default_of(field) is dataclasses.MISSING]
 
 
@@ -160,10 +160,10 @@ def _is_list(type_: Any) -> bool:
 
 
 def _converted(value: Any, type_: Any, is_path: bool = False) -> Any:
-    """A value as its type has it, where that is plain: a ~ in a path, a path of a text, 1 for 1.0, a list for a tuple."""
+    """A value converted to its type where that is unambiguous: ~ is expanded, str to Path, int to float, list to tuple."""
     kinds = alternatives(type_)
     if isinstance(value, str) and (is_path or Path in kinds):
-        value = os.path.expanduser(value)  # of a ~user who does not exist, Path's own raises
+        value = os.path.expanduser(value)  # Path.expanduser raises for an unknown ~user
         return Path(value) if Path in kinds else value
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
         return float(value) if abs(value) < 2**1023 else math.inf if value > 0 else -math.inf
@@ -198,11 +198,11 @@ def _has_type(value: Any, type_: Any) -> bool:
 
 
 def _within(value: Any, bounds: dict[str, float | None]) -> bool:
-    """Whether a number is finite and within bounds; what is no number has none."""
+    """Whether a number is finite and within bounds; anything else passes."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return True
     return (
-        -math.inf < value < math.inf  # also of a whole number that no float can hold
+        -math.inf < value < math.inf  # this also works for an int too large for a float
         and (bounds["at_least"] is None or value >= bounds["at_least"])
         and (bounds["at_most"] is None or value <= bounds["at_most"])
         and (bounds["above"] is None or value > bounds["above"])
@@ -259,7 +259,7 @@ def _describe(type_: Any) -> str:
 
 
 def checked_arguments(class_: type, arguments: dict[str, Any], prefix: str, skip: set[str]) -> dict[str, Any]:
-    """`arguments` checked against the signature of `class_`, which stays their one definition; defaults filled in.
+    """`arguments` checked against the signature of `class_`, which remains their only definition; defaults filled in.
 
     Raises:
         ValueError: an argument that the class does not have, one of `skip`, or a value of the wrong type.

@@ -1,6 +1,6 @@
 """The settings of a training run, `cond-ddpm train` and `train_cond_ddpm.py`.
 
-May import: `config.settings, config.data`. Next on the data's way: `data.py` loads what `dataset` names.
+May import: `config.settings, config.data`. Next in the data flow: `cond_ddpm/data/` loads what `dataset` names.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """The settings of `cond-ddpm visualize KIND`, a class a kind of picture.
 
-May import: `config.settings, config.data, config.sampling`. Next on the data's way: `visualize/` draws the picture.
+May import: `config.settings, config.data, config.sampling`. Next in the data flow: `visualize/` draws the picture.
 """
 
 from pathlib import Path

@@ -10,7 +10,7 @@ images.py      `LabelledImages`, its fingerprint, and the images held out for va
 batches.py     the order of an epoch, and the batches that the network sees
 neighbours.py  which images are nearest to a given one
 
-Its files may import `files`, `fingerprints` and each other. Next on the data's way: `diffusion.py` adds noise to a batch.
+Its files may import `files`, `fingerprints` and each other. Next in the data flow: `diffusion.py` adds noise to a batch.
 """
 
 from cond_ddpm.data.batches import Batch, epoch_order, make_batch

@@ -1,6 +1,6 @@
 """The order of the images in an epoch, and the batches that the network sees.
 
-May import: `data.images`. Next on the data's way: `diffusion.py` adds noise to a batch.
+May import: `data.images`. Next in the data flow: `diffusion.py` adds noise to a batch.
 """
 
 from dataclasses import dataclass

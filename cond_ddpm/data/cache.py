@@ -20,7 +20,7 @@ from cond_ddpm.files import is_full
 
 
 def cache_folder() -> Path:
-    """Everything that this package caches is in a folder of its own below that of `datasets`."""
+    """Everything that this package caches is in its own folder inside the cache of `datasets`."""
     import datasets
 
     return Path(datasets.config.HF_DATASETS_CACHE) / "cond_ddpm"
@@ -63,7 +63,7 @@ def _decode(pictures, column: str, cache: Path, loss_file: Path, shape: tuple[in
     try:
         with space_needed(f"the decoded pictures ({np.prod(shape) / 1e6:,.1f} MB)"):
             cache.parent.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(cache.parent).free < np.prod(shape):  # better known now than after hours of decoding
+            if shutil.disk_usage(cache.parent).free < np.prod(shape):  # better to fail now than after hours of decoding
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with partial.open("wb") as file:  # not memory-mapped: on a full disk, that would kill the process silently
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}

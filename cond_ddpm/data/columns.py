@@ -10,7 +10,7 @@ _LABEL_DTYPES = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32",
 
 
 def find_columns(table, image_column: str | None, label_column: str | None) -> tuple[str, str]:
-    """The given columns, or else those of the right feature type; if there are several, a name that is usual on the Hub wins.
+    """The given columns, or else those of the right feature type; of several, one whose name is customary on the Hub.
 
     Raises:
         ValueError: there is no such column.
@@ -31,7 +31,7 @@ def find_columns(table, image_column: str | None, label_column: str | None) -> t
             there = ", ".join(f"{name} ({type_})" for name, type_ in kinds.items())
             raise ValueError(
                 f"{kind}_column: expected {'a column of ' + kind + 's' if given is None else repr(given)}, got the columns"
-                f" {there}; name it by --{kind}_column, or add one to the data set."
+                f" {there}; name it with --{kind}_column, or add one to the data set."
             )
         found.append(column)
     return found[0], found[1]

@@ -64,7 +64,7 @@ def files_version(path: Path, files: dict[str, os.stat_result]) -> str:
 
 
 def split_folders(dataset: str, path: Path, files: Iterable[str], folders: set[str]) -> dict[str, str]:
-    """Split -> the folder ("" or "train/") that holds its folders of classes; empty if metadata or other files decide.
+    """Split -> the folder ("" or "train/") that holds its folders of classes; empty if metadata or other files determine them.
 
     They are found here because load_dataset looks for the names of splits anywhere in a path: it would take `train_diesel`
     beside `bus` for a split and drop `bus`, and take `test/a_train/0.png` for training data.
@@ -127,7 +127,7 @@ def class_folders(
     empty = sorted(name for name in folders - used if name.startswith(prefix) and not is_special(name))
     warn_left_out(dataset, empty, "a folder without pictures is not a class")
     others = [name for name in inside if not is_picture(name) and name.count("/") > prefix.count("/")]
-    warn_left_out(dataset, others, "not a picture, by its name")
+    warn_left_out(dataset, others, "not a picture, judging by its name")
     class_names = sorted(homes)
     ids = {name: label for label, name in enumerate(class_names)}
     return names, [ids[name.split("/")[-2]] for name in names], class_names

@@ -1,6 +1,6 @@
 """`load_images`: from the name of a data set to arrays of images and labels.
 
-May import: the other files of `data/` but `batches.py`. Next on the data's way: `batches.py`.
+May import: the other files of `data/` but `batches.py`. Next in the data flow: `batches.py`.
 """
 
 import os
@@ -27,7 +27,7 @@ def load_images(
 ) -> LabelledImages:
     """Load a split of a labelled image data set as arrays; decoded the first time, then read from a cache.
 
-    Each picture becomes an array by the same rule. It is turned as its EXIF data say, its transparent parts become white, and
+    Each picture becomes an array by the same rule. It is rotated as its EXIF data say, its transparent parts become white, and
     it is converted to grey or RGB. Grey of 9 to 16 bits is scaled from the range of its bits to 8 bits; floating-point and
     32-bit pixels are refused, because their range is unknown. The picture is then scaled (Lanczos) so that its shorter side is
     `resolution`, and its centre is cropped. A warning says which files were left out and which conversions lost something.
@@ -83,6 +83,6 @@ def _load_digits(split: str, resolution: int, channels: int | None) -> LabelledI
 
 
 def public_name(name: str | None) -> str | None:
-    """A name that may be published: of a path on this machine only the last part, anything else unchanged."""
+    """A name that may be published: for a path on this machine, only its last part, anything else unchanged."""
     path = Path(os.path.expanduser(name or ""))
     return path.resolve().name if name and path.exists() else name

@@ -36,6 +36,6 @@ def nearest_images(images: np.ndarray, others: np.ndarray, count: int) -> tuple[
     mirrored = mirrored.astype(bool)
     nearest = others[indices]  # (N, count, C, H, W)
     nearest = np.where(mirrored[:, :, None, None, None], nearest[..., ::-1], nearest)
-    # Recomputed from the differences, because the squares above are differences of large sums, and so are rounded.
+    # Recomputed from the differences, because the squares above are differences of large sums, and so lose precision.
     distances = np.sqrt(((nearest.astype(np.float64) - images[:, None]) ** 2).mean(axis=(2, 3, 4)))
     return indices, mirrored, distances

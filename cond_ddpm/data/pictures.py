@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-RULE = 2  # version of the rule in `to_array`: part of the cache's name, so that a changed rule decodes all pictures again
+RULE = 2  # version of the rule in `to_array`: part of the cache's name, so that changing the rule decodes all pictures again
 GREY = ("1", "L", "I;16", "I;16B", "I;16L", "I;16N", "I")
 # What `losses` finds, and how a warning says it.
 LOSSES = {
@@ -53,7 +53,7 @@ def to_array(picture, resolution: int, channels: int) -> np.ndarray:
 
 
 def losses(picture, channels: int) -> list[str]:
-    """What a picture loses by `to_array`, other than by its scaling: keys of `LOSSES`."""
+    """What a picture loses in `to_array`, apart from scaling: keys of `LOSSES`."""
     transparent = ("A" in picture.mode or "transparency" in picture.info) and (
         picture.convert("RGBA").getchannel("A").getextrema()[0] < 255
     )

@@ -144,7 +144,7 @@ def _load_from_hub(dataset: str, split: str, config_name: str | None):
     import huggingface_hub
 
     try:
-        # One quick question first: without an internet connection, load_dataset would retry for half a minute.
+        # One quick request first: without an internet connection, load_dataset would retry for half a minute.
         name, offline = huggingface_hub.HfApi().dataset_info(dataset, timeout=5).id, False
     except huggingface_hub.errors.RepositoryNotFoundError:
         raise ValueError(

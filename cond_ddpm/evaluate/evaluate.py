@@ -1,7 +1,7 @@
 """`evaluate`: measure a pipeline, or samples from elsewhere, against real images.
 
-May import: `config, data, files, fingerprints, processes, sampling, text`, the pipeline, the rest of `evaluate/`. Next on the
-data's way: `hub/` reads results.json for the model card.
+May import: `config, data, files, fingerprints, processes, sampling, text`, the pipeline, the rest of `evaluate/`. Next in the
+data flow: `hub/` reads results.json for the model card.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ def evaluate(
         arguments: passed on to sampling: `num_inference_steps`, `guidance_scale`, `batch_size`, `mixed_precision` and others.
 
     Returns:
-        What results.json holds; on other processes than the main one, only the protocol.
+        What results.json holds; on processes other than the main one, only the training record and the protocol.
 
     Raises:
         ValueError: samples of another size, range or type than the data set's, or without labels; an extractor whose weights

@@ -14,7 +14,7 @@ UNKNOWN = -1  # label of a sample whose class is not known
 
 
 def load_samples(samples: Path, resolution: int) -> LabelledImages:
-    """Read samples from an .npz file or a folder. If there are no labels they are -1; an .npz has no class names.
+    """Read samples from an .npz file or a folder. Without labels, every label is -1; an .npz has no class names.
 
     Raises:
         ValueError: images that are not uint8, pictures that are not of size `resolution`, a file that cannot be read.

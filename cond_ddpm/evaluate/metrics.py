@@ -21,7 +21,7 @@ def compute_metrics(tally: Tally, real: Tally, class_names: list[str], training_
         tally: statistics of the images to be judged.
         real: statistics of the real images.
         class_names: of the data set.
-        training_images: (M, C, H, W) uint8, among which copies are looked for.
+        training_images: (M, C, H, W) uint8, which are searched for copies.
     """
     count, dim = int(tally.all.count), tally.extractor.dim
     found: dict[str, Any] = {

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from cond_ddpm.data import LabelledImages, NoSuchSplit, data_fingerprint, load_images
 from cond_ddpm.evaluate.extractors import Extractor
-from cond_ddpm.evaluate.statistics import GROUPS, NEIGHBOURS, Tally
+from cond_ddpm.evaluate.statistics import GROUPS, NEIGHBOURS, VERSION, Tally
 from cond_ddpm.fingerprints import value_fingerprint
 
 
@@ -23,7 +23,7 @@ class RealImages:
     Args:
         train: what samples are compared with.
         held_out: what the model was not trained on; the metrics of these images are the reference.
-        whole: the whole split, among which copies are looked for.
+        whole: the whole split, which are searched for copies.
         held_out_name: how the record names the held-out images.
     """
 
@@ -34,7 +34,7 @@ class RealImages:
 
     @property
     def held_out_is_train(self) -> bool:
-        """Whether nothing is held out, since the images are the same; their metrics are no reference then."""
+        """Whether nothing is held out, since the images are the same; in which case their metrics are not a reference."""
         return data_fingerprint(self.held_out) == data_fingerprint(self.train)
 
 
@@ -78,9 +78,9 @@ def real_tally(data: LabelledImages, count: int, extractor: Extractor, subset: i
     """Statistics of at most `count` real images, chosen at random; cached for these images and this extractor."""
     tally = Tally(extractor, len(data.class_names), subset, data.images.shape[1:])
     count = min(count, len(data))
-    # The classifier's accuracy is left out: other held-out images change it, but not its features.
+    # The classifier's accuracy is left out: it depends on the held-out images, but the features do not.
     record = {name: value for name, value in extractor.record.items() if name != "held_out_accuracy"}
-    key = value_fingerprint([2, data_fingerprint(data), count, record, subset, GROUPS, NEIGHBOURS])
+    key = value_fingerprint([VERSION, data_fingerprint(data), count, record, subset, GROUPS, NEIGHBOURS])
     file = cache / f"real-{key}.safetensors"
     if file.is_file():
         return tally.load(load_file(file))

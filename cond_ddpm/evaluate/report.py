@@ -1,7 +1,7 @@
 """The report of an evaluation: the record in results.json, its warnings, its pictures and the printed summary.
 
 May import: `config, data, files, fingerprints, text, visualize`, the pipeline, `evaluate.real_images` and what it may import.
-Next on the data's way: `hub/card.py` reads results.json for the model card.
+Next in the data flow: `hub/card.py` reads results.json for the model card.
 """
 
 import dataclasses
@@ -105,7 +105,9 @@ def list_warnings(results: dict, dim: int, real: RealImages) -> list[str]:
             f" {len(samples['classes'])} classes: with fewer images the Frechet distance of a class is biased upward more."
         )
     if real.held_out_is_train:
-        warnings.append("the held-out real images are those that samples are compared with, so they are no reference.")
+        warnings.append(
+            "the held-out real images are the same images that samples are compared with, so they are no reference."
+        )
     for what, metrics in (("samples", samples), ("held-out real images", held_out)):
         if metrics["num_images"] <= dim:
             warnings.append(f"{metrics['num_images']} {what}: their covariance is singular in {dim} dimensions; use more.")

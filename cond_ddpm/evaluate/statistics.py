@@ -10,8 +10,9 @@ import torch
 
 from cond_ddpm.evaluate.extractors import Extractor
 
+VERSION = 2  # of what a Tally holds; statistics cached by another version are computed again
 GROUPS = 6  # disjoint parts of the images, from which the Frechet distance is extrapolated to infinitely many
-NEIGHBOURS = 1000  # images whose nearest training image is looked for
+NEIGHBOURS = 1000  # how many images to find the nearest training image of
 
 
 class Moments:
@@ -59,7 +60,7 @@ class Tally:
     Args:
         extractor: turns images into features.
         num_classes: of the data set.
-        subset: number of the first images whose features are kept, for KID, precision and recall.
+        subset: how many images, from the first on, to keep the features of, for KID, precision and recall.
         image_shape: (C, H, W).
     """
 

@@ -1,7 +1,7 @@
 """Completing a pipeline folder: the grid of samples, and the model card with the metadata that the Hub reads.
 
 May import: `hub.folder, processes, text, visualize`, the pipeline. It reads only the folder and its results.json; training
-calls `complete` at the end of a run. Next on the data's way: `checks.py`.
+calls `complete` at the end of a run. Next in the data flow: `checks.py`.
 """
 
 import io
@@ -37,7 +37,7 @@ def complete(folder: Path, repo_id: str | None = None, pictures: dict[str, bytes
         pictures: other files to add, such as `loss.png`.
 
     Raises:
-        ValueError: a folder that does not load; a results.json that was not written by an evaluation or a training.
+        ValueError: a folder that does not load; a results.json that was not written by evaluation or training.
     """
     pipeline = load_folder(folder)
     files = {**pipeline.companions, **(pictures or {})}
@@ -182,7 +182,10 @@ def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
             f"{config['optimizer']}, learning rate {config['learning_rate']:g} ({config['lr_scheduler']}), batch"
             f" {config['batch_size']}",
         ),
-        ("weights", f"{average}, at step {training['step']:,} (epoch {training['epoch']}, of the lowest validation loss)"),
+        (
+            "weights",
+            f"{average}, at step {training['step']:,} (epoch {training['epoch']}, the one with the lowest validation loss)",
+        ),
         ("validation loss", f"{training['val_loss']:.5f}"),
         (
             "compute",

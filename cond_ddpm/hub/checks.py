@@ -1,6 +1,6 @@
 """Problems that prevent a pipeline folder from being published: it must load for everyone and contain nothing private.
 
-May import: `fingerprints, hub.folder, text`. Next on the data's way: `upload.py`.
+May import: `fingerprints, hub.folder, text`. Next in the data flow: `upload.py`.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Reading a pipeline folder: its files, its pipeline and its results.json; every error is one line.
 
-May import: the pipeline, `text`. Next on the data's way: `card.py` completes the folder.
+May import: the pipeline, `text`. Next in the data flow: `card.py` completes the folder.
 """
 
 from pathlib import Path
@@ -49,7 +49,7 @@ def read_results(companions: dict[str, bytes]) -> dict:
     """What results.json holds; {} if there is none.
 
     Raises:
-        ValueError: it is not JSON, or was not written by an evaluation or a training.
+        ValueError: it is not JSON, or was not written by evaluation or training.
     """
     results = read_json(companions.get("results.json", b"{}"), "results.json", OTHER_RESULTS)
     for name, kind in _PARTS.items():
@@ -70,7 +70,7 @@ def expected_files(folder: Path) -> tuple[set[str], set[str]]:
         (stem, _), (unet, _) = index["_class_name"], index["unet"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            f"model: expected the folder of a CondDDPMPipeline, got {folder}, whose model_index.json is that of another one."
+            f"model: expected the folder of a CondDDPMPipeline, got {folder}, whose model_index.json is that of another kind."
         ) from None
     required = {"model_index.json", f"{stem}.py", "scheduler/scheduler_config.json", "README.md", "samples.png"}
     required |= {f"unet/{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors", f"{unet}.py")}

@@ -1,6 +1,6 @@
 """Publishing a pipeline folder: it is completed, checked and uploaded to the Hub as one commit, optionally with a demo Space.
 
-May import: `hub.card, hub.checks, hub.folder`, the pipeline. This is the last step of the data's way.
+May import: `hub.card, hub.checks, hub.folder`, the pipeline. Nothing follows in the data flow.
 """
 
 import json
@@ -84,7 +84,9 @@ def check_name(repo_id: str) -> None:
         if repo_id.count("/") != 1:
             raise HFValidationError("it has no owner")
     except HFValidationError as error:
-        raise ValueError(f"repo_id: expected USER/NAME, of letters, digits and - _ . only, got {repo_id!r}: {error}") from None
+        raise ValueError(
+            f"repo_id: expected USER/NAME, made of letters, digits and - _ . only, got {repo_id!r}: {error}"
+        ) from None
 
 
 def check_access() -> str:

@@ -1,7 +1,7 @@
 """The networks by the names that `--model` takes, and their cost in FLOP.
 
 May import: `cond_unet.py`, which has the code of the networks and is published with them.
-Next on the data's way: `training/` trains a network, and the pipeline samples from it.
+Next in the data flow: `training/` trains a network, and the pipeline samples from it.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """The class-conditional UNets. This file is published beside their weights.
 
 May import: the standard library, torch and diffusers, by absolute names; nothing of this package, so that it works alone.
-Next on the data's way: in training the prediction goes to the loss in `cond_ddpm/diffusion.py`, in sampling to the scheduler
+Next in the data flow: in training the prediction goes to the loss in `cond_ddpm/diffusion.py`, in sampling to the scheduler
 in `pipelines/pipeline_cond_ddpm.py`.
 """
 
@@ -17,7 +17,7 @@ from torch import nn
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with as many groups as possible: at most 32, of 4 channels or more (as in EDM, Karras 2022)."""
+    """GroupNorm with as many groups as possible: at most 32, each of at least 4 channels (as in EDM, Karras 2022)."""
     groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
 
@@ -139,7 +139,12 @@ class _Stage(nn.Module):
 
 
 class _CondUNet2DModel(ModelMixin, ConfigMixin):
-    """What the networks have in common: embeddings, checks, and the conversion between images and patches."""
+    """What the networks have in common: embeddings, checks, and the conversion between images and patches.
+
+    A network derives from it. Its `__init__`, under `@register_to_config`, takes at least the arguments of
+    `SimpleUNet2DModel`, calls `_check_config` and `_build_embedding`, makes its layers, and starts with an output of zero. Its
+    `_predict` turns patches and the embedding into patches.
+    """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, output_loading_info: bool = False, **kwargs):
@@ -268,7 +273,7 @@ class _UNet(_CondUNet2DModel):
         if unknown:
             raise ValueError(
                 f"attention_resolutions: expected sizes among this network's feature maps {resolutions}, got {unknown};"
-                " leave it out for attention at all but the outermost."
+                " omit it for attention at every size but the outermost."
             )
 
         def block(in_channels: int, out_channels: int, resolution: int | None = None) -> _ResidualBlock:
@@ -285,7 +290,7 @@ class _UNet(_CondUNet2DModel):
             self.down_stages.append(_Stage(blocks, None if last else nn.Conv2d(out, out, 3, stride=2, padding=1)))
             width, skips = out, skips + [out] * (config.layers_per_block + (not last))
 
-        # Attention over the whole image costs least at the innermost resolution, so the middle has it too.
+        # Attention over the whole image costs least at the innermost resolution; where that has it, so has the middle.
         self.mid_blocks = nn.ModuleList([block(width, width, resolutions[-1]), block(width, width)])
 
         self.up_stages = nn.ModuleList()
@@ -345,10 +350,10 @@ class SimpleUNet2DModel(_UNet):
         layers_per_block: residual blocks at each resolution on the way down; there is one more on the way up.
         pos_dim: width of the timestep and class embeddings, a multiple of 8.
         dropout: probability in [0, 1), inside the residual blocks.
-        patch_size: side of the patches of pixels that the network works on. The study has 1; 2 costs a quarter of that.
+        patch_size: side of the patches of pixels that the network works on. The study used 1; 2 costs a quarter as much.
 
     Raises:
-        ValueError: an argument out of range, or a `sample_size` that cannot be halved as often.
+        ValueError: an argument out of range, or a `sample_size` that cannot be halved that many times.
     """
 
     @register_to_config
@@ -420,7 +425,7 @@ class HybridUNet2DModel(_CondUNet2DModel):
         patch_size: as for `SimpleUNet2DModel`.
 
     Raises:
-        ValueError: an argument out of range, or a `sample_size` that cannot be halved as often.
+        ValueError: an argument out of range, or a `sample_size` that cannot be halved that many times.
     """
 
     # Their parameters and GFLOP at 32x32x3 are in tests/test_cond_unet.py.
@@ -451,7 +456,7 @@ class HybridUNet2DModel(_CondUNet2DModel):
         super().__init__()
         if size not in self.SIZES:
             raise ValueError(f"size: expected one of {', '.join(self.SIZES)}, got {size!r}.")
-        # The config holds these values, so that a published network does not change with the table.
+        # The config holds these values, so that a published network is not affected by later changes to the table.
         self.register_to_config(**{k: v for k, v in self.SIZES[size].items() if getattr(self.config, k) is None})
         config = self.config
         self._check_config()

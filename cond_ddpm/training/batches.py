@@ -1,6 +1,6 @@
 """The images of a run, held in memory, and which of them each step sees.
 
-May import: `config, data`. Next on the data's way: `step.py` makes a batch of the images and trains on it.
+May import: `config, data`. Next in the data flow: `step.py` makes a batch of the images and trains on it.
 """
 
 import dataclasses

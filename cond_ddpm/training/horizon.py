@@ -43,8 +43,8 @@ class Horizon:
         return self.seconds - progress.elapsed_seconds
 
     def __str__(self) -> str:
-        """Such as "700 steps or 10 epochs without a better one"."""
+        """Such as "700 steps or 10 epochs without improvement"."""
         ends = [f"{self.steps} steps"] if self.steps < math.inf else []
         ends += [f"{self.seconds / 60:g} minutes"] if self.seconds < math.inf else []
-        ends += [f"{self.patience} epochs without a better one"] if self.patience is not None else []
+        ends += [f"{self.patience} epochs without improvement"] if self.patience is not None else []
         return " or ".join(ends)

@@ -1,7 +1,7 @@
 """The training loop: it reads top to bottom.
 
-May import: everything of `training`, and `config, diffusion, ema, hub, processes`. Next on the data's way: the folder
-`pipeline/`, which all else reads.
+May import: everything of `training`, and `config, diffusion, ema, hub, processes`. Next in the data flow: the folder
+`pipeline/`, which everything else reads.
 """
 
 import sys
@@ -34,19 +34,19 @@ def train(
 
     Args:
         config: the settings.
-        on_epoch: called on the main process with each epoch's row of metrics.csv; what it raises ends the run.
-        clock: seconds, for `max_train_minutes` and for the images per second.
+        on_epoch: called on the main process with each epoch's row of metrics.csv; an exception that it raises ends the run.
+        clock: returns the time in seconds, for `max_train_minutes` and the images per second.
 
     Returns:
         The run's folder: `config.json`, `metrics.csv` (a row for each epoch), `metrics.jsonl` (a row for each step),
         `loss.png`, `samples/epoch_NNNN.png`, `checkpoint-N/` for resuming, `ema/`, `logs/`, and `pipeline/`, the weights of
-        the epoch with the least validation loss (their moving average, unless `use_ema` is off), with a card, ready to be
-        published. Where a run went back to an earlier checkpoint, `abandoned-STEP-N/` has what it had written after it.
+        the epoch with the lowest validation loss (their moving average, unless `use_ema` is off), with a card, ready to be
+        published. If the run resumed from an earlier checkpoint, `abandoned-STEP-N/` holds what was written after it.
 
     Raises:
         ValueError: settings that do not fit the data, the network, the checkpoint or the number of processes; data other
             than the checkpoint's; a folder that another run writes to.
-        OSError: a data set that is not there, an output folder that cannot be written, a full disk; with `push_to_hub`, a
+        OSError: a data set that cannot be found, an output folder that cannot be written, a full disk; with `push_to_hub`, a
             Hub that cannot be reached or refuses.
         FloatingPointError: a loss that is not finite.
         SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with a checkpoint of the last step.
@@ -57,7 +57,7 @@ def train(
 
 
 def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, clock) -> Path:
-    # 1. The data and the state, new or from a checkpoint. The folder is left as it is until all else fits.
+    # 1. The data and the state, new or from a checkpoint. The run folder is not touched until everything has been checked.
     checkpoint, resuming = on_main(accelerator, lambda: starting_point(config))
     data = load_training_data(config, accelerator)
     state = TrainingState.create(config, accelerator, data)
@@ -68,7 +68,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
     horizon = Horizon.of(config, data.steps_per_epoch)
     progress.best_loss = on_main(accelerator, lambda: prepare_run(run, state, data, horizon, resuming))
     if horizon.is_over(progress) and is_main:
-        print(f"{progress.step} steps are done, and the end is after {horizon}: nothing is to be done")
+        print(f"{progress.step} steps are done, and the run ends after {horizon}: nothing is left to do")
     start_trackers(state, resumed=checkpoint is not None)
     val_randomness = draw_validation(len(data.val_indices), config.num_train_timesteps, data.image_shape)
 
@@ -82,7 +82,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
             log.end_step(learning_rate, loss)
             signal, progress.elapsed_seconds = stopping.agree()
 
-            # 3. What follows from it: the losses are read, the epoch is validated, and the best weights are saved.
+            # 3. When it is due, read the losses; at the end of an epoch, validate and save the best weights.
             ends_epoch = horizon.is_over(progress) or progress.step % data.steps_per_epoch == 0
             saves = bool(signal) or _is_multiple(progress.step, config.checkpointing_steps)
             if log.is_due or ends_epoch or saves:
@@ -91,7 +91,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
                 end_epoch(run, state, data, horizon, log, learning_rate, val_randomness, on_epoch)
             is_over = horizon.is_over(progress)
 
-            # 4. Snapshots of the averages, for other widths afterwards, and the checkpoint.
+            # 4. Save snapshots of the averages, from which other widths can be computed later, and the checkpoint.
             snapshots = [int(share * config.num_ema_snapshots) for share in (share_done, horizon.share_done(progress))]
             if is_main and state.ema is not None and config.num_ema_snapshots and (snapshots[1] > snapshots[0] or is_over):
                 save_snapshot(state.ema, state.parameter_names, run / "ema", progress.step)
@@ -101,10 +101,10 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
             if signal and not is_over:
                 _stop(accelerator, log, progress.step, signal)
 
-    # 5. The published folder gets its card, and is pushed to the Hub if that was asked for.
+    # 5. The published folder gets its card, and is pushed to the Hub if requested.
     if is_main:
         if horizon.stops_early(progress):
-            print(f"stopped early: no better validation loss for {config.patience} epochs")
+            print(f"stopped early: the validation loss has not improved for {config.patience} epochs")
         if (run / "pipeline").is_dir():  # a finished run that is resumed in another folder has none
             with accelerator.autocast():
                 hub.complete(run / "pipeline", pictures={"loss.png": (run / "loss.png").read_bytes()})
@@ -120,13 +120,14 @@ def _is_multiple(step: int, interval: int) -> bool:
 
 
 def _stop(accelerator: Accelerator, log: Log, step: int, signal: int) -> None:
-    """End the process as the signal asks, after its checkpoint has been written."""
+    """Exit with the signal's code; the checkpoint has already been written."""
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if accelerator.is_main_process:
         log.bar.close()
         print(
-            f"stopped after step {step} by signal {signal}; to go on, repeat the command with --resume_from_checkpoint latest",
+            f"stopped after step {step} by signal {signal}; to continue, repeat the command with"
+            " --resume_from_checkpoint latest",
             file=sys.stderr,
         )
     raise SystemExit(128 + signal)

@@ -1,6 +1,6 @@
 """The optimizer of a network, its parameter groups, and the learning-rate schedule.
 
-May import: `config` and `training.muon`. Next on the data's way: `step.py` steps it.
+May import: `config` and `training.muon`. Next in the data flow: `step.py` steps it.
 """
 
 import math

@@ -1,7 +1,7 @@
 """What a run writes down: its settings, its metrics, and its pipeline folder with the record of how the weights came to be.
 
 May import: `config, data, files, models, pipelines, visualize`, and `training.state` and `training.batches`.
-Next on the data's way: the folder `pipeline/`, which all else reads.
+Next in the data flow: the folder `pipeline/`, which all else reads.
 """
 
 import contextlib

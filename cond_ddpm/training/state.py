@@ -1,7 +1,7 @@
 """The state of a training run: what one step changes, and what a checkpoint holds.
 
 May import: `config, diffusion, models, pipelines, ema`, and `training.batches` and `training.optimizer`.
-`step.py` moves it on by one step; `checkpoint.py` writes it.
+`step.py` advances it by one step; `checkpoint.py` writes it.
 """
 
 import copy
@@ -21,12 +21,12 @@ from cond_ddpm.pipelines.pipeline_cond_ddpm import DEFAULT_SAMPLER, CondDDPMPipe
 from cond_ddpm.training.batches import TrainingData
 from cond_ddpm.training.optimizer import make_optimizer
 
-_SECOND_STD = 0.1  # EDM2 keeps averages of widths 0.05 and 0.1, from which any other can be made afterwards
+_SECOND_STD = 0.1  # EDM2 keeps averages of widths 0.05 and 0.1, from which any other width can be computed later
 
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run is."""
+    """How far a run has got."""
 
     step: int = 0  # optimizer steps done
     elapsed_seconds: float = 0.0
@@ -45,7 +45,9 @@ class TrainingState:
     noise_scheduler: DDPMScheduler
     optimizer: torch.optim.Optimizer
     ema: PowerEMA | None
-    pipeline: CondDDPMPipeline  # what is validated, sampled and saved: its UNet is a copy that takes the averaged weights
+    pipeline: (
+        CondDDPMPipeline  # what is validated, sampled and saved: its UNet is a separate copy, loaded with the averaged weights
+    )
     progress: Progress = dataclasses.field(default_factory=Progress)
     best: dict[str, Any] | None = None  # the best epoch so far: its `weights` and its `results`, the text of results.json
 
@@ -77,12 +79,12 @@ class TrainingState:
         copy_parameters(self.raw_unet.parameters(), self.pipeline.unet.parameters())
 
     def use_averaged_weights(self) -> None:
-        """Put their average, of relative width `ema_std`, into the pipeline."""
+        """Put the averaged weights, of relative width `ema_std`, into the pipeline."""
         assert self.ema is not None
         copy_parameters(self.ema.averages[self.config.ema_std], self.pipeline.unet.parameters())
 
     def state_dict(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-        """(named tensors, nested states), each by the stem of the checkpoint's file; `progress` is kept apart."""
+        """(named tensors, nested states), each by its file's name without suffix; `progress` is saved separately."""
         tensors = {"unet": self.raw_unet.state_dict()}
         if self.ema is not None:
             tensors["ema"] = {
@@ -109,7 +111,7 @@ class TrainingState:
 
 
 def make_unet(config: TrainConfig, image_shape: tuple[int, int, int], num_classes: int) -> ModelMixin:
-    """The UNet that `config.model` and `config.unet` name, for images (C, H, W) of that many classes."""
+    """The UNet that `config.model` and `config.unet` specify, for images (C, H, W) of that many classes."""
     class_ = MODELS[config.model]
     by_data = {
         "sample_size": image_shape[1],

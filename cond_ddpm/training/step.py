@@ -1,7 +1,7 @@
 """One optimizer step, and the validation loss.
 
 May import: `data, diffusion`, and `training.state` and `training.batches`. The loop, `--dry_run` and the benchmarks call the
-same step. Next on the data's way: `log.py` reads its loss back.
+same step. Next in the data flow: `log.py` reads its loss back.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from cond_ddpm.training.state import TrainingState
 
 
 def train_step(state: TrainingState, data: TrainingData, learning_rate: float) -> torch.Tensor:
-    """Forward, backward and update, on the batch that (seed, step) gives, of which this process takes its part.
+    """Forward, backward and update, on this process's share of the batch, which (seed, step) determines.
 
     Returns:
-        The mean loss of this process's images, a scalar on the device. To read it would wait for the device.
+        The mean loss of this process's images, a scalar on the device. Reading it waits for the device.
     """
     config, accelerator, progress = state.config, state.accelerator, state.progress
     device, processes, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
@@ -28,7 +28,7 @@ def train_step(state: TrainingState, data: TrainingData, learning_rate: float) -
     indices = data.batch_indices(progress.step).reshape(processes, -1)[rank]
     randomness = draw_training(config, progress.step, data.image_shape, device).part(rank, processes)
 
-    # Forward and backward, in as many parts as are accumulated.
+    # Forward and backward, once for each part of gradient accumulation.
     parts, mean_loss = config.gradient_accumulation_steps, torch.zeros((), device=device)
     for part, part_indices in enumerate(indices.reshape(parts, -1)):
         part_randomness = randomness.part(part, parts)
@@ -64,13 +64,13 @@ def train_step(state: TrainingState, data: TrainingData, learning_rate: float) -
 
 @torch.no_grad()
 def validation_loss(state: TrainingState, data: TrainingData, randomness: StepRandomness) -> float:
-    """Mean loss of the pipeline's weights over the held-out images, spread over the processes.
+    """Mean loss of the pipeline's weights over the held-out images, which the processes share.
 
     Args:
-        randomness: of the held-out images, by `diffusion.draw_validation`.
+        randomness: the random choices for the held-out images, from `diffusion.draw_validation`.
 
     Raises:
-        FloatingPointError: it is not finite.
+        FloatingPointError: the loss is not finite.
     """
     config, accelerator, unet = state.config, state.accelerator, state.pipeline.unet
     device, indices = accelerator.device, data.val_indices

@@ -7,7 +7,7 @@ sweeps.py      the same noise under different guidance scales, numbers of steps,
 evaluation.py  nearest training images, and which classes a classifier confuses
 curves.py      losses of a run, and the quality of several models against their costs
 
-Its files may import `data, ema, sampling, text`, the pipeline and each other. Nothing is next on the data's way.
+Its files may import `data, ema, sampling, text`, the pipeline and each other. Nothing follows in the data flow.
 """
 
 from cond_ddpm.visualize.curves import loss_curve, quality_curves, read_metrics

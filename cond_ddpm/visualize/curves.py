@@ -108,7 +108,7 @@ def read_metrics(run: Path) -> list[dict]:
     except (ValueError, TypeError, KeyError, OverflowError, csv.Error) as error:
         raise ValueError(
             f"run: expected rows of numbers in {file}, with the columns epoch, train_loss and val_loss, got something else"
-            f" ({type(error).__name__}: {shown(str(error))}); remove what is not such a row."
+            f" ({type(error).__name__}: {shown(str(error))}); remove the other lines."
         ) from None
     if not rows:
         raise ValueError(f"run: expected rows in {file}, got none; the first one is written after the first epoch.")

@@ -103,7 +103,7 @@ def _settings_sweep(pipeline, class_labels, path, settings, names, title, seed, 
     images = []
     for setting in settings:
         combined = {**arguments, **setting}
-        if setting.get("guidance_scale") == 1:  # the pipeline refuses these then, because they have no effect
+        if setting.get("guidance_scale") == 1:  # the pipeline refuses these in that case, because they have no effect
             combined = {name: value for name, value in combined.items() if name not in _GUIDANCE_ARGUMENTS}
         images.append(generate(pipeline, labels, range(seed, seed + len(labels)), **combined))
     _draw(pipeline, labels, path, images, names, title)

@@ -1,7 +1,7 @@
 """CondDDPMPipeline draws images of given classes from noise. This file is published beside the model's weights.
 
 May import: the standard library, torch and diffusers, by absolute names; nothing of this package, so that it works alone.
-Next on the data's way: `cond_ddpm/sampling.py` calls the pipeline for any number of images on any number of processes.
+Next in the data flow: `cond_ddpm/sampling.py` calls the pipeline for any number of images on any number of processes.
 """
 
 import contextlib
@@ -128,7 +128,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         guidance_scale: the default of `__call__`. Briefly trained networks need stronger guidance.
 
     Raises:
-        ValueError: names that are not one for each class; a share or a scale out of range; guidance by a null label that was
+        ValueError: not exactly one name for each class; a share or a scale out of range; guidance by a null label that was
             never trained.
     """
 
@@ -152,7 +152,7 @@ class CondDDPMPipeline(DiffusionPipeline):
             id2label = _checked_names(id2label, unet.config.num_classes)
         if class_dropout_prob is not None and not (_is_finite(class_dropout_prob) and 0 <= class_dropout_prob <= 1):
             raise ValueError(f"class_dropout_prob: expected a share from 0 to 1 or None, got {class_dropout_prob!r}.")
-        # Mark all settings as given, also default betas: `from_config` passes on no others, and classes differ in defaults.
+        # Mark every setting as given: `from_config` passes on only those, and classes differ in their defaults.
         scheduler.register_to_config(_use_default_values=[])
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(id2label=id2label, class_dropout_prob=class_dropout_prob, guidance_scale=guidance_scale)
@@ -172,7 +172,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         Raises:
             ValueError: an unknown name, or an id outside [0, num_classes).
         """
-        if hasattr(class_labels, "tolist"):  # a tensor or an array, also of a single number
+        if hasattr(class_labels, "tolist"):  # a tensor or an array, even of a single number
             class_labels = class_labels.tolist()
         if isinstance(class_labels, str) or not isinstance(class_labels, Sequence):
             class_labels = [class_labels]
@@ -363,7 +363,9 @@ class CondDDPMPipeline(DiffusionPipeline):
         for index, (timestep, sigma) in enumerate(zip(scheduler.timesteps, sigmas)):
             noisy = scheduler.scale_model_input(sample, timestep)  # x_t = alpha x_0 + sigma alpha noise
             prediction = guidance.predict(self.unet, noisy, timestep, class_labels, sigma)
-            if index in (0, len(sigmas) - 1) and not prediction.isfinite().all():  # not always: it waits for the device
+            if (
+                index in (0, len(sigmas) - 1) and not prediction.isfinite().all()
+            ):  # not at every step, because this waits for the device
                 raise ValueError(
                     f"unet: expected finite predictions, got NaN or infinity at timestep {timestep:g}; its weights are"
                     " damaged, or its type overflows: load it again, in float32 or bfloat16."
@@ -399,7 +401,7 @@ class CondDDPMPipeline(DiffusionPipeline):
             _check_null_label(self, f"guidance_scale={scale:g}")
             if unconditional and scale != 0:
                 raise ValueError(
-                    f"guidance_scale: expected 1 with class_labels=None, got {scale}; there is no class to guide to."
+                    f"guidance_scale: expected 0 or 1 with class_labels=None, got {scale}; there is no class to guide towards."
                 )
         return Guidance(self.unet.config.num_classes, scale, tuple(levels), rescale, None if guide is None else guide.unet)
 
@@ -425,7 +427,7 @@ class CondDDPMPipeline(DiffusionPipeline):
                 f" got {other.config.prediction_type if same_betas else 'another noise schedule'}; train both with the same."
             )
 
-    def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs) -> None:
         """Write model_index.json, the companions, and the code of each class that is not diffusers' own.
 
         diffusers alone would copy no code and would name our classes by their dotted module, which its loader rejects. With
@@ -474,7 +476,7 @@ class CondDDPMPipeline(DiffusionPipeline):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str,
+        pretrained_model_name_or_path: str | Path,
         unet: ModelMixin | None = None,
         scheduler: SchedulerMixin | None = None,
         id2label: dict[int, str] | None = None,
@@ -696,7 +698,7 @@ def _noise_levels(scheduler: SchedulerMixin) -> list[float]:
 
 
 def _forward(unet: ModelMixin, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
-    """The network's prediction as float32, (B, C, H, W), for a sample of any type."""
+    """The network's prediction as float32, (B, C, H, W), for a sample of any dtype."""
     return unet(sample.to(unet.dtype), timestep, class_labels).sample.float()
 
 
@@ -797,5 +799,6 @@ def one_line_errors(where: str) -> Iterator[None]:
             raise  # its message already says so
         text = " ".join(str(error).split())
         raise ValueError(
-            f"{where}: expected files as they were saved, got {type(error).__name__}: {text}; save or download them again."
+            f"{where}: expected the files that save_pretrained wrote, got {type(error).__name__}: {text}; save or download"
+            " them again."
         ) from error
