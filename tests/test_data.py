@@ -74,6 +74,7 @@ def test_mnist5k():
 
 
 @needs_cifar10
+@pytest.mark.end_to_end
 def test_cifar10():
     data = load_images(str(CIFAR10), "test")
     assert data.images.shape == (10_000, 3, 32, 32) and np.bincount(data.labels).tolist() == [1000] * 10

@@ -199,6 +199,7 @@ def test_nothing_of_this_machine_is_in_the_file(format, exported):
 
 @pytest.mark.hostile(23)
 @pytest.mark.parametrize("format", ["onnx"], indirect=True)
+@pytest.mark.end_to_end
 def test_the_onnx_file_carries_no_notes_and_names_its_batch(exported):
     import onnx
 

@@ -249,6 +249,7 @@ def test_search_settings_that_do_not_fit(changes, words):
         TuneConfig(**settings)
 
 
+@pytest.mark.end_to_end
 def test_a_search_in_which_nothing_fits_ends(base, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     calls = []
@@ -277,6 +278,7 @@ BAD_MEASUREMENT = [
 
 
 @pytest.mark.parametrize("changes, words", BAD_MEASUREMENT)
+@pytest.mark.end_to_end
 def test_what_measuring_would_refuse_is_refused_before_training(changes, words, base, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     for module in ("study", "tune"):

@@ -230,6 +230,7 @@ def test_the_samples_of_two_epochs_start_from_the_same_noise(config, monkeypatch
 
 @needs_cifar10
 @pytest.mark.parametrize("preset", ["simple_cifar10", "attention_cifar10"])
+@pytest.mark.end_to_end
 def test_presets_train_on_real_cifar10_with_tiny_networks(preset, tmp_path):
     """The study's settings with fewer channels and a smaller batch: the loss falls, the pipeline loads and samples."""
     small = ["--unet.block_out_channels", "[8,16]", "--unet.layers_per_block", "1", "--unet.patch_size", "2"]
@@ -303,6 +304,7 @@ def test_dry_run_counts_and_trains_nothing(config):
 
 
 @pytest.mark.parametrize("optimizer, expected", [("adamw", 0), ("muon", 2)])
+@pytest.mark.end_to_end
 def test_dry_run_times_the_step_of_the_run(config, monkeypatch, optimizer, expected):
     """With clipping, accumulation, averages and the optimizer that the run has."""
     from cond_ddpm import ema

@@ -85,6 +85,7 @@ def run(shapes_parquet, tmp_path_factory):
         ("loss", []),
     ],
 )
+@pytest.mark.end_to_end
 def test_each_picture_by_the_command_line(kind, flags, run, shapes_parquet, tmp_path, capsys):
     output = tmp_path / f"{kind}.{'gif' if kind == 'gif' else 'png'}"
     source = ["--run", str(run)] if kind in ("epochs", "loss") else ["--model", str(run / "pipeline")]
