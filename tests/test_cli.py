@@ -99,7 +99,7 @@ def test_a_file_after_flags_would_override_them_and_is_refused(tmp_path, capsys)
     (tmp_path / "run.json").write_text('{"config": {"batch_size": 8}}')
     for arguments, words in (
         (["--batch_size", "8", "--config", "x.yaml"], "--config: expected it first"),
-        (["--config", "x.yaml", "--config", "y.yaml"], "--config: expected it first and once"),
+        (["--config", "x.yaml", "--config", "y.yaml"], "--config: expected it first and only once"),
         (["--config", str(tmp_path / "run.json")], "--config: expected a YAML file of settings"),
     ):
         with pytest.raises(SystemExit) as exit:

@@ -163,7 +163,7 @@ def test_what_flags_say(arguments, name, value):
 @pytest.mark.parametrize(
     "content, words",
     [
-        ("", "which is empty; leave out --config to have the defaults"),
+        ("", "which is empty; leave out --config to use the defaults"),
         ("# nothing but a comment\n", "which is empty"),
         ("- 1\n", "which is list; a run's is its config.yaml"),
         ("seed: [1\n", "which cannot be read"),

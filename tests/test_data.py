@@ -510,7 +510,7 @@ def test_what_is_left_out_of_folders_of_classes_is_reported(tmp_path):
     (tmp_path / "cat" / "a.txt").touch()
     (tmp_path / "dog" / "b.mp4").touch()
     (warning,) = _warnings_of(tmp_path)
-    assert warning == f"{tmp_path}: cat/a.txt and 1 more left out: not a picture, by its name."
+    assert warning == f"{tmp_path}: cat/a.txt and 1 more left out: not a picture, judging by its name."
     (tmp_path / "cat" / "a.txt").unlink()
     (tmp_path / "dog" / "b.mp4").unlink()
     _classes(tmp_path, names=["__other__"])

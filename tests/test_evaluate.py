@@ -702,3 +702,31 @@ def test_the_seconds_of_all_parts_are_counted(pipeline, dataset, tmp_path, monke
         _evaluated(pipeline, dataset, tmp_path)
     monkeypatch.setattr(module, "sample_batches", original)
     assert _evaluated(pipeline, dataset, tmp_path)["seconds"] > whole - 3  # less what came after the last save
+
+
+@pytest.mark.usefixtures("quick_classifier")
+@pytest.mark.end_to_end
+def test_two_evaluations_of_the_same_data_train_one_classifier(dataset, tmp_path, monkeypatch):
+    """The second one waits for the first, and then takes what it has trained."""
+    import threading
+
+    from cond_ddpm.evaluate import classifier
+
+    train = load_images(str(dataset), "train", SIZE)
+    started, original, calls = threading.Event(), classifier._train, []
+
+    def slow(*arguments):
+        calls.append(arguments)
+        started.set()
+        return original(*arguments)
+
+    monkeypatch.setattr(classifier, "_train", slow)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(classifier.get_classifier(train, train, tmp_path))) for _ in "ab"]
+    threads[0].start()
+    started.wait()
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1 and found[0][1] == found[1][1]
+    assert all(torch.equal(one, other) for one, other in zip(*(network.state_dict().values() for network, _ in found)))

@@ -217,7 +217,7 @@ def test_the_onnx_file_carries_no_notes_and_names_its_batch(exported):
 def test_a_damaged_folder_is_one_line(content, tmp_path):
     (tmp_path / "export.json").write_text(content)
     (tmp_path / "unet.pt2").write_text("no program")
-    with pytest.raises(ValueError, match=r"expected files as they were saved, got [^\n]*$"):
+    with pytest.raises(ValueError, match=r"expected the files that save_pretrained wrote, got [^\n]*$"):
         load_exported(tmp_path)
 
 

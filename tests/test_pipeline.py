@@ -490,11 +490,15 @@ def test_a_damaged_json_file_is_one_line(name, content, tmp_path, capsys):
         ("model_index.json", {"class_dropout_prob": "some"}, "class_dropout_prob: expected a share from 0 to 1"),
         ("model_index.json", {"class_dropout_prob": 2}, "class_dropout_prob: expected a share from 0 to 1"),
         ("model_index.json", {"guidance_scale": "3"}, "guidance_scale: expected a finite number, got '3'"),
-        ("unet/config.json", {"sample_size": "8"}, "unet: expected files as they were saved, got TypeError"),
-        ("unet/config.json", {"block_out_channels": 8}, "unet: expected files as they were saved, got TypeError"),
+        ("unet/config.json", {"sample_size": "8"}, "unet: expected the files that save_pretrained wrote, got TypeError"),
+        ("unet/config.json", {"block_out_channels": 8}, "unet: expected the files that save_pretrained wrote, got TypeError"),
         ("unet/config.json", {"num_classes": 4}, "expected shape"),
-        ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "scheduler: expected files as they were saved"),
-        ("scheduler/scheduler_config.json", {"beta_schedule": 3}, "scheduler: expected files as they were saved"),
+        (
+            "scheduler/scheduler_config.json",
+            {"num_train_timesteps": "x"},
+            "scheduler: expected the files that save_pretrained wrote",
+        ),
+        ("scheduler/scheduler_config.json", {"beta_schedule": 3}, "scheduler: expected the files that save_pretrained wrote"),
     ],
 )
 def test_values_of_another_type_in_a_folders_json(name, content, words, tmp_path):

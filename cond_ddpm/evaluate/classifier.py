@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -81,7 +82,7 @@ class Classifier(nn.Module):
 def get_classifier(data: LabelledImages, test: LabelledImages, cache: Path) -> tuple[Classifier, float]:
     """The classifier for a training split and its accuracy on the test split; trained the first time, then read from a cache.
 
-    With several processes, the main one trains and the others wait.
+    With several processes, the main one trains and the others wait; so does another evaluation that needs the same classifier.
 
     Args:
         data: the training split.
@@ -93,12 +94,14 @@ def get_classifier(data: LabelledImages, test: LabelledImages, cache: Path) -> t
     file = cache / f"classifier-{key}.safetensors"
     state = process_state()
     if state.is_main_process and not file.is_file():
-        network = new()
-        accuracy = _train(network, data, test, state.device)
         cache.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
-        with replacing(file) as partial:
-            save_file(tensors, partial, {"accuracy": str(accuracy)})
+        with FileLock(file.with_suffix(".lock")):  # another evaluation of the same data may be training it
+            if not file.is_file():
+                network = new()
+                accuracy = _train(network, data, test, state.device)
+                tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
+                with replacing(file) as partial:
+                    save_file(tensors, partial, {"accuracy": str(accuracy)})
     state.wait_for_everyone()
     network = new()  # even if it was just trained, because its memory format differs from that of a loaded one
     with safe_open(file, "pt") as opened:
