@@ -16,10 +16,8 @@ BIN := .venv/bin
 	@touch $@
 
 quickstart: .venv/installed
-	$(BIN)/accelerate launch --quiet --config_file accelerate_config.yaml train_cond_ddpm.py --config configs/quickstart.yaml
-	$(BIN)/python -m cond_ddpm.quickstart --model runs/quickstart/pipeline --output runs/quickstart/digits.png
+	$(BIN)/cond-ddpm quickstart
 	@echo
-	@echo "loss curve:      runs/quickstart/loss.png"
 	@echo "Next, for example:"
 	@echo "  . .venv/bin/activate"
 	@echo "  accelerate launch train_cond_ddpm.py --config configs/quickstart.yaml --model simple --output_dir runs/simple"

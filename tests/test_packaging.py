@@ -52,7 +52,7 @@ def test_the_wheel_has_what_is_needed_and_nothing_else(wheel):
 
 @pytest.mark.integration
 def test_the_wheel_works_without_a_checkout(wheel, tmp_path, shapes_parquet):
-    """In an environment of its own, that has this one's dependencies but not its cond_ddpm: train, load, sample, card."""
+    """In an environment with this one's dependencies but not its cond_ddpm: train by a preset, load, sample, quickstart."""
     _run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
     site = _run([python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], tmp_path).strip()
@@ -66,20 +66,25 @@ def test_the_wheel_works_without_a_checkout(wheel, tmp_path, shapes_parquet):
 import cond_ddpm, cond_ddpm.configs
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.pipelines import pipeline_cond_ddpm
-from pathlib import Path
 for module in (cond_ddpm, cond_ddpm.configs, pipeline_cond_ddpm):
     print(module.__file__)
-print(Path(cond_ddpm.configs.__file__).with_name("hybrid_cifar10_cpu.yaml"))
 """
     files = _run([python, "-c", script], tmp_path).split()
-    assert all(file.startswith(site) for file in files) and len(files) == 4
+    assert all(file.startswith(site) for file in files) and len(files) == 3
     arguments = ["--dataset", shapes_parquet, "--resolution", "8", "--batch_size", "16", "--num_validation_images", "16"]
     arguments += ["--unet.size", "tiny", "--num_train_timesteps", "20", "--max_train_steps", "2", "--report_to", "none"]
     arguments += ["--save_images_epochs", "0", "--num_inference_steps", "2", "--output_dir", "run"]
-    _run([command, "train", "--config", files[3], *arguments, "--compile", "false"], tmp_path)
+    _run([command, "train", "--config", "hybrid_cifar10_cpu", *arguments, "--compile", "false"], tmp_path)
     assert (tmp_path / "run" / "pipeline" / "README.md").is_file()
     _run([command, "sample", "--model", "run/pipeline", "--num_images_per_class", "1", "--output", "out.png"], tmp_path)
     assert (tmp_path / "out.png").is_file()
+    assert "hybrid_cifar10_cpu  train " in _run([command, "presets"], tmp_path)
+    last = _run([command, "quickstart", "--max_train_steps", "2", "--num_images_per_class", "1"], tmp_path).splitlines()[-4:]
+    assert re.fullmatch(r"held-out real digits that the classifier recognises: 9\d\.\d% of 1000", last[0])
+    assert re.fullmatch(r"samples recognised as the requested digit: \d+\.\d% of 10", last[1])
+    pictures = [tmp_path / line.partition(":")[2].strip() for line in last[2:]]
+    assert pictures == [tmp_path / "runs/quickstart" / name for name in ("digits.png", "loss.png")]
+    assert all(picture.is_file() for picture in pictures) and (tmp_path / "runs/quickstart/pipeline/README.md").is_file()
 
 
 def test_the_checks_before_a_commit_and_on_github_are_those_here():

@@ -1,12 +1,14 @@
 """The settings of every command, each said once: type, default, help, bounds, and whether a resume may change it.
 
 settings.py       what a setting is, and how a class of settings is checked
+presets.py        the files of settings that come with the package, by name; `cond-ddpm presets`
 flags.py          a class of settings -> flags, `--config FILE`, `--help` and errors
 data.py           what names labelled images
 training.py       `cond-ddpm train`
 sampling.py       `cond-ddpm sample` and `export`, and what all that samples shares
 visualization.py  `cond-ddpm visualize KIND`
 evaluation.py     `cond-ddpm evaluate`
+quickstart.py     `cond-ddpm quickstart`
 experiments.py    `cond-ddpm study` and `tune`
 publishing.py     `cond-ddpm publish` and `ema`
 """

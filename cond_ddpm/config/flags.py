@@ -1,6 +1,6 @@
 """A class of settings -> a command's flags, its `--config FILE`, its `--help` and its errors: one way for all commands.
 
-May import: the standard library, `config.settings`, and PyYAML when a value is read. `parse` is what the command line calls.
+May import: the standard library, `config.{settings, presets}`, and PyYAML for the values. The command line calls `parse`.
 
 This is argparse and not jsonargparse: the types and bounds are checked by `Settings` itself, with the same words for a flag, a
 file and Python; and `--help` answers three times as fast.
@@ -10,11 +10,11 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from cond_ddpm.config.presets import path_or_preset, presets
 from cond_ddpm.config.settings import (
     S,
     alternatives,
@@ -30,6 +30,7 @@ from cond_ddpm.config.settings import (
 def parse(class_: type[S], arguments: list[str], prog: str | None = None, description: str | None = None) -> S:
     """Settings from `--config FILE` and flags; a flag overrides the file. Exits with code 2 if any of them is invalid.
 
+    In place of the file's path, the name of a preset will do.
     Each setting is a flag: `--name VALUE`; a list takes several values; true or false also `--name` alone; a mapping also
     takes `--name.KEY VALUE`, which is merged into the file's.
     """
@@ -40,7 +41,7 @@ def parse(class_: type[S], arguments: list[str], prog: str | None = None, descri
     file, shows = given.pop("config", None), given.pop("print_config", False)
     types = {field.name: type_ for field, type_ in typed_fields(class_)}
     try:
-        values = {} if file is None else read_yaml(Path(file))
+        values = {} if file is None else read_yaml(path_or_preset(file))
         check_names(values, names_of(class_), "config", "a YAML file of settings, as --help lists them")
         for flag, text in given.items():
             name, _, key = flag.partition(".")
@@ -67,9 +68,10 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """
     wanted = "config: expected a YAML file of settings, each `name: value`"
     try:
-        values = _load(Path(os.path.expanduser(file)).read_text(encoding="utf-8"))
+        values = _load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{wanted}, got {file}. File does not exist.") from None
+        names = ", ".join(presets())
+        raise ValueError(f"{wanted}, or a preset ({names}), got {file}. File does not exist.") from None
     except (OSError, ValueError, RecursionError) as error:  # a folder, not UTF-8, not YAML, too deep
         raise ValueError(f"{wanted}, got {file}, which cannot be read: {' '.join(str(error).split())}") from None
     if values is None:
@@ -102,7 +104,8 @@ def _parser(class_: type, arguments: list[str], prog: str | None, description: s
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below; flags override it.")
+    text = "YAML file with any of the settings below, or a preset's name (cond-ddpm presets lists them); flags override it."
+    parser.add_argument("--config", metavar="FILE", help=text)
     parser.add_argument("--print_config", action="store_true", help="Print all settings as a YAML file, then exit.")
     for field, type_ in sorted(typed_fields(class_), key=order):
         parser.add_argument(f"--{field.name}", help=_help(field, type_), metavar="VALUE", **_number_of_values(type_))
