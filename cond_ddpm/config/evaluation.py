@@ -21,7 +21,8 @@ class MeasurementConfig(SeedConfig):
     )
     features: str = setting(
         default="classifier",
-        help="Features to compare by: classifier, which is trained here, inception, dinov2, or the folder of a DINOv2.",
+        help="Features to compare by: classifier, which is trained here, inception, dinov2, imagenet (offline), or"
+        " the folder of a DINOv2.",
         is_path=True,
     )
     weights: str | None = setting(

