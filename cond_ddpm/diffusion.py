@@ -55,8 +55,8 @@ def draw_training(config: TrainConfig, step: int, image_shape: tuple[int, int, i
         timesteps = rng.integers(num_timesteps, size=size)
     drop_label = rng.random(size) < config.class_dropout_prob
     flip = rng.random(size) < 0.5
-    # A further draw comes after these, so that a seed gives the same run as before.
     noise_seed, dropout_seed = rng.integers(2**62, size=2).tolist()
+    # Here is the place of a further draw, so that a seed gives the same run as before.
     generator = torch.Generator(device).manual_seed(noise_seed)
     return StepRandomness(
         timesteps=torch.from_numpy(timesteps).to(device),

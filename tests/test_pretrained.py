@@ -20,6 +20,11 @@ def test_the_readmes_lines_draw_a_horse():
     assert pixels.std() > 10
 
 
+def test_its_code_is_todays():
+    for copy, source in (("", "pipelines/pipeline_cond_ddpm.py"), ("unet", "cond_ddpm/models/cond_unet.py")):
+        assert (FOLDER / copy / (ROOT / source).name).read_bytes() == (ROOT / source).read_bytes()
+
+
 def test_names_reach_the_classes():
     pipeline = CondDDPMPipeline.from_pretrained(FOLDER)
     assert pipeline.label_ids(["airplane", "horse", "truck"]) == [0, 7, 9]

@@ -7,6 +7,7 @@ May import: the standard library. `flags.py` turns a class of settings into flag
 import dataclasses
 import difflib
 import inspect
+import json
 import math
 import os
 import types
@@ -144,6 +145,12 @@ def required_names(class_: type[Settings]) -> list[str]:
 
 def names_of(class_: type[Settings]) -> list[str]:
     return [field.name for field in dataclasses.fields(class_)]
+
+
+def with_defaults(class_: type[Settings], recorded: dict[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version recorded as JSON, with the default of each setting that is newer than the record."""
+    defaults = {field.name: default_of(field) for field in dataclasses.fields(class_) if field.name not in recorded}
+    return {**recorded, **json.loads(json.dumps(defaults))}
 
 
 def may_change_at_resume(class_: type[Settings]) -> set[str]:

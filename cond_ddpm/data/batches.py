@@ -27,7 +27,7 @@ def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(indices)
 
 
-def make_batch(data: LabelledImages, indices: np.ndarray, flip: np.ndarray | None = None, device="cpu") -> Batch:
+def make_batch(data: LabelledImages, indices: np.ndarray, flip: np.ndarray | None = None, *, device="cpu") -> Batch:
     """The images at `indices`, normalised for the network; those where `flip` (bool, (B,)) is true are mirrored."""
     import torch
     from diffusers.image_processor import VaeImageProcessor

@@ -141,7 +141,7 @@ def _train(network: Classifier, data: LabelledImages, test: LabelledImages, devi
                 for step in range(steps_per_epoch):
                     indices = order[step * batch_size : (step + 1) * batch_size]
                     flip = rng.random(batch_size) < 0.5 if data.flippable else None
-                    batch = make_batch(data, indices, flip, device)
+                    batch = make_batch(data, indices, flip, device=device)
                     with torch.autocast(device.type, dtype=torch.bfloat16):
                         logits = network(_shifted(batch.images, rng))[1]
                     loss = F.cross_entropy(logits.float(), batch.class_labels, label_smoothing=0.1)

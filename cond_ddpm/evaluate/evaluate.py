@@ -22,7 +22,7 @@ from cond_ddpm.evaluate.extractors import Extractor, make_extractor
 from cond_ddpm.evaluate.metrics import compute_metrics, frechet_distance
 from cond_ddpm.evaluate.real_images import load_real_images, real_tally
 from cond_ddpm.evaluate.report import list_warnings, mean_and_deviation, protocol_record, sampling_record, write_report
-from cond_ddpm.evaluate.statistics import GROUPS, Tally
+from cond_ddpm.evaluate.statistics import GROUPS, VERSION, Tally
 from cond_ddpm.files import replacing
 from cond_ddpm.fingerprints import value_fingerprint, weights_checksum
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
@@ -133,7 +133,7 @@ def evaluate(
             stream = lambda done: _given_share(made, done, state)  # noqa: B023, E731
         else:
             stream = lambda done: _sampled_share(pipeline, labels, seeds, done, progress, arguments)  # noqa: B023, E731
-        key = [key, extractor.record, protocol.num_samples, protocol.subset, state.num_processes]
+        key = [VERSION, key, extractor.record, protocol.num_samples, protocol.subset, state.num_processes]
         tally, unfinished, before = _fold(stream, extractor, train_tally, output, key, state)
         files, earlier = files + unfinished, earlier + before
         if state.is_main_process:

@@ -13,6 +13,7 @@ from typing import Any
 
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.experiments import StudyConfig
+from cond_ddpm.config.settings import with_defaults
 from cond_ddpm.ema import combine_snapshots, snapshot_steps
 from cond_ddpm.evaluate.evaluate import evaluate
 from cond_ddpm.experiments.rehearsal import rehearse
@@ -74,8 +75,8 @@ def _train(settings: TrainConfig, name: str, run: Path) -> None:
     """
     done, asked = run / "done.json", json.loads(json.dumps(dataclasses.asdict(settings)))
     if done.is_file():
-        before = _read(done)
-        changed = [key for key in asked if asked[key] != before.get(key)]
+        before = with_defaults(TrainConfig, _read(done))
+        changed = [key for key in asked if asked[key] != before[key]]
         if changed:
             others = ", ".join(changed)
             raise ValueError(f"{run}: expected the settings it was trained with, got other {others}; give another output_dir.")

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cond_ddpm.config import TrainConfig, may_change_at_resume
-from cond_ddpm.config.settings import default_of
+from cond_ddpm.config.settings import with_defaults
 from cond_ddpm.files import NotWritten, remove, replacing, steps_of
 from cond_ddpm.fingerprints import file_checksum
 from cond_ddpm.training.batches import TrainingData
@@ -150,8 +150,7 @@ def resume(state: TrainingState, folder: Path, now: dict[str, Any]) -> None:
     if settings["mixed_precision"] is None:  # of an older version, which did not record what `accelerate launch` chose
         now["mixed_precision"] = state.config.mixed_precision
     data, data_now = settings.pop("data", None), now.pop("data")
-    # A setting that is newer than the checkpoint had, in effect, its default.
-    before = json.loads(json.dumps({field.name: default_of(field) for field in dataclasses.fields(TrainConfig)})) | settings
+    before = with_defaults(TrainConfig, settings)
     changed = {name for name in now.keys() | before.keys() if now.get(name) != before.get(name)}
     changed -= may_change_at_resume(TrainConfig)
     if changed:

@@ -32,7 +32,8 @@ def train_step(state: TrainingState, data: TrainingData, learning_rate: float) -
     parts, mean_loss = config.gradient_accumulation_steps, torch.zeros((), device=device)
     for part, part_indices in enumerate(indices.reshape(parts, -1)):
         part_randomness = randomness.part(part, parts)
-        batch = make_batch(data.images, part_indices, part_randomness.flip if data.random_flip else None, device)
+        flip = part_randomness.flip if data.random_flip else None
+        batch = make_batch(data.images, part_indices, flip, device=device)
         torch.manual_seed(part_randomness.dropout_seed)
         is_last_part = part == parts - 1
         with contextlib.nullcontext() if is_last_part else accelerator.no_sync(state.unet):
