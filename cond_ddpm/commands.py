@@ -269,7 +269,7 @@ def _from_pretrained(model: str, revision: str | None = None) -> "CondDDPMPipeli
 
 
 def _labels(pipeline: "CondDDPMPipeline", given: Sequence[str | int] | None) -> list[int]:
-    """Ids of the classes that were given, names are tried before ids; every class, if none was given."""
+    """The ids of the given classes (names are tried before ids); every class, if none was given."""
     if given is None:
         return list(range(pipeline.unet.config.num_classes))
     names = (pipeline.id2label or {}).values()

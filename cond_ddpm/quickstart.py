@@ -1,7 +1,7 @@
 """The quickstart: train on real digits, draw samples, and count how many a classifier recognises as the requested digit.
 
 May import: `config, data, pipelines, processes, sampling, training, visualize`. The classifier is scikit-learn's.
-It goes the whole way of the data in one process, from the settings to a run folder, a labelled grid and two accuracies.
+It covers the whole data flow in one process, from the settings to a run folder, a labelled grid and two accuracies.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from cond_ddpm.data import MNIST5K, load_images
 
 
 def quickstart(config: QuickstartConfig) -> str:
-    """Train by the preset, then judge; what was found and where the pictures are.
+    """Train with the preset, then judge the samples. Returns two accuracies and the paths of the pictures, as text.
 
     Raises:
         ValueError: the digits or the classifier are not installed.

@@ -30,7 +30,7 @@ from cond_ddpm.config.settings import (
 def parse(class_: type[S], arguments: list[str], prog: str | None = None, description: str | None = None) -> S:
     """Settings from `--config FILE` and flags; a flag overrides the file. Exits with code 2 if any of them is invalid.
 
-    In place of the file's path, the name of a preset will do.
+    The name of a preset may be given instead of a path.
     Each setting is a flag: `--name VALUE`; a list takes several values; true or false also `--name` alone; a mapping also
     takes `--name.KEY VALUE`, which is merged into the file's.
     """

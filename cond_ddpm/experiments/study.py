@@ -42,7 +42,7 @@ def study(config: StudyConfig) -> Path:
     """
     folder, rows, samples = Path(config.output_dir), [], {}
     runs = config.runs()
-    for name, settings in runs.items():  # all of them, before the first is trained
+    for name, settings in runs.items():  # check all of them before the first is trained
         if not (folder / name / "done.json").is_file():
             rehearse(settings, f"models.{name}", config.evaluation_of(settings), config.sampling)
     for name, settings in runs.items():
@@ -68,10 +68,10 @@ def _read(file: Path) -> dict:
 
 
 def _train(settings: TrainConfig, name: str, run: Path) -> None:
-    """Unless it is done already.
+    """Train a model, unless its folder says that it has been trained.
 
     Raises:
-        ValueError: it was done with other settings.
+        ValueError: it was trained with other settings.
     """
     done, asked = run / "done.json", json.loads(json.dumps(dataclasses.asdict(settings)))
     if done.is_file():
@@ -88,7 +88,7 @@ def _train(settings: TrainConfig, name: str, run: Path) -> None:
 
 
 def _measure(config: StudyConfig, settings: TrainConfig, name: str, run: Path) -> list[dict]:
-    """A row for each of the moments."""
+    """A row of the table for each measured step of the training."""
     steps = snapshot_steps(run / "ema")
     number = min(config.evaluations, len(steps))
     chosen = [steps[round((index + 1) * len(steps) / number) - 1] for index in range(number)]
@@ -102,7 +102,7 @@ def _measure(config: StudyConfig, settings: TrainConfig, name: str, run: Path) -
         training: dict[str, Any] = {"step": step, "ema_std": settings.ema_std, "batch_size": settings.batch_size}
         training["study"] = {"evaluate": config.evaluate, "sampling": config.sampling}
         measured = _read(output).get("training") if output.is_file() else None
-        if measured != json.loads(json.dumps(training)):  # not yet, or in another way
+        if measured != json.loads(json.dumps(training)):  # not measured yet, or with other settings
             print(f"{name}: measuring step {step}", file=sys.stderr)
             pipeline.unet.load_state_dict(combine_snapshots(run / "ema", settings.ema_std, step)[0])
             evaluate(config.evaluation_of(settings), output, name, pipeline, training=training, **config.sampling)
@@ -134,18 +134,18 @@ def _course(run: Path) -> tuple[dict[int, float], dict[int, float]]:
 
 
 def _markdown(rows: list[dict], last: dict) -> str:
-    """The table, held-out real images as its last row, and how it was obtained."""
+    """The table, with held-out real images as its last row, and a note on how it was obtained."""
     text = lambda value: "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)  # noqa: E731
     cells = lambda row: [f"{row[c]:.3g}" if c == "training_flop" and c in row else text(row.get(c)) for c in _COLUMNS]  # noqa: E731
     lines = [[column.replace("_", " ") for column in _COLUMNS], ["---" for _ in _COLUMNS]]
     count, of_real = last["samples"]["num_images"], last["held_out_real"]["num_images"]
     real = "real images, held out" + (f" ({of_real} of them)" if of_real != count else "")
     lines += map(cells, [*rows, {"model": real, **last["held_out_real"]}])
-    quoted = last["protocol"]
+    protocol = last["protocol"]
     note = (
-        f"{quoted['num_samples']} samples against {quoted['split_images']} real images of {quoted['split']}, by"
-        f" {quoted['features']}; {quoted['scheduler']}, {quoted['num_inference_steps']} steps, guidance"
-        f" {quoted['guidance_scale']}, seeds from {quoted['seed']}. FLOP: three times the forward's, counted."
+        f"{protocol['num_samples']} samples against {protocol['split_images']} real images of {protocol['split']}, by"
+        f" {protocol['features']}; {protocol['scheduler']}, {protocol['num_inference_steps']} steps, guidance"
+        f" {protocol['guidance_scale']}, seeds from {protocol['seed']}. FLOP: three times the forward's, counted."
     )
     table = "".join(f"| {' | '.join(map(markdown, line))} |\n" for line in [lines[0], *lines[2:]])
     head, _, body = table.partition("\n")
@@ -153,7 +153,7 @@ def _markdown(rows: list[dict], last: dict) -> str:
 
 
 def _grid(pipelines: dict[str, CondDDPMPipeline], sampling: dict, path: Path) -> None:
-    """A row a class, a column a model, from the same noise."""
+    """A row for each class and a column for each model, from the same noise."""
     import numpy as np
 
     from cond_ddpm.sampling import generate

@@ -1,7 +1,7 @@
-"""`cond-ddpm tune`: Optuna over any of the settings of training.
+"""`cond-ddpm tune`: a search by Optuna over any training settings.
 
-May import: everything but the command line: it trains and measures. Each trial is a run's folder;
-next are trials.csv, best.yaml (for `cond-ddpm train --config`) and Optuna's plots.
+May import: everything but the command line: it trains and measures. Each trial is a run folder. Nothing follows in
+the data flow but trials.csv, best.yaml (for `cond-ddpm train --config`) and Optuna's plots.
 """
 
 import csv
@@ -25,14 +25,14 @@ from cond_ddpm.visualize import read_metrics
 
 
 def tune(config: TuneConfig) -> Path:
-    """Search; a search that was killed goes on, and so does the trial that it was in.
+    """Run the search. An interrupted search continues, and so does the trial that was interrupted.
 
     Args:
         config: the settings.
 
     Returns:
-        The search's folder: `trial-N/` (a run's folder each), `trials.csv`, `best.yaml`, `history.png`, `slice.png` and,
-        with two trials or more, `importances.png`.
+        The search's folder: `trial-N/` (a run folder each), `trials.csv`, `best.yaml`, `history.png`, `slice.png` and,
+        if there are at least two trials, `importances.png`.
     """
     try:
         import optuna
@@ -73,7 +73,7 @@ def tune(config: TuneConfig) -> Path:
         results = evaluate(protocol, run / "results.json", str(run / "pipeline"), pipeline, **config.sampling)
         return results["samples"]["frechet_distance"]
 
-    # A setting that does not fit, such as a batch that is too large, fails its trial, not the search; unless none fits.
+    # Settings that do not fit, such as too large a batch, fail their trial, but not the search, unless every trial fails.
     errors = []
 
     def watched(trial) -> float:
@@ -95,7 +95,7 @@ def tune(config: TuneConfig) -> Path:
 
 
 def _finished(search) -> list:
-    """Trials that came to an end; not those that were killed and taken up again by another."""
+    """Trials that have ended, without those that were killed and are continued by another trial."""
     trials = search.get_trials()
     replaced = {trial.user_attrs.get("replaces") for trial in trials}
     return [trial for trial in trials if trial.state.is_finished() and trial.number not in replaced]
@@ -115,7 +115,7 @@ def _storage(config: TuneConfig, folder: Path):
 
 
 def _take_up_interrupted(search, folder: Path) -> None:
-    """Trials that say they are running, but whose process on this machine is gone, are put at the head of the queue."""
+    """Queue, as the next, those trials that are marked as running although their process on this machine has ended."""
     import optuna
 
     for trial in search.get_trials(states=[optuna.trial.TrialState.RUNNING]):
@@ -128,7 +128,7 @@ def _take_up_interrupted(search, folder: Path) -> None:
 
 
 def _began(process: int) -> float | None:
-    """When the process of that number was started, for numbers come again; None if there is none."""
+    """When the process with that number started, since numbers are reused; None if there is no such process."""
     import psutil
 
     try:
@@ -138,7 +138,7 @@ def _began(process: int) -> float | None:
 
 
 def _suggest(trial, name: str, space: list | dict):
-    """A choice, or a number: whole, if both ends are."""
+    """A choice or a number; an integer, if both ends are integers."""
     if isinstance(space, list):
         if all(isinstance(choice, (str, int, float, bool, type(None))) for choice in space):
             return trial.suggest_categorical(name, space)
