@@ -81,7 +81,7 @@ COMMANDS = {
     "export": Command(
         "export",
         "sampling.ExportConfig",
-        "the network as ONNX, or as torch's exported program, to sample without the original code",
+        "the network as ONNX or as torch's exported program, to sample without the original code; or a page that draws",
     ),
     "ema": Command(
         "ema",

@@ -106,9 +106,21 @@ def publish(config: PublishConfig) -> None:
 
 
 def export(config: ExportConfig) -> str:
+    pipeline = _from_pretrained(config.model, config.revision)
+    if config.format == "web":
+        from cond_ddpm.web import export_page
+
+        # Of a folder of this machine, the page says only the name.
+        source = Path(config.model).resolve().name if Path(config.model).exists() else config.model
+        difference = export_page(pipeline, config.output, source, source.rpartition("/")[2], config.runtime)
+        megabytes = sum(file.stat().st_size for file in config.output.rglob("*") if file.is_file()) / 1e6
+        return (
+            f"{config.output}: {megabytes:.1f} MB, the same as the network to within {difference:.1e}\n"
+            f"to see it: python {config.output / 'serve.py'}"
+        )
     from cond_ddpm.export import export
 
-    difference = export(_from_pretrained(config.model, config.revision), config.format, config.output)
+    difference = export(pipeline, config.format, config.output)
     return f"{config.output}: the same as the network to within {difference:.1e}, over batches and timesteps"
 
 

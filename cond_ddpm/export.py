@@ -25,22 +25,25 @@ from cond_ddpm.pipelines.pipeline_cond_ddpm import (
 
 FILES = {"onnx": "unet.onnx", "torch": "unet.pt2"}
 TOLERANCE = 1e-4  # the largest difference from the network, whose output has a variance of about 1
+HALF_TOLERANCE = 1e-2  # likewise with weights that have been rounded to half precision
 
 
-def export(pipeline: CondDDPMPipeline, format: str, output: Path) -> float:
+def export(pipeline: CondDDPMPipeline, format: str, output: Path, half_weights: bool = False) -> float:
     """Write a folder with the network, for batches of any size, its scheduler and its class names.
 
     Args:
         pipeline: exported as float32 for the CPU. The pipeline itself is not changed.
         format: `onnx`, for onnxruntime and other runtimes; or `torch`, a `torch.export` program.
         output: a new or empty folder for `unet.onnx` or `unet.pt2`, `export.json` and `scheduler/`. `load_exported` reads it.
+        half_weights: of `onnx`: store the large weights in half precision, so that the file has half the size. They become
+            float32 when the file is loaded, so that all arithmetic is in single precision.
 
     Returns:
         The largest difference from the network, over batches of several sizes and the timesteps of every sampler.
 
     Raises:
         ValueError: a folder with other files; an unknown format, or one whose packages are missing; an exported network.
-        FloatingPointError: the difference is more than 1e-4.
+        FloatingPointError: the difference is more than 1e-4, or 1e-2 with weights in half precision.
     """
     if format not in FILES:
         raise ValueError(f"format: expected one of {', '.join(FILES)}, got {format!r}.")
@@ -64,7 +67,7 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path) -> float:
             if format == "torch":
                 torch.export.save(program, partial / FILES[format])
             else:
-                _save_onnx(program, batch, partial / FILES[format])
+                _save_onnx(program, batch, partial / FILES[format], half_weights)
         record = {
             "format": format,
             "unet": {name: value for name, value in config.items() if not name.startswith("_")},
@@ -76,9 +79,10 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path) -> float:
         (partial / "export.json").write_text(json.dumps(record, indent=2) + "\n")
         pipeline.scheduler.save_pretrained(partial / "scheduler")
         difference = _difference(network, load_exported(partial).unet, _timesteps(pipeline))
-        if not difference <= TOLERANCE:
+        tolerance = HALF_TOLERANCE if half_weights else TOLERANCE
+        if not difference <= tolerance:
             raise FloatingPointError(
-                f"{format}: expected a difference of at most {TOLERANCE} from the network, got {difference:.1e}."
+                f"{format}: expected a difference of at most {tolerance} from the network, got {difference:.1e}."
             )
         output.mkdir(parents=True, exist_ok=True)
         partial.rename(output)
@@ -189,7 +193,9 @@ def _example(config, batch: int, seed: int = 0) -> tuple[torch.Tensor, torch.Ten
     return sample, torch.zeros(batch), labels  # timesteps are floats, because some samplers have fractional ones
 
 
-def _save_onnx(program: torch.export.ExportedProgram, dynamic_shapes: list[dict], file: Path) -> None:
+def _save_onnx(
+    program: torch.export.ExportedProgram, dynamic_shapes: list[dict], file: Path, half_weights: bool = False
+) -> None:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -210,6 +216,8 @@ def _save_onnx(program: torch.export.ExportedProgram, dynamic_shapes: list[dict]
     assert exported is not None  # as always with dynamo=True
     model = exported.model_proto
     _remove_metadata(model)
+    if half_weights:
+        _halve_weights(model.graph)
     file.write_bytes(model.SerializeToString())
 
 
@@ -221,6 +229,26 @@ def _remove_metadata(message) -> None:
         elif field.type == field.TYPE_MESSAGE:
             for part in [value] if hasattr(value, "ListFields") else value:
                 _remove_metadata(part)
+
+
+def _halve_weights(graph, smallest: int = 1024) -> None:
+    """Store each float32 weight of at least `smallest` numbers as float16, and convert it back by a node before its first use.
+
+    Runtimes fold such a node of a constant when they load the file. Smaller weights, such as biases, are not worth a node.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for weight in graph.initializer:
+        values = numpy_helper.to_array(weight)
+        if values.dtype == np.float32 and values.size >= smallest and np.abs(values).max() <= np.finfo(np.float16).max:
+            name, stored = weight.name, f"{weight.name}.half"
+            weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
+            casts.append(helper.make_node("Cast", [stored], [name], name=f"{name}.single", to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _timesteps(pipeline: CondDDPMPipeline) -> torch.Tensor:

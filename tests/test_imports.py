@@ -19,6 +19,7 @@ FLOORS = [
     {"training", "evaluate"},
     {"hub"},
     {"visualize"},
+    {"web"},
     {"sampling", "export"},
     {"ema", "processes"},
     {"diffusion", "data", "models", "pipelines"},

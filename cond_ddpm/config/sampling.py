@@ -114,5 +114,17 @@ class SampleConfig(SamplingConfig):
 class ExportConfig(ModelConfig):
     """Settings of `cond-ddpm export`."""
 
-    format: Literal["onnx", "torch"] = setting(help="onnx, or torch's own exported program.")
-    output: Path = setting(help="New folder to write, which --model takes where images are made.")
+    format: Literal["onnx", "torch", "web"] = setting(
+        help="onnx; torch's own exported program; or web, a page that draws in the browser, for any web host."
+    )
+    output: Path = setting(help="New folder to write. Unless it is a page, --model takes it where images are made.")
+    runtime: str | None = setting(
+        default=None,
+        help="With web: put onnxruntime-web beside the page, which then works without the internet: download, or a folder of"
+        " npm's package; if not given, the page loads it from a CDN.",
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.runtime is not None and self.format != "web":
+            raise ValueError(f"runtime: expected --format web beside it, got {self.format}; leave out one of the two.")
