@@ -110,9 +110,10 @@ def export(config: ExportConfig) -> str:
     if config.format == "web":
         from cond_ddpm.web import export_page
 
-        # Of a folder of this machine, the page says only the name.
-        source = Path(config.model).resolve().name if Path(config.model).exists() else config.model
-        difference = export_page(pipeline, config.output, source, source.rpartition("/")[2], config.runtime)
+        # The page is public: of a folder elsewhere on this machine it says only the name.
+        folder = Path(config.model)
+        source = folder.resolve().name if folder.is_absolute() or ".." in folder.parts else config.model
+        difference = export_page(pipeline, config.output, source, Path(source).name, config.runtime)
         megabytes = sum(file.stat().st_size for file in config.output.rglob("*") if file.is_file()) / 1e6
         return (
             f"{config.output}: {megabytes:.1f} MB, the same as the network to within {difference:.1e}\n"

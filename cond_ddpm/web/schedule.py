@@ -22,12 +22,21 @@ def samplers_of(pipeline: CondDDPMPipeline) -> dict[str, Any]:
     """The entries `samplers`, `sampler` (the one to begin with) and `own_sampler` of model.json.
 
     The pipeline's own scheduler comes first, if `site/sampler.js` has its steps; a page of another model begins with dpm++2.
+
+    Raises:
+        ValueError: settings of the scheduler that no sampler of the page has.
     """
     own = pipeline.make_scheduler()
     found = {name: entry for name in TITLES if (entry := sampler(pipeline.make_scheduler(name), TITLES[name]))}
     entry = sampler(own, OWN)
     if entry is None:
-        return {"samplers": found, "sampler": "dpm++2", "own_sampler": None}
+        if not found:
+            raise ValueError(
+                "scheduler: expected one with settings that the page has, without thresholding and with solver_type midpoint"
+                f" and a fixed variance, got {type(own).__name__}; give the pipeline DDPMScheduler or"
+                " DPMSolverMultistepScheduler with their own settings."
+            )
+        return {"samplers": found, "sampler": next(iter(found)), "own_sampler": None}
     same = [name for name in found if {**found[name], "title": OWN} == entry]
     first = same[0] if same else "own"
     return {"samplers": {first: entry, **found}, "sampler": first, "own_sampler": first}
@@ -56,8 +65,8 @@ def _algorithm(scheduler: SchedulerMixin) -> dict[str, Any] | None:
         return {"algorithm": "dpm++", "order": config.solver_order} if is_known else None
     if isinstance(scheduler, diffusers.DDIMScheduler):
         return {"algorithm": "dpm++", "order": 1}  # without noise they are the same (Lu 2022, DPM-Solver++, sec. 4.1)
-    if isinstance(scheduler, diffusers.DDPMScheduler) and config.variance_type in ("fixed_small", "fixed_large"):
-        return {"algorithm": "ddpm", "variance_type": config.variance_type}
+    if isinstance(scheduler, diffusers.DDPMScheduler) and config.variance_type in (None, "fixed_small", "fixed_large"):
+        return {"algorithm": "ddpm", "variance_type": config.variance_type or "fixed_small"}  # diffusers takes None for that
     return None
 
 
