@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS
 from conftest import NAMES, ROOT, make_unet
 from hub_server import TOKEN, HubServer
@@ -368,6 +369,30 @@ def test_dry_run_uploads_nothing(folder, server, quick_check, capsys):
     shown = capsys.readouterr().out
     assert server.requests == [] and "nothing was uploaded" in shown
     assert "unet/diffusion_pytorch_model.safetensors" in shown and "app.py" in shown and "MB" in shown
+
+
+@pytest.mark.end_to_end
+def test_a_space_of_static_files(folder, server, quick_check, capsys):
+    """The page that draws in the browser: shown by a dry run, uploaded after the model, and with the headers for threads."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason='pip install "cond_ddpm[onnx]"')
+    arguments = ["publish", "--model", str(folder), "--repo_id", NAME, "--space", "static"]
+    assert main([*arguments, "--dry_run"]) == 0
+    shown = capsys.readouterr().out
+    assert server.requests == [] and f"Space {NAME}: " in shown and "unet.onnx" in shown and "index.html" in shown
+    assert main(arguments) == 0
+    assert f"{server.url}/spaces/{NAME}\n" in capsys.readouterr().out
+    files = server.repos[f"spaces/{NAME}"].files
+    assert {"index.html", "page.js", "model.json", "unet.onnx"} <= set(files) and not {"serve.py", "app.py"} & set(files)
+    card = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert card["sdk"] == "static" and card["app_file"] == "index.html" and card["models"] == [NAME]
+    assert card["custom_headers"] == {
+        "cross-origin-embedder-policy": "require-corp",
+        "cross-origin-opener-policy": "same-origin",
+        "cross-origin-resource-policy": "cross-origin",
+    }
+    assert json.loads(files["model.json"])["source"] == NAME
+    assert not any(TOKEN.encode() in content or str(folder).encode() in content for content in files.values())
 
 
 def test_publishing_again_replaces_and_removes(folder, server, quick_check):

@@ -44,6 +44,7 @@ def test_the_wheel_has_what_is_needed_and_nothing_else(wheel):
     ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cond_ddpm").rglob("*.py")}
     ours |= {f"cond_ddpm/{name}" for name in ("hub/model_card.md", "py.typed", "pipelines/__init__.py")}
     ours |= {"cond_ddpm/pipelines/pipeline_cond_ddpm.py", "cond_ddpm/configs/__init__.py"}
+    ours |= {f"cond_ddpm/web/site/{path.name}" for path in (ROOT / "cond_ddpm" / "web" / "site").iterdir() if path.is_file()}
     ours |= {f"cond_ddpm/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     assert names == ours
     assert re.search(r"^License(-Expression)?: Apache-2.0$", metadata, re.MULTILINE) and len(licences) == 1

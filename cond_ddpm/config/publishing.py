@@ -4,6 +4,7 @@ May import: `config.settings`. Next in the data flow: `ema.py` averages, `hub/` 
 """
 
 from pathlib import Path
+from typing import Literal
 
 from cond_ddpm.config.settings import Settings, setting
 
@@ -14,7 +15,10 @@ class PublishConfig(Settings):
     model: Path = setting(help="Pipeline folder, such as RUN/pipeline.")
     repo_id: str = setting(help="USER/NAME on the Hub; made, if it does not exist.")
     private: bool = setting(default=False, help="Make the repository private.")
-    space: bool = setting(default=False, help="Also publish a demo Space of the same name.")
+    space: bool | Literal["static"] = setting(
+        default=False,
+        help="Also publish a demo Space of the same name; static: as a page that draws in the browser and costs no computer.",
+    )
     dry_run: bool = setting(default=False, help="Check, show what would be uploaded, and upload nothing.")
 
 

@@ -1,10 +1,11 @@
 """Publishing a pipeline folder: it is completed, checked and uploaded to the Hub as one commit, optionally with a demo Space.
 
-May import: `hub.card, hub.checks, hub.folder`, the pipeline. Nothing follows in the data flow.
+May import: `hub.card, hub.checks, hub.folder, web`, the pipeline. Nothing follows in the data flow.
 """
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import cond_ddpm
 from cond_ddpm.hub.card import LICENCE, complete
 from cond_ddpm.hub.checks import check
-from cond_ddpm.hub.folder import expected_files, require_pipeline_folder
+from cond_ddpm.hub.folder import expected_files, load_folder, require_pipeline_folder
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS
 
 
@@ -21,7 +22,7 @@ def publish(
     repo_id: str,
     private: bool = False,
     dry_run: bool = False,
-    space: bool = False,
+    space: bool | str = False,
     say: Callable[[str], None] = print,
 ) -> str | None:
     """Complete a pipeline folder, check it, and upload it to the Hub as one commit, to a new or an existing repository.
@@ -31,7 +32,8 @@ def publish(
         repo_id: USER/NAME; created if it does not exist.
         private: make the repository private.
         dry_run: show what would be uploaded, and upload nothing.
-        space: also publish a demo Space of the same name, which loads this commit.
+        space: also publish a demo Space of the same name, which loads this commit; "static" for a page that draws in the
+            browser, with its own copy of the network.
         say: called with each line of output.
 
     Returns:
@@ -57,22 +59,26 @@ def publish(
     files = {name: folder / name for name in names}
     say(f"checked: {folder} loads and samples without cond_ddpm, and its weights are finite")
     _show(f"{'private ' if private else ''}model {repo_id}", files, say)
-    demo = _space_files(folder, repo_id, "COMMIT") if space else {}
-    if space:
-        _show(f"Space {repo_id}", demo, say)
-    if dry_run:
-        say("dry run: nothing was uploaded")
-        return None
+    with tempfile.TemporaryDirectory() as work:
+        demo: dict[str, Path | bytes] = {}
+        if space:
+            is_static = space == "static"
+            demo = _static_space_files(folder, repo_id, Path(work) / "site") if is_static else _space_files(folder, repo_id)
+            _show(f"Space {repo_id}", demo, say)
+        if dry_run:
+            say("dry run: nothing was uploaded")
+            return None
 
-    commit = upload(repo_id, "model", files, private)
-    say(f"{_endpoint()}/{repo_id}")
-    say("from diffusers import DiffusionPipeline")
-    say(f'pipeline = DiffusionPipeline.from_pretrained("{repo_id}", revision="{commit}", trust_remote_code=True)')
-    say("pipeline(class_labels=[0], seeds=[0]).images[0]")
-    if space:
-        upload(repo_id, "space", _space_files(folder, repo_id, commit), private)
-        say(f"{_endpoint()}/spaces/{repo_id}")
-    return commit
+        commit = upload(repo_id, "model", files, private)
+        say(f"{_endpoint()}/{repo_id}")
+        say("from diffusers import DiffusionPipeline")
+        say(f'pipeline = DiffusionPipeline.from_pretrained("{repo_id}", revision="{commit}", trust_remote_code=True)')
+        say("pipeline(class_labels=[0], seeds=[0]).images[0]")
+        if space:
+            demo = demo if is_static else _space_files(folder, repo_id, commit)
+            upload(repo_id, "space", demo, private, "static" if is_static else "gradio")
+            say(f"{_endpoint()}/spaces/{repo_id}")
+        return commit
 
 
 def check_name(repo_id: str) -> None:
@@ -107,7 +113,7 @@ def _show(what: str, files: Mapping[str, Path | bytes], say: Callable[[str], Non
         say(f"  {size:>12,}  {name}")
 
 
-def _space_files(folder: Path, repo_id: str, commit: str) -> dict[str, Path | bytes]:
+def _space_files(folder: Path, repo_id: str, commit: str = "COMMIT") -> dict[str, Path | bytes]:
     """A gradio app that loads this commit of the model, without this package."""
     from importlib.metadata import version
 
@@ -130,6 +136,21 @@ def _space_files(folder: Path, repo_id: str, commit: str) -> dict[str, Path | by
     }
 
 
+def _static_space_files(folder: Path, repo_id: str, work: Path) -> dict[str, Path | bytes]:
+    """A page that draws in the browser, written to `work`. The headers let a browser give it several threads."""
+    from cond_ddpm.web import export_page
+
+    export_page(load_folder(folder), work, repo_id, repo_id.rpartition("/")[2])
+    card = (
+        f"---\ntitle: {repo_id.rpartition('/')[2]}\nsdk: static\napp_file: index.html\nlicense: {LICENCE}\n"
+        f"models:\n- {repo_id}\ncustom_headers:\n  cross-origin-embedder-policy: require-corp\n"
+        "  cross-origin-opener-policy: same-origin\n  cross-origin-resource-policy: cross-origin\n---\n\n"
+        f"Images of a class, by [{repo_id}](https://huggingface.co/{repo_id}), drawn in the browser. Made with cond_ddpm.\n"
+    )
+    page = {path.name: path for path in sorted(work.iterdir()) if path.name != "serve.py"}  # which is for one's own machine
+    return {"README.md": card.encode(), **page}
+
+
 def _endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
@@ -143,7 +164,9 @@ def _token() -> str:
     return token
 
 
-def upload(repo_id: str, repo_type: str, files: Mapping[str, Path | bytes], private: bool) -> str:
+def upload(
+    repo_id: str, repo_type: str, files: Mapping[str, Path | bytes], private: bool, space_sdk: str | None = None
+) -> str:
     """Create the repository if necessary, and make one commit that leaves it with these files and no older companions.
 
     Returns:
@@ -154,8 +177,7 @@ def upload(repo_id: str, repo_type: str, files: Mapping[str, Path | bytes], priv
     api = HfApi(_endpoint(), _token())
 
     def attempt() -> str:
-        sdk = "gradio" if repo_type == "space" else None
-        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
+        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=space_sdk)
         now = api.space_info(repo_id) if repo_type == "space" else api.model_info(repo_id)
         there = {file.rfilename for file in now.siblings or ()} - {".gitattributes"}
         ours = set(COMPANIONS) | {name for name in there if name in files}

@@ -29,8 +29,8 @@ def export_page(pipeline: CondDDPMPipeline, output: Path, source: str, name: str
         output: a new or empty folder.
         source: what `CondDDPMPipeline.from_pretrained` takes, for the Python lines that the page shows.
         name: the page's heading.
-        runtime: `download`, or a folder of npm's package onnxruntime-web, to put a copy of it beside the page, which then needs
-            no other host; None to let the page load it from a CDN.
+        runtime: `download`, or a folder of npm's package onnxruntime-web: a copy is put beside the page, which then needs no
+            other host. None to let the page load it from a CDN.
 
     Returns:
         The largest difference of the network from the original, whose weights are rounded to half precision in the page.

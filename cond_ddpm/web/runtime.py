@@ -83,6 +83,6 @@ def _read(package: Path, name: str) -> bytes:
         if file.is_file():
             return file.read_bytes()
     raise ValueError(
-        f"runtime: expected `download`, or a folder of npm's package onnxruntime-web {VERSION} with dist/{name}, got {package};"
-        f" `npm pack onnxruntime-web@{VERSION}` fetches it as an archive."
+        f"runtime: expected `download`, or a folder of npm's package onnxruntime-web {VERSION} with dist/{name}, got"
+        f" {package}; `npm pack onnxruntime-web@{VERSION}` fetches it as an archive."
     )
