@@ -21,7 +21,8 @@ _MANY = 50  # only DDPM has tables for more steps, because nothing else needs th
 def samplers_of(pipeline: CondDDPMPipeline) -> dict[str, Any]:
     """The entries `samplers`, `sampler` (the one to begin with) and `own_sampler` of model.json.
 
-    The pipeline's own scheduler comes first, if `site/sampler.js` has its steps; a page of another model begins with dpm++2.
+    The pipeline's own scheduler comes first, if `site/sampler.js` has its steps. The page begins with it, but with dpm++2 if it
+    is another one, or takes so many steps by default that a reader would have to wait for minutes.
 
     Raises:
         ValueError: settings of the scheduler that no sampler of the page has.
@@ -39,7 +40,10 @@ def samplers_of(pipeline: CondDDPMPipeline) -> dict[str, Any]:
         return {"samplers": found, "sampler": next(iter(found)), "own_sampler": None}
     same = [name for name in found if {**found[name], "title": OWN} == entry]
     first = same[0] if same else "own"
-    return {"samplers": {first: entry, **found}, "sampler": first, "own_sampler": first}
+    if same:
+        entry["title"] = f"{TITLES[first]} ({OWN})"
+    begins = first if entry["default_steps"] <= _MANY else next(name for name in found if name != first)
+    return {"samplers": {first: entry, **found}, "sampler": begins, "own_sampler": first}
 
 
 def sampler(scheduler: SchedulerMixin, title: str) -> dict[str, Any] | None:

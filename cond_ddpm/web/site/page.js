@@ -416,8 +416,12 @@ async function copyPython() {
 
 // Words
 
-/** Show what is being done, and how far it is: a share, or null where that is not known. */
+/**
+ * Show what is being done, and how far it is: a share, or null where that is not known. What changes many times a second is
+ * not read aloud.
+ */
 function say(words, share = null) {
+  $("status").setAttribute("aria-live", share > 0 && share < 1 ? "off" : "polite");
   $("status").textContent = words;
   if (share === null) $("progress").removeAttribute("value");
   else $("progress").value = share;
@@ -426,8 +430,8 @@ function say(words, share = null) {
 /** Show what went wrong, and let the reader try again. */
 function fail(words) {
   job = null;
+  say(words);
   $("state").className = "problem";
-  $("status").textContent = words;
   $("draw").disabled = $("stop").disabled = true;
   $("again").hidden = !model;
 }

@@ -26,7 +26,7 @@ onmessage = async ({ data }) => {
 async function load({ model: given, device, threads }) {
   model = given;
   const report = (what, received, total) => postMessage({ type: "progress", what, received, total });
-  if (device !== "wasm" && (await hasGraphicsCard())) {
+  if (device !== "wasm" && (await hasGraphicsCard(device === "webgpu"))) {
     try {
       network = await loadNetwork(model, "webgpu", 1, report);
       const size = model.channels * model.sample_size ** 2;
@@ -42,10 +42,10 @@ async function load({ model: given, device, threads }) {
   postMessage({ type: "ready", device: "wasm", threads });
 }
 
-/** Whether there is a graphics card that WebGPU can use. Software that imitates one is slower than WebAssembly. */
-async function hasGraphicsCard() {
+/** Whether there is a graphics card that WebGPU can use. Software that imitates one is slower, but may be asked for. */
+async function hasGraphicsCard(isAskedFor) {
   const adapter = await navigator.gpu?.requestAdapter();
-  return Boolean(adapter) && !(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter);
+  return Boolean(adapter) && (isAskedFor || !(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter));
 }
 
 async function draw({ id, settings }) {
