@@ -19,12 +19,12 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 import torch
+from cond_ddpm.pipelines.pipeline_cond_ddpm import DEFAULT_SAMPLER
 from conftest import NAMES, ROOT, make_unet
 from diffusers import DDPMScheduler
 from test_web import RANDOMS, SEEDS, SIZES, check_randoms
 
 from cond_ddpm import CondDDPMPipeline
-from cond_ddpm.pipelines.pipeline_cond_ddpm import DEFAULT_SAMPLER
 from cond_ddpm.web import export_page
 
 pytestmark = pytest.mark.integration
@@ -299,7 +299,7 @@ def test_it_fits_a_phone_and_a_laptop(scheme, width, address, new_page):
     page.evaluate("scrollTo(0, 0)")
     for name in ("#noisy", "#original", "#draw"):  # on a phone, the pictures and the button are seen at the same time
         box = page.locator(name).bounding_box()
-        assert 0 <= box["x"] and box["x"] + box["width"] <= width and 0 <= box["y"] and box["y"] + box["height"] <= 800, name
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] >= 0 and box["y"] + box["height"] <= 800, name
     assert page.locator("#draw").bounding_box()["height"] >= 40
     assert page.evaluate(_CONTRAST) >= 4.5
     unnamed = page.eval_on_selector_all(
