@@ -21,8 +21,8 @@ _MANY = 50  # only DDPM has tables for more steps, because nothing else needs th
 def samplers_of(pipeline: CondDDPMPipeline) -> dict[str, Any]:
     """The entries `samplers`, `sampler` (the one to begin with) and `own_sampler` of model.json.
 
-    The pipeline's own scheduler comes first, if `site/sampler.js` has its steps. The page begins with it, but with dpm++2 if it
-    is another one, or takes so many steps by default that a reader would have to wait for minutes.
+    The pipeline's own scheduler comes first, if `site/sampler.js` has its steps. The page begins with it, but with dpm++2 if
+    it is another one, or takes so many steps by default that a reader would have to wait for minutes.
 
     Raises:
         ValueError: settings of the scheduler that no sampler of the page has.
