@@ -85,8 +85,11 @@ def site(playwright, pipeline, tmp_path_factory):
 
 
 @contextlib.contextmanager
-def served(folder, isolated=True):
-    """The address of a server with the page; `isolated` is the page's own, the other one sends no headers."""
+def served(folder, isolated=False):
+    """The address of a server with the page: Python's own, or the page's, which sends the headers for several threads.
+
+    With one thread, the tests lose nothing, and do not wait for each other's threads.
+    """
     if isolated:
         command = [sys.executable, "-u", str(folder / "serve.py"), "0"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -334,14 +337,16 @@ _CONTRAST = """() => {
 
 def test_threads_where_the_page_is_isolated(site, address, new_page, launch):
     threads = min(4, os.cpu_count())
-    assert ready(new_page(), address) == f"wasm {threads}"
-    with served(site, isolated=False) as plain:
-        assert ready(new_page(), plain) == "wasm 1"
-        # On a host that sends no headers, and is not this machine, the page isolates itself, once.
-        elsewhere = plain.replace("127.0.0.1", "pages.test")
-        flags = ["--host-resolver-rules=MAP pages.test 127.0.0.1"]
-        page = new_page(launch(*flags, f"--unsafely-treat-insecure-origin-as-secure={elsewhere.rstrip('/')}"))
-        assert ready(page, elsewhere) == f"wasm {threads}"
+    with served(site, isolated=True) as isolated:
+        page = new_page()
+        assert ready(page, isolated, steps=2) == f"wasm {threads}"
+        drawn(page)
+    assert ready(new_page(), address) == "wasm 1"
+    # On a host that sends no headers, and is not this machine, the page isolates itself, once.
+    elsewhere = address.replace("127.0.0.1", "pages.test")
+    flags = ["--host-resolver-rules=MAP pages.test 127.0.0.1"]
+    page = new_page(launch(*flags, f"--unsafely-treat-insecure-origin-as-secure={elsewhere.rstrip('/')}"))
+    assert ready(page, elsewhere) == f"wasm {threads}"
 
 
 def answer(status, body):

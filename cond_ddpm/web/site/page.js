@@ -259,6 +259,7 @@ function draw() {
   $("stop").disabled = false;
   $("device").disabled = true;
   $("stage").scrollIntoView({ block: "nearest" });
+  say("Drawing.", 0);
   next();
 }
 
