@@ -146,8 +146,9 @@ def _value(given: str | list[str], type_: Any) -> Any:
         return [_value(text, get_args(kind)[0]) for text in given]
     if given == "null" and type(None) in kinds:
         return None
-    is_name = lambda kind: get_origin(kind) is Literal and isinstance(get_args(kind)[0], str) and bool not in kinds  # noqa: E731
-    if any(kind in (str, Path) or is_name(kind) for kind in kinds):
+    # "static" beside true and false is a name among values, and is read as they are.
+    is_choice = bool not in kinds and any(get_origin(kind) is Literal and isinstance(get_args(kind)[0], str) for kind in kinds)
+    if is_choice or any(kind in (str, Path) for kind in kinds):
         return given
     try:
         return _load(given)

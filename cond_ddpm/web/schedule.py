@@ -7,6 +7,7 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import torch
 from diffusers import SchedulerMixin
 
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline, _noise_levels, _set_timesteps
@@ -80,7 +81,7 @@ def _table(scheduler: SchedulerMixin, count: int) -> dict[str, list[float]] | No
     None for a number of steps that the pipeline refuses with this scheduler.
     """
     try:
-        _set_timesteps(scheduler, count, False, "cpu")
+        _set_timesteps(scheduler, count, False, torch.device("cpu"))
     except ValueError:
         return None
     sigmas = _noise_levels(scheduler)

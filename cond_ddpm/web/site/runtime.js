@@ -27,8 +27,7 @@ export async function loadNetwork(model, device, threads, report) {
   const ort = await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })));
   ort.env.wasm.wasmBinary = wasm;
   ort.env.wasm.numThreads = threads;
-  ort.env.logLevel = "error";
-  const session = await ort.InferenceSession.create(new Uint8Array(weights), { executionProviders: [device] });
+  const session = await ort.InferenceSession.create(new Uint8Array(weights), { executionProviders: [device], logSeverityLevel: 3 });
   const shape = [model.channels, model.sample_size, model.sample_size];
   const size = shape.reduce((a, b) => a * b);
 
