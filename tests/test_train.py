@@ -121,6 +121,7 @@ def test_learning_guidance_chooses_the_best_epoch_anew(config, monkeypatch, tmp_
     assert [row["val_loss"] for row in _metrics(run)] == [1, 0.5, 4, 3]
     record = json.loads((run / "pipeline" / "results.json").read_text())["training"]
     assert (record["epoch"], record["val_loss"]) == (4, 3.0)
+    assert record["guided_from"] == record["step"] / 2
     images = record["step"] * 16
     guided = record["training_flop"] / forward_flop(CondDDPMPipeline.from_pretrained(run / "pipeline").unet) - 3 * images
     assert guided == images / 2  # a forward pass more in the second half

@@ -73,6 +73,7 @@ def training_record(state: TrainingState, data: TrainingData, row: dict[str, Any
         "step": row["step"],
         "train_loss": row["train_loss"],
         "val_loss": row["val_loss"],
+        "guided_from": progress.guided_from,  # None unless the weights have learned guidance
         "images_seen": images_seen,
         "training_flop": flop * (3 * images_seen + guided),  # backward costs two forwards, learning guidance one more
         "minutes": round(progress.elapsed_seconds / 60, 2),
