@@ -1,4 +1,4 @@
-"""What the judges of samples look at: the share that each names as its class, of real test pictures whole, shuffled and blurred.
+"""What the judges of samples look at: the share of real test pictures that each names, whole, shuffled and blurred.
 
     python benchmarks/judges.py --dataset PATH [NAME=SAMPLES ...]
 
