@@ -32,7 +32,9 @@ def test_top_level(arguments, code, capsys):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--bach_size", "8"], "unrecognized arguments: --bach_size"),
+        (["--bach_size", "8"], "unrecognized arguments: --bach_size 8; did you mean --batch_size?"),
+        (["--num-epochs=8"], "unrecognized arguments: --num-epochs=8; did you mean --num_epochs?"),
+        (["8"], "unrecognized arguments: 8; --help lists the flags."),
         (["--batch_size", "many"], "batch_size"),
         (["--batch_size", "0"], "batch_size: expected 1 or more, got 0"),
         (["--model", "large"], "model"),
