@@ -15,7 +15,8 @@ An experiment is a YAML file beside this one (or in `--queue DIR`):
       guidance4: {num_samples: 2000, subset: 2000, guidance_scale: 4, num_inference_steps: 10, fast: true}
       guidance4-imagenet: {samples_of: guidance4, features: imagenet, subset: 2000}     # the same samples, judged otherwise
 
-An experiment that has begun is not edited, but for further seeds and evaluations; give the next idea another name.
+An experiment that has begun is not edited, but for further seeds and evaluations, and for the length of its training, as
+long as that goes on; give the next idea another name.
 
 Samples are judged anew (`samples_of`) by the code of `--commit`, so that a later judge can be asked about earlier samples.
 
@@ -165,7 +166,7 @@ def run(given: argparse.Namespace, commit: str, name: str, settings: dict, seed:
         os.replace(partial, began)
     before = json.loads(began.read_text())
     commit_now, commit = commit, before.pop("commit")
-    if before != asked:
+    if lasting(before) != lasting(asked):
         raise Failed(f"{trial} began with other settings, {before}; give the experiment another name")
     code, python = prepare(lab, commit)
     folder, log = lab / "runs" / trial, lab / "logs" / f"{trial}.log"
@@ -199,6 +200,12 @@ def run(given: argparse.Namespace, commit: str, name: str, settings: dict, seed:
             command += [f"--{flag}"] if value is True else [f"--{flag}", value]
         call(command, judging[0], log, given)
         append(lab / "results.jsonl", row(name, seed, key, judge, results, made))
+
+
+def lasting(asked: dict) -> dict:
+    """What a trial was begun with, without the length of its training, which may change at a resume."""
+    length = ("num_epochs", "max_train_steps", "max_train_minutes")
+    return {**asked, "train": {key: value for key, value in (asked["train"] or {}).items() if key not in length}}
 
 
 def row(name: str, seed: int, evaluation: str, commit: str, results: Path, made: Path) -> dict:
