@@ -5,11 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, make_pipeline, make_unet
 
 from cond_ddpm.cli import guarded, main, parse_train
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.presets import presets
+from cond_ddpm.evaluate.extractors import make_extractor
 from cond_ddpm.processes import make_accelerator
 
 
@@ -217,6 +219,16 @@ def test_a_command_whose_extra_is_missing_says_which_in_one_line(packages, comma
     lines = capsys.readouterr().err.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     assert len(errors) == 1 and errors[0] == lines[-1] and f"cond_ddpm[{extra}]" in errors[0]
+
+
+@pytest.mark.parametrize(
+    "features, package", [("dinov2", "transformers"), ("imagenet", "efficientnet_lite_pytorch"), ("fid", "torchmetrics")]
+)
+def test_an_extractor_whose_extra_is_missing_says_which(features, package, tmp_path, monkeypatch):
+    _without(monkeypatch, package)
+    backend = "inception" if features == "fid" else features
+    with pytest.raises(ValueError, match=rf"^features: '{backend}' needs .*cond_ddpm\[{features}\]"):
+        make_extractor(backend, None, None, None, tmp_path, torch.device("cpu"))
 
 
 def test_the_default_tracker_that_is_missing_is_a_warning(monkeypatch):
