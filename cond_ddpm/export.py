@@ -78,7 +78,8 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path) -> float:
         difference = _difference(network, load_exported(partial).unet, _timesteps(pipeline))
         if not difference <= TOLERANCE:
             raise FloatingPointError(
-                f"{format}: expected a difference of at most {TOLERANCE} from the network, got {difference:.1e}."
+                f"{format}: expected a difference of at most {TOLERANCE} from the network, got {difference:.1e};"
+                " its exporter is at fault: try a newer torch, or the other format."
             )
         output.mkdir(parents=True, exist_ok=True)
         partial.rename(output)

@@ -140,8 +140,13 @@ def _inception(weights: str | None, device: torch.device) -> Extractor:
 
 
 def _dinov2(weights: str, device: torch.device) -> Extractor:
-    from transformers import AutoModel
-
+    try:
+        from transformers import AutoModel
+    except ImportError:
+        raise ValueError(
+            "features: 'dinov2' needs transformers, which is not installed; pip install 'cond_ddpm[dinov2]', or use --features"
+            " classifier."
+        ) from None
     try:
         network = AutoModel.from_pretrained(weights).eval().to(device)
     except (OSError, ValueError) as error:

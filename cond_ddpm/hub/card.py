@@ -14,6 +14,7 @@ from cond_ddpm.text import literal, markdown, shown
 # As long as a card contains this line, it may be overwritten.
 MARKER = "<!-- Written by cond_ddpm, and written anew when it publishes, unless you delete this line. -->"
 LICENCE = "apache-2.0"
+TRIED = {"diffusers": ("0.39.0", "0.42.1"), "torch": ("2.9.1", "2.14.1")}  # the lowest and the newest; docs/compatibility.md
 TASK = "unconditional-image-generation"  # the nearest that the Hub lists; the tag says class-conditional
 FEATURES = {
     "classifier": "a classifier's features",
@@ -136,6 +137,7 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
         network=type(pipeline.unet).__name__,
         parameters=f"{sum(parameter.numel() for parameter in pipeline.unet.parameters()) / 1e6:.2f}",
         repo_id=literal(repo_id),
+        tried=" and ".join(f"{name} {lowest} to {newest}" for name, (lowest, newest) in TRIED.items()),
         example=literal(pipeline.id2label[0]) if pipeline.id2label else "0",
         guidance_scale=f"{pipeline.guidance_scale:g}",
         classes=[(label, markdown((pipeline.id2label or {}).get(label, ""))) for label in range(config.num_classes)],

@@ -155,6 +155,8 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
     `_predict` turns patches and the embedding into patches.
     """
 
+    _no_split_modules: ClassVar[list[str]] = ["_ResidualBlock", "_TransformerBlock"]  # for device_map="auto" and offloading
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, output_loading_info: bool = False, **kwargs):
         """As in diffusers, except that a missing tensor is an error. (diffusers would leave it at random values.)
