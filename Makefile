@@ -5,7 +5,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: quickstart test-fast test integration quality style bench clean
+.PHONY: quickstart test-fast test integration quality style bench compat clean
 .DEFAULT_GOAL := quickstart
 
 # Made anew when what is installed changes, else reused.
@@ -56,6 +56,10 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/sampling.py inference
 	$(BIN)/python benchmarks/data.py --dataset $(DATASET)
 	$(BIN)/python benchmarks/race.py --dataset $(DATASET)
+
+# Half an hour and several GB: the lowest and the newest versions, in throwaway environments; writes docs/compatibility.md.
+compat:
+	$(PYTHON) benchmarks/compat.py --pip_args="$(PIP_ARGS)"
 
 style: .venv/installed
 	$(BIN)/ruff check --fix .

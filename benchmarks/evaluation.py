@@ -20,17 +20,18 @@ def main(images: int, repeats: int) -> None:
     import numpy as np
     import torch
 
-    from cond_ddpm.evaluate.classifier import NUM_FEATURES, Classifier
+    from cond_ddpm.evaluate.classifier_networks import NUM_FEATURES, ConvolutionalClassifier
     from cond_ddpm.evaluate.extractors import Extractor
     from cond_ddpm.evaluate.statistics import Tally
 
-    network = Classifier(10).eval()
+    network = ConvolutionalClassifier(10, (3, 32, 32)).eval()
 
     @torch.no_grad()
     def extract(batch):
-        return network(torch.from_numpy(batch).float() / 127.5 - 1)
+        features, logits = network(torch.from_numpy(batch).float() / 127.5 - 1)
+        return features, logits[None]
 
-    extractor = Extractor("classifier", extract, NUM_FEATURES, True, {})
+    extractor = Extractor("classifier", extract, NUM_FEATURES, ("convolutional",), {})
     rng = np.random.default_rng(0)
     data = rng.integers(0, 256, (images, 3, 32, 32), dtype=np.uint8)
     labels = rng.integers(0, 10, images)

@@ -21,6 +21,7 @@ _PUBLIC = {
     "load_images": "data",
     "generate": "sampling",
     "load_exported": "export",
+    "pretrained": "pretrained_models",
 }
 __all__ = sorted(_PUBLIC)
 
@@ -29,7 +30,8 @@ class _Checkout:
     """Finds the packages that lie beside this one in a checkout and inside it once installed (setup.cfg maps them), so that a
     checkout that is not installed, or shadows an installation, finds its own."""
 
-    folders: ClassVar = {f"{__name__}.{name}": Path(__file__).resolve().parents[1] / name for name in ("pipelines", "configs")}
+    names: ClassVar = {"pipelines": "pipelines", "configs": "configs", "pretrained_data": "pretrained"}
+    folders: ClassVar = {f"{__name__}.{k}": Path(__file__).resolve().parents[1] / v for k, v in names.items()}
 
     @classmethod
     def find_spec(cls, name: str, path=None, target=None):

@@ -19,6 +19,7 @@ from cond_ddpm.config.publishing import EmaConfig, PublishConfig
 from cond_ddpm.config.quickstart import QuickstartConfig
 from cond_ddpm.config.sampling import ExportConfig, NetworksConfig, SampleConfig, call_arguments
 from cond_ddpm.config.training import TrainCommandConfig, TrainConfig
+from cond_ddpm.pretrained_models import pretrained, pretrained_pipelines
 
 if TYPE_CHECKING:
     from cond_ddpm.data import LabelledImages
@@ -269,6 +270,8 @@ def _load(model: str, revision: str | None, config: NetworksConfig) -> tuple["Co
 
 def _from_pretrained(model: str, revision: str | None = None) -> "CondDDPMPipeline":
     folder = Path(model)
+    if not folder.exists() and model in pretrained_pipelines():
+        model, revision = str(pretrained(model)), None
     if (folder / "export.json").is_file():
         from cond_ddpm.export import load_exported
 

@@ -82,7 +82,8 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path, half_weights: 
         tolerance = HALF_TOLERANCE if half_weights else TOLERANCE
         if not difference <= tolerance:
             raise FloatingPointError(
-                f"{format}: expected a difference of at most {tolerance} from the network, got {difference:.1e}."
+                f"{format}: expected a difference of at most {tolerance} from the network, got {difference:.1e};"
+                " its exporter is at fault: try a newer torch, or the other format."
             )
         output.mkdir(parents=True, exist_ok=True)
         partial.rename(output)

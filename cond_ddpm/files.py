@@ -106,6 +106,24 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def hub_file(repository: str, name: str, proxies: dict | None = None, **arguments) -> Path | None:
+    """A file of a model repository on the Hub, in the cache or downloaded to it; None if it is not there or unreachable.
+
+    Args:
+        repository: USER/NAME.
+        name: of the file in the repository.
+        proxies: has no effect, as in huggingface_hub since version 1.
+        arguments: the others of `huggingface_hub.hf_hub_download`.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, name, **arguments))
+    except (EntryNotFoundError, OSError, ValueError):  # HfHubHTTPError and a missing connection are OSErrors
+        return None
+
+
 def steps_of(paths: Iterable[Path], suffix: str) -> dict[Path, int]:
     """The N of each path named such as checkpoint-N or step-N.safetensors, the lowest first; other paths are left out."""
     numbers = {path: path.stem.rpartition("-")[2] for path in paths if path.suffix == suffix}

@@ -7,6 +7,7 @@ import datetime
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,11 +25,16 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """accelerate's view of this process among those that were launched, with the CPU threads it may use.
 
     Raises:
-        ValueError: a tracker that is not installed, fewer processes than were asked for, or a batch that cannot be split over
-            them.
+        ValueError: a tracker that is not installed, unless it is the default; fewer processes than were asked for; a batch
+            that cannot be split over them.
     """
     AcceleratorState._reset_state()  # of an earlier train() in this process, whose precision would be kept
-    if config.report_to not in ("none", *map(str, get_available_trackers())):  # accelerate only warns, and logs nothing
+    log_with = None if config.report_to == "none" else config.report_to
+    missing = log_with is not None and log_with not in map(str, get_available_trackers())
+    if missing and log_with == TrainConfig.report_to:  # the default, which is no reason to fail
+        warnings.warn(f"{log_with} is not installed, so nothing is logged to it; pip install {log_with}.", stacklevel=2)
+        log_with = None
+    elif missing:  # accelerate would only warn, and log nothing
         raise ValueError(
             f"report_to: expected an installed tracker, got {config.report_to}, which is not; pip install {config.report_to},"
             " or --report_to none."
@@ -36,7 +42,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         cpu=_several_on_cpus() or None,
-        log_with=None if config.report_to == "none" else config.report_to,
+        log_with=log_with,
         project_dir=str(config.folder),
     )
     processes = accelerator.num_processes

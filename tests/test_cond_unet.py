@@ -43,7 +43,9 @@ def test_each_label_tells_something_else_and_only_its_own_image(tiny_unet):
     torch.testing.assert_close(together, outputs)
 
 
-@pytest.mark.parametrize("model, tiny", [("simple", TINY), ("attention", TINY), ("hybrid", TINY_HYBRID)])
+@pytest.mark.parametrize(
+    "model, tiny", [("simple", TINY), ("attention", TINY), ("hybrid", TINY_HYBRID | {"num_class_tokens": 2})]
+)
 def test_the_network_starts_as_zero_and_all_of_it_learns(model, tiny):
     """The output is initialised to zero, so the first prediction is 0. Once it is not, every parameter has a gradient."""
     unet = MODELS[model](sample_size=8, num_classes=3, **tiny)
@@ -131,6 +133,24 @@ def test_the_hybrids_skip_passes_the_transformer_by():
     assert (one - other).abs().max() > 1e-3
 
 
+def test_class_tokens_are_read_beside_those_of_the_image():
+    """With the sum of embeddings the same for all classes, the tokens still tell them apart; and none are in the output."""
+    unet = make_unet("hybrid", num_class_tokens=2)
+    nn.init.zeros_(unet.class_embedding.weight)
+    sample = _inputs(2)[0]
+    one, other = unet(sample[[0, 0]], 5, torch.tensor([0, 1])).sample
+    assert one.shape == sample[0].shape and (one - other).abs().max() > 1e-4
+    with torch.no_grad():
+        unet.class_tokens.weight[1] = unet.class_tokens.weight[0]
+    one, other = unet(sample[[0, 0]], 5, torch.tensor([0, 1])).sample
+    torch.testing.assert_close(one, other)
+
+
+def test_squared_relu_by_hand():
+    block = make_unet("hybrid", activation="squared_relu").transformer_blocks[0]
+    assert block.activation(torch.tensor([-2.0, 0.0, 3.0])).tolist() == [0, 0, 9]
+
+
 @pytest.mark.parametrize("size, parameters, gflop", [("tiny", 0.2, 0.025), ("s", 8.5, 0.8), ("m", 50, 6), ("l", 160, 20)])
 def test_hybrid_sizes_cost_what_the_table_says(size, parameters, gflop):
     """For 32x32x3 images, at most so many million parameters and GFLOP in a forward pass of one image."""
@@ -156,6 +176,8 @@ def test_a_published_hybrid_does_not_change_with_the_table(tmp_path, monkeypatch
         ({"block_out_channels": (8, 36)}, "block_out_channels: expected a multiple of attention_head_dim=8 .* got 36"),
         ({"attention_head_dim": 0}, "attention_head_dim: expected a positive"),
         ({"mlp_ratio": 0}, "mlp_ratio: expected a positive"),
+        ({"activation": "gelu"}, "activation: expected one of silu, squared_relu, got 'gelu'"),
+        ({"num_class_tokens": -1}, "num_class_tokens: expected 0 or a positive whole number, got -1"),
     ],
 )
 def test_hybrid_arguments_out_of_range(arguments, words):

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_unet
+from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.diffusion import (
+    StepRandomness,
     diffusion_losses,
     draw_training,
     draw_validation,
@@ -119,3 +121,34 @@ def test_loss_by_hand_and_noising_stays_in_float32_under_autocast():
     assert diffusion_losses(
         make_unet(in_channels=1, out_channels=1, sample_size=4), scheduler, images, torch.tensor([1, 1]), draw, 3
     ).shape == (2,)
+
+
+class _TwoNumbers(torch.nn.Module):
+    """Predicts one number for class 0 and another for the null label, 1."""
+
+    def __init__(self, conditional, unconditional):
+        super().__init__()
+        self.numbers = torch.nn.Parameter(torch.tensor([conditional, unconditional]))
+
+    def forward(self, noisy, timesteps, class_labels):
+        return UNet2DOutput(self.numbers[class_labels][:, None, None, None].expand_as(noisy))
+
+
+def test_model_guidance_is_least_where_the_prediction_is_a_guided_one():
+    """Where u is the unconditional and c the conditional mean of the target, the gradient is 0 at u + s (c - u)."""
+    scheduler, images, noise, timesteps = _known()
+    target = prediction_target(scheduler, images, noise, timesteps)[0, 0, 0, 0].item()  # the same everywhere: c
+    u, scale = 0.3, 3.0
+    draw = StepRandomness(timesteps, noise, torch.tensor([False, False]), np.zeros(2, bool), 0)
+    labels = torch.tensor([0, 0])
+
+    def gradient(prediction, draw=draw):
+        network = _TwoNumbers(prediction, u)
+        diffusion_losses(network, scheduler, images, labels, draw, null_label=1, model_guidance_scale=scale).mean().backward()
+        return network.numbers.grad.tolist()
+
+    assert gradient(u + scale * (target - u)) == pytest.approx([0, 0], abs=1e-6)
+    assert gradient(u + scale * (target - u) + 0.1)[0] == pytest.approx(2 * 0.1 / scale, rel=1e-4)  # d/dp (p - target)^2
+    # An image whose label was dropped trains the unconditional prediction, as without guidance.
+    dropped = StepRandomness(timesteps, noise, torch.tensor([True, True]), np.zeros(2, bool), 0)
+    assert gradient(5.0, dropped) == pytest.approx([0, 2 * (u - target)], rel=1e-5)

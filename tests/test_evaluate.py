@@ -479,7 +479,7 @@ def quick_classifier(monkeypatch):
     """A classifier trained for three epochs, for tests in which its accuracy does not matter."""
     from cond_ddpm.evaluate import classifier
 
-    monkeypatch.setattr(classifier, "_RECIPE", classifier._Recipe(max_epochs=3))
+    monkeypatch.setattr(classifier, "_RECIPE", classifier._Recipe(epochs=3, min_images_seen=0))
 
 
 def _without_test(dataset, folder):
@@ -591,7 +591,7 @@ import os, sys
 from cond_ddpm import sampling
 from cond_ddpm.cli import main
 from cond_ddpm.evaluate import classifier
-classifier._RECIPE = classifier._Recipe(max_epochs=3)
+classifier._RECIPE = classifier._Recipe(epochs=3, min_images_seen=0)
 if sys.argv.pop(1) == "kill":
     original, seen = sampling.sample_batches, []
     def killed(*given, **named):
@@ -724,11 +724,12 @@ def test_two_evaluations_of_the_same_data_train_one_classifier(dataset, tmp_path
 
     monkeypatch.setattr(classifier, "_train", slow)
     found = []
-    threads = [threading.Thread(target=lambda: found.append(classifier.get_classifier(train, train, tmp_path))) for _ in "ab"]
+    get = lambda: found.append(classifier.get_classifier("convolutional", train, train, tmp_path))  # noqa: E731
+    threads = [threading.Thread(target=get) for _ in "ab"]
     threads[0].start()
     started.wait()
     threads[1].start()
     for thread in threads:
         thread.join()
-    assert len(calls) == 1 and found[0][1] == found[1][1]
-    assert all(torch.equal(one, other) for one, other in zip(*(network.state_dict().values() for network, _ in found)))
+    assert len(calls) == 1 and found[0].accuracy == found[1].accuracy
+    assert all(torch.equal(one, other) for one, other in zip(*(judge.network.state_dict().values() for judge in found)))

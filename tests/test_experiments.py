@@ -96,7 +96,9 @@ def test_a_trial_that_another_runner_has_ended_is_not_done_again(tmp_path, monke
 @pytest.mark.integration
 def test_a_killed_queue_goes_on_from_the_checkpoint(tmp_path, shapes_parquet):
     lab, trial = tmp_path / "lab", tmp_path / "lab" / "runs" / "tiny-seed0"
-    fill(tmp_path / "queue", tiny={"order": 1, "seeds": [0], "train": TRAIN, "evaluate": {"few": MEASURE}})
+    again = {"samples_of": "few", "subset": 12, "resolution": TRAIN["resolution"]}
+    measure = {"few": MEASURE, "again": again}
+    fill(tmp_path / "queue", tiny={"order": 1, "seeds": [0], "train": TRAIN, "evaluate": measure})
     command = [sys.executable, SCRIPT, "--queue", tmp_path / "queue", "--lab", lab, "--commit", ".", "--priority", "normal"]
     command = [*map(str, command), "--dataset", str(shapes_parquet)]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
@@ -109,7 +111,9 @@ def test_a_killed_queue_goes_on_from_the_checkpoint(tmp_path, shapes_parquet):
     assert not (trial / "trained").exists()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert "nothing is left to do\n" in done.stdout, done.stdout + (lab / "logs" / "tiny-seed0.log").read_text()[-2000:]
-    (row,) = runner.rows(lab / "results.jsonl")
+    row, again = runner.rows(lab / "results.jsonl")
+    for key in ("step", "num_samples", "guidance_scale", "label_accuracy", "frechet_distance"):
+        assert again[key] == row[key]  # the same samples, judged twice
     assert (row["experiment"], row["seed"], row["evaluation"], row["num_samples"]) == ("tiny", 0, "few", 12)
     steps = [json.loads(line)["step"] for line in (trial / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
     assert steps == list(range(1, 61))

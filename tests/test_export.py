@@ -23,6 +23,8 @@ def format(request):
     if request.param == "onnx":
         for name in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(name, reason='pip install "cond_ddpm[onnx]"')
+        if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
+            pytest.skip("torch 2.9 exports the hybrid as another network, which `export` refuses; tried from 2.13 on")
     return request.param
 
 

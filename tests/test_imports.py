@@ -23,7 +23,7 @@ FLOORS = [
     {"sampling", "export"},
     {"ema", "processes"},
     {"diffusion", "data", "models", "pipelines"},
-    {"config", "files", "fingerprints", "text"},
+    {"config", "files", "fingerprints", "pretrained_models", "text"},
     {"", "demo"},
 ]
 

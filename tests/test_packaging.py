@@ -1,5 +1,6 @@
 """What `python -m build` makes, a wheel that works where there is no checkout; and the checks that a change must pass."""
 
+import configparser
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import yaml
 from conftest import ROOT
 
 import cond_ddpm
+from cond_ddpm.hub.card import TRIED
 
 
 def _run(command, cwd, **env):
@@ -98,3 +100,23 @@ def test_the_checks_before_a_commit_and_on_github_are_those_here():
     makefile, ci = ((ROOT / name).read_text() for name in ("Makefile", ".ci/run"))
     targets = re.findall(r"^make (.*)$", ci, re.MULTILINE)
     assert targets == ["quality", "test", "integration"] and all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_the_table_of_versions_is_of_todays_bounds():
+    """`make compat` has run with the lower bounds of setup.cfg, it passed, and the card names the versions that it tried."""
+    cells = [
+        line.strip("|").split("|") for line in (ROOT / "docs" / "compatibility.md").read_text().splitlines() if line[:1] == "|"
+    ]
+    table = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in cells if len(row) == 3}
+    bounds = dict(re.findall(r"^ +([\w-]+)>=([\w.]+)", (ROOT / "setup.cfg").read_text(), re.MULTILINE))
+    assert {name: table[name][0] for name in bounds if name in table} == {n: bounds[n] for n in bounds if n in table}
+    assert {"torch", "diffusers", "datasets", "huggingface_hub", "numpy"} <= bounds.keys() & table.keys()
+    assert {name: tuple(table[name]) for name in TRIED} == TRIED
+    assert not re.search(r"[Ff]ailed|FAILED|error", str(table))
+
+
+def test_the_base_has_no_upper_bounds_and_all_has_no_torchvision():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert "<" not in config["options"]["install_requires"]
+    assert "fid" not in config["options.extras_require"]["all"]

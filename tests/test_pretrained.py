@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from cond_ddpm import CondDDPMPipeline
+from cond_ddpm import CondDDPMPipeline, pretrained
+from cond_ddpm.cli import main
 from cond_ddpm.hub import check
 
 FOLDER = ROOT / "pretrained" / "cifar10"
@@ -18,6 +19,22 @@ def test_the_readmes_lines_draw_a_horse():
     pixels = np.asarray(image)
     assert pixels.shape == (32, 32, 3)
     assert pixels.std() > 10
+
+
+def test_it_is_found_by_name():
+    assert pretrained("cifar10") == FOLDER
+    with pytest.raises(ValueError, match="pretrained: expected one of cifar10, got 'imagenet'"):
+        pretrained("imagenet")
+
+
+@pytest.mark.end_to_end
+def test_sample_without_a_model_takes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--class_labels", "horse", "--num_images_per_class", "2", "--num_inference_steps", "2"]
+    main(["sample", *flags, "--output", "one.npz"])
+    main(["sample", "--model", str(FOLDER), *flags, "--output", "other.npz"])
+    one, other = (np.load(tmp_path / name)["images"] for name in ("one.npz", "other.npz"))
+    assert one.shape == (2, 32, 32, 3) and (one == other).all()
 
 
 def test_its_code_is_todays():

@@ -20,6 +20,7 @@ from cond_ddpm import CondDDPMPipeline, files
 from cond_ddpm.cli import main, parse_train
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.files import held
+from cond_ddpm.models import forward_flop
 from cond_ddpm.training import dry_run, save_pipeline, train
 from cond_ddpm.training.optimizer import lr_factor
 
@@ -107,6 +108,42 @@ def test_early_stopping_keeps_the_best_epoch(config, monkeypatch):
     assert [row["val_loss"] for row in _metrics(run)] == [3, 2, 2, 2.5]
     assert len(saved) == 2
     assert (run / "loss.png").exists() and (run / "samples" / "epoch_0004.png").exists()
+
+
+@pytest.mark.end_to_end
+def test_learning_guidance_chooses_the_best_epoch_anew(config, monkeypatch, tmp_path):
+    """Losses 1, 0.5 before guidance begins and 4, 3 after it: the last weights are kept, and patience counts from there."""
+    losses = [9, 1.0, 9, 0.5, 9, 4.0, 9, 3.0]
+    given = iter(losses)
+    monkeypatch.setattr("cond_ddpm.training.epoch.validation_loss", lambda *_: next(given))
+    config = dataclasses.replace(config, model_guidance_scale=2.0, patience=2)
+    run = train(config)
+    assert [row["val_loss"] for row in _metrics(run)] == [1, 0.5, 4, 3]
+    record = json.loads((run / "pipeline" / "results.json").read_text())["training"]
+    assert (record["epoch"], record["val_loss"]) == (4, 3.0)
+    assert record["guided_from"] == record["step"] / 2
+    images = record["step"] * 16
+    guided = record["training_flop"] / forward_flop(CondDDPMPipeline.from_pretrained(run / "pipeline").unet) - 3 * images
+    assert guided == images / 2  # a forward pass more in the second half
+
+
+@pytest.mark.end_to_end
+def test_learning_guidance_goes_on_after_a_resume(config, tmp_path):
+    """From a checkpoint before guidance is learned, and from one in the middle of its first epoch."""
+    config = dataclasses.replace(config, model_guidance_scale=2.0, checkpointing_steps=1, checkpoints_total_limit=None)
+    config = dataclasses.replace(config, save_images_epochs=0)
+    run = train(config)
+    half = _metrics(run)[1]["step"]
+    for step in (half - 1, half + 1):
+        checkpoint = str(run / f"checkpoint-{step:.0f}")
+        resumed = train(
+            dataclasses.replace(
+                config, output_dir=str(tmp_path / "other"), resume_from_checkpoint=checkpoint, overwrite_output_dir=True
+            )
+        )
+        assert all(torch.equal(a, b) for a, b in zip(_weights(run).values(), _weights(resumed).values(), strict=True))
+    plain = train(dataclasses.replace(config, model_guidance_scale=1.0, output_dir=str(tmp_path / "plain")))
+    assert not all(torch.equal(a, b) for a, b in zip(_weights(run).values(), _weights(plain).values()))
 
 
 @pytest.mark.end_to_end

@@ -283,7 +283,7 @@ def test_any_names_in_every_picture(tmp_path):
     """Line breaks, mathematics, control characters, 5000 letters: pictures of a usual size."""
     names = ["two\nlines", "$x^$", "\x1b[31m", "x" * 5000, "_hidden", "<b>"]
     class_grid(np.zeros((6, 3, 8, 8), np.uint8), names, tmp_path / "grid.png", names[0], names[:1])
-    visualize.confusion_picture(np.eye(6, dtype=int), names, tmp_path / "confusion.png")
+    visualize.confusion_picture(np.eye(6, 7, dtype=int), names, tmp_path / "confusion.png")
     rows = [{"epoch": 1, "train_loss": 1.0, "val_loss": 1.0}]
     loss_curve(dict.fromkeys(names, rows), tmp_path / "loss.png")
     row = {"epochs": 1, "minutes": 1, "training_flop": 1, "frechet_distance": 1.0}
@@ -301,7 +301,7 @@ def test_a_picture_of_many_images_is_drawn_smaller(tmp_path, monkeypatch):
         "matplotlib.figure.Figure.savefig", lambda figure, *_, **named: sizes.append(figure.get_size_inches() * figure.dpi)
     )
     class_grid(np.zeros((1000, 1, 4, 4), np.uint8), ["a"] * 1000, tmp_path / "x.png")
-    visualize.confusion_picture(np.eye(700, dtype=int), ["a"] * 700, tmp_path / "x.png")
+    visualize.confusion_picture(np.eye(700, 701, dtype=int), ["a"] * 700, tmp_path / "x.png")
     assert all(max(size) < 2**16 and size[0] * size[1] < 2.1e8 for size in sizes) and len(sizes) == 2
 
 

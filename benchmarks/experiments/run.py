@@ -13,8 +13,12 @@ An experiment is a YAML file beside this one (or in `--queue DIR`):
     dtype: bf16                     # optional: measure the pipeline as it is after its weights were stored in this type
     evaluate:                       # name -> flags of `cond-ddpm evaluate`, a row each; the samples are kept
       guidance4: {num_samples: 2000, subset: 2000, guidance_scale: 4, num_inference_steps: 10, fast: true}
+      guidance4-imagenet: {samples_of: guidance4, features: imagenet, subset: 2000}     # the same samples, judged otherwise
 
-An experiment that has begun is not edited, but for further seeds and evaluations; give the next idea another name.
+An experiment that has begun is not edited, but for further seeds and evaluations, and for the length of its training, as
+long as that goes on; give the next idea another name.
+
+Samples are judged anew (`samples_of`) by the code of `--commit`, so that a later judge can be asked about earlier samples.
 
 The laboratory (`--lab`, or COND_DDPM_LAB, or ~/cond_ddpm_lab) is outside any checkout, so that work on the code neither
 disturbs nor deletes what runs: `code-COMMIT/`, a git worktree; `venv-HASH/`, by what is installed; `runs/TRIAL/`,
@@ -46,7 +50,15 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-FIGURES = ("frechet_distance", "kernel_distance", "label_accuracy", "precision", "recall", "nearest_training_distance")
+FIGURES = (
+    "frechet_distance",
+    "kernel_distance",
+    "label_accuracy",
+    "recognised_as_no_class",
+    "precision",
+    "recall",
+    "nearest_training_distance",
+)
 STORE_AS = """
 import sys, torch
 from cond_ddpm import CondDDPMPipeline
@@ -153,8 +165,8 @@ def run(given: argparse.Namespace, commit: str, name: str, settings: dict, seed:
         partial.write_text(json.dumps({"commit": commit, **asked}))
         os.replace(partial, began)
     before = json.loads(began.read_text())
-    commit = before.pop("commit")
-    if before != asked:
+    commit_now, commit = commit, before.pop("commit")
+    if lasting(before) != lasting(asked):
         raise Failed(f"{trial} began with other settings, {before}; give the experiment another name")
     code, python = prepare(lab, commit)
     folder, log = lab / "runs" / trial, lab / "logs" / f"{trial}.log"
@@ -176,21 +188,41 @@ def run(given: argparse.Namespace, commit: str, name: str, settings: dict, seed:
     for key in missing:
         results = lab / "evaluations" / trial / f"{key}.json"
         results.parent.mkdir(parents=True, exist_ok=True)
-        command = [python, "-m", "cond_ddpm.cli", "evaluate", "--model", model, "--dataset", dataset, "--output", results]
-        command += ["--save_samples", results.with_suffix(".npz")]
-        for flag, value in settings["evaluate"][key].items():
+        flags = dict(settings["evaluate"][key])
+        made = results.with_stem(flags.pop("samples_of", key))
+        source, judge, judging = ["--samples", made.with_suffix(".npz")], commit_now, (code, python)
+        if made == results:
+            source, judge = ["--model", model, "--save_samples", made.with_suffix(".npz")], commit
+        else:
+            judging = prepare(lab, commit_now)
+        command = [judging[1], "-m", "cond_ddpm.cli", "evaluate", *source, "--dataset", dataset, "--output", results]
+        for flag, value in flags.items():
             command += [f"--{flag}"] if value is True else [f"--{flag}", value]
-        call(command, code, log, given)
-        append(lab / "results.jsonl", row(name, seed, key, commit, results))
+        call(command, judging[0], log, given)
+        append(lab / "results.jsonl", row(name, seed, key, judge, results, made))
 
 
-def row(name: str, seed: int, evaluation: str, commit: str, results: Path) -> dict:
-    found = json.loads(results.read_text())
-    training, protocol = found["training"], found["protocol"]
+def lasting(asked: dict) -> dict:
+    """What a trial was begun with, without the length of its training, which may change at a resume."""
+    length = ("num_epochs", "max_train_steps", "max_train_minutes")
+    return {**asked, "train": {key: value for key, value in (asked["train"] or {}).items() if key not in length}}
+
+
+def row(name: str, seed: int, evaluation: str, commit: str, results: Path, made: Path) -> dict:
+    """What is kept of an evaluation.
+
+    Args:
+        commit: of the code that judged.
+        results: its results.json.
+        made: that of the evaluation whose samples were judged, which knows how they came to be.
+    """
+    found, source = json.loads(results.read_text()), json.loads(made.read_text())
+    training, protocol = source["training"], source["protocol"]
     kept = {"experiment": name, "seed": seed, "evaluation": evaluation, "commit": commit[:12]}
     kept |= {key: training[key] for key in ("step", "images_seen", "training_flop", "val_loss")}
-    kept |= {key: protocol[key] for key in ("features", "num_samples", "guidance_scale", "num_inference_steps")}
-    kept |= {key: found["samples"].get(key) for key in FIGURES}
+    kept |= {"features": found["protocol"]["features"]}
+    kept |= {key: protocol[key] for key in ("num_samples", "guidance_scale", "num_inference_steps")}
+    kept |= {key: found["samples"].get(key) for key in (*FIGURES, "label_accuracies")}
     return kept | {"finished": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M}"}
 
 
@@ -253,7 +285,10 @@ def table(names: list[str], queue: Path, lab: Path) -> None:
         group = [row for row in found if (row["experiment"], row["evaluation"]) == key]
         cells = [*key, str(len(group)), str(group[0]["step"]), f"{group[0]['training_flop']:.2g}"]
         for column in columns:
-            values = [row[column] for row in group]
+            values = [row[column] for row in group if row.get(column) is not None]
+            if not values:  # such as the accuracy of labels by a network that does not know the classes
+                cells.append("")
+                continue
             spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.4g}{spread}")
         print("| " + " | ".join(cells) + " |")

@@ -8,6 +8,7 @@ file and Python; and `--help` answers three times as fast.
 
 import argparse
 import dataclasses
+import difflib
 import functools
 import json
 import re
@@ -37,7 +38,13 @@ def parse(class_: type[S], arguments: list[str], prog: str | None = None, descri
     parser = _parser(class_, arguments, prog, description)
     if any(argument.partition("=")[0] == "--config" for argument in arguments[1:]):
         parser.error("--config: expected it first and only once, because flags override the file; move it to the front")
-    given = vars(parser.parse_args(arguments))
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flag = next((word for word in unknown if word.startswith("--")), "").partition("=")[0]
+        near = difflib.get_close_matches(flag[2:].replace("-", "_"), names_of(class_), 1)
+        hint = f"did you mean --{near[0]}?" if near else "--help lists the flags."
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; {hint}")
+    given = vars(parsed)
     file, shows = given.pop("config", None), given.pop("print_config", False)
     types = {field.name: type_ for field, type_ in typed_fields(class_)}
     try:

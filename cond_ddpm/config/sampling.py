@@ -22,7 +22,9 @@ class RevisionConfig(Settings):
 class ModelConfig(RevisionConfig):
     """Which model."""
 
-    model: str = setting(help="Pipeline folder, such as RUN/pipeline, or Hub repository.", is_path=True)
+    model: str = setting(
+        help="Pipeline folder, such as RUN/pipeline, Hub repository, or cifar10, which comes with the package.", is_path=True
+    )
 
 
 class SeedConfig(Settings):
@@ -100,6 +102,11 @@ def call_arguments(config: Settings) -> dict[str, Any]:
 class SampleConfig(SamplingConfig):
     """Settings of `cond-ddpm sample`."""
 
+    model: str = setting(
+        default="cifar10",
+        help="Pipeline folder, such as RUN/pipeline, or Hub repository; if not given, the model that comes with the package.",
+        is_path=True,
+    )
     class_labels: list[str | int] | None = setting(default=None, help="Names or ids; if not given, every class.", at_least=0)
     unconditional: bool = setting(default=False, help="Images of no class in particular.")
     num_images_per_class: int = setting(default=8, help="Images of each class.", at_least=1)

@@ -66,6 +66,20 @@ class TrainConfig(ColumnsConfig):
         at_least=0,
         at_most=1,
     )
+    model_guidance_scale: float = setting(
+        default=1.0,
+        help="Guidance that the network itself learns (model guidance), so that samples need one forward pass a step and"
+        " guidance_scale 1; 1 for none.",
+        at_least=1,
+        may_change=True,
+    )
+    model_guidance_share: float = setting(
+        default=0.5,
+        help="Share of the run, at its end, that learns that guidance. The best weights are chosen anew when it begins.",
+        at_least=0,
+        at_most=1,
+        may_change=True,
+    )
 
     # The optimizer
     batch_size: int = setting(default=64, help="Images in an optimizer step, over all processes together.", at_least=1)
@@ -82,6 +96,9 @@ class TrainConfig(ColumnsConfig):
     optimizer: Literal["adamw", "muon"] = setting(
         default="muon",
         help="muon orthogonalises the updates of the hidden weight matrices, and AdamW updates the rest; adamw updates all.",
+    )
+    muon_iterations: Literal[3, 5] = setting(
+        default=5, help="Iterations by which muon orthogonalises an update: 5 as published, or 3, which cost less."
     )
     learning_rate: float = setting(
         default=3e-3, help="Learning rate after warm-up. Muon's updates are scaled to AdamW's, so one fits both.", above=0
@@ -198,11 +215,12 @@ class TrainConfig(ColumnsConfig):
             raise ValueError(
                 f"beta_start: expected at most beta_end, {self.beta_end:g}, got {self.beta_start:g}; noise grows with time."
             )
-        if self.class_dropout_prob == 0 and self.guidance_scale != 1:
-            raise ValueError(
-                "guidance_scale: expected 1 with class_dropout_prob 0, which trains no null label to guide by, got"
-                f" {self.guidance_scale}; drop some labels, such as --class_dropout_prob 0.1."
-            )
+        for name in ("guidance_scale", "model_guidance_scale"):
+            if self.class_dropout_prob == 0 and getattr(self, name) != 1:
+                raise ValueError(
+                    f"{name}: expected 1 with class_dropout_prob 0, which trains no null label to guide by, got"
+                    f" {getattr(self, name)}; drop some labels, such as --class_dropout_prob 0.1."
+                )
 
     @property
     def folder(self) -> Path:

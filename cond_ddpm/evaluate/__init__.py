@@ -3,7 +3,9 @@
 evaluate.py          `evaluate`: from a pipeline or samples to results.json
 real_images.py       the real images that samples are compared with, and those held out as the reference
 external_samples.py  samples made elsewhere -> images with the data set's class ids
-classifier.py        a small classifier, trained on the real images
+classifier.py        two small classifiers, trained on the real images
+classifier_networks.py  their networks
+augmentation.py      the images that they are trained on
 extractors.py        images -> features: the classifier, Inception, DINOv2 or EfficientNet
 statistics.py        features -> statistics, folded in batch by batch
 metrics.py           statistics -> metrics; a new metric is a function here and a line in `compute_metrics`

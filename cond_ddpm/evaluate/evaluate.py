@@ -90,7 +90,7 @@ def evaluate(
     cache = cache_folder() / "evaluate"
     with state.main_process_first():  # the others then find the results in the cache
         extractor = make_extractor(protocol.features, protocol.weights, real.train, real.held_out, cache, state.device)
-        if given is not None and given.labels[0] == UNKNOWN and extractor.names_classes:
+        if given is not None and given.labels[0] == UNKNOWN and extractor.judges:
             raise ValueError(
                 f"samples: expected a class for each image of {samples}, got none; put them into folders CLASS/*.png, or add"
                 " `class_labels` to the .npz."

@@ -1,6 +1,7 @@
-"""Feature extractors, which turn images into features: the classifier, Inception, DINOv2 or EfficientNet.
+"""Feature extractors, which turn images into features: the classifiers, Inception, DINOv2 or EfficientNet.
 
-May import: `data, fingerprints, evaluate.classifier`. Next: `statistics.py` folds the features into statistics.
+May import: `data, fingerprints, evaluate.{classifier, classifier_networks}`. Next: `statistics.py` folds the features into
+statistics.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,8 @@ import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cond_ddpm.data import LabelledImages
-from cond_ddpm.evaluate.classifier import NUM_FEATURES, get_classifier
+from cond_ddpm.evaluate.classifier import NETWORKS, get_classifier
+from cond_ddpm.evaluate.classifier_networks import NUM_FEATURES
 from cond_ddpm.fingerprints import weights_checksum
 
 BACKENDS = ("classifier", "inception", "dinov2", "imagenet")
@@ -25,16 +27,17 @@ class Extractor:
 
     Args:
         name: one of `BACKENDS`.
-        extract: images (B, C, H, W) uint8 -> features (B, dim) and logits (B, classes) or None.
+        extract: images (B, C, H, W) uint8 -> features (B, dim) and logits: of Inception (B, classes), of the judges
+            (judges, B, classes of the data set + 1), else None.
         dim: of the features.
-        names_classes: whether the logits are over the data set's classes.
+        judges: names of the networks that name the class of an image, or that it is of none.
         record: library and version, checksum of the weights, how images are resized.
     """
 
     name: str
     extract: Callable[[np.ndarray], tuple[torch.Tensor, torch.Tensor | None]]
     dim: int
-    names_classes: bool
+    judges: tuple[str, ...]
     record: dict
 
 
@@ -75,20 +78,31 @@ def _tensor(images: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def _classifier(train: LabelledImages, test: LabelledImages, cache: Path, device: torch.device) -> Extractor:
-    network, accuracy = get_classifier(train, test, cache)
+    judges = {name: get_classifier(name, train, test, cache) for name in NETWORKS}
 
     @torch.no_grad()
     def extract(images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        return network(_tensor(images, device).float() / 127.5 - 1)
+        pixels = _tensor(images, device).float() / 127.5 - 1
+        features, logits = zip(*(judge.network(pixels) for judge in judges.values()))
+        return features[0], torch.stack(logits)
 
+    checksums = {name: weights_checksum(judge.network) for name, judge in judges.items()}
     record = {
         "backend": "cond_ddpm.evaluate.classifier",
         "version": version("cond_ddpm"),
-        "checksum": weights_checksum(network),
-        "held_out_accuracy": accuracy,
+        "checksum": next(iter(checksums.values())),  # of the one that has the features
+        "held_out_accuracy": min(judge.accuracy for judge in judges.values()),
+        "judges": {
+            name: {
+                "checksum": checksums[name],
+                "held_out_accuracy": judge.accuracy,
+                "held_out_accuracy_shuffled": judge.shuffled_accuracy,
+            }
+            for name, judge in judges.items()
+        },
         "trained_on": f"{len(train)} real images",
     }
-    return Extractor("classifier", extract, NUM_FEATURES, True, record)
+    return Extractor("classifier", extract, NUM_FEATURES, tuple(judges), record)
 
 
 def _inception(weights: str | None, device: torch.device) -> Extractor:
@@ -122,12 +136,17 @@ def _inception(weights: str | None, device: torch.device) -> Extractor:
         "checksum": weights_checksum(network),
         "antialias": False,
     }
-    return Extractor("inception", extract, 2048, False, record)
+    return Extractor("inception", extract, 2048, (), record)
 
 
 def _dinov2(weights: str, device: torch.device) -> Extractor:
-    from transformers import AutoModel
-
+    try:
+        from transformers import AutoModel
+    except ImportError:
+        raise ValueError(
+            "features: 'dinov2' needs transformers, which is not installed; pip install 'cond_ddpm[dinov2]', or use --features"
+            " classifier."
+        ) from None
     try:
         network = AutoModel.from_pretrained(weights).eval().to(device)
     except (OSError, ValueError) as error:
@@ -150,7 +169,7 @@ def _dinov2(weights: str, device: torch.device) -> Extractor:
         "weights": Path(weights).name if Path(weights).is_dir() else weights,
         "resize": "bicubic to 224x224, antialiased",
     }
-    return Extractor("dinov2", extract, network.config.hidden_size, False, record)
+    return Extractor("dinov2", extract, network.config.hidden_size, (), record)
 
 
 def _imagenet(device: torch.device) -> Extractor:
@@ -188,7 +207,7 @@ def _imagenet(device: torch.device) -> Extractor:
         "features": "before the last layer, averaged over positions",
         "resize": f"bicubic to {size}x{size}, antialiased",
     }
-    return Extractor("imagenet", extract, network._fc.in_features, False, record)
+    return Extractor("imagenet", extract, network._fc.in_features, (), record)
 
 
 def _fold_normalization(network: torch.nn.Module) -> None:

@@ -36,9 +36,14 @@ def compute_metrics(tally: Tally, real: Tally, class_names: list[str], training_
     found["subset"] = [len(tally.kept), len(real.kept)]
     if tally.extractor.name == "inception":
         found["inception_score"] = inception_score(tally.probabilities, tally.entropy.item(), count)
-    requested = tally.confusion.sum(1)
-    if requested.any():
-        found["label_accuracy"] = tally.confusion.trace().item() / count
+    judged = bool(tally.confusion.any())
+    if judged:
+        # Samples may please one judge by accident, so the lower accuracy is the one that counts.
+        accuracies = [confusion.trace().item() / count for confusion in tally.confusion]
+        found["label_accuracy"] = min(accuracies)
+        found["label_accuracies"] = dict(zip(tally.extractor.judges, accuracies))
+        confusion = tally.confusion[tally.strictest]
+        found["recognised_as_no_class"] = confusion[:, -1].sum().item() / count
     found["nearest_training_distance"] = nearest_training_distance(tally.images.numpy(), training_images)
     found["classes"] = {}
     for label, name in enumerate(class_names if tally.classes else ()):
@@ -46,8 +51,8 @@ def compute_metrics(tally: Tally, real: Tally, class_names: list[str], training_
         row: dict[str, float] = {"num_images": number}
         if number > 1:
             row["frechet_distance"] = frechet_distance(tally.classes[label], real.classes[label])
-        if requested[label]:
-            row["accuracy"] = (tally.confusion[label, label] / requested[label]).item()
+        if judged and confusion[label].any():
+            row["accuracy"] = (confusion[label, label] / confusion[label].sum()).item()
         found["classes"][name] = row
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in found.items()}
 

@@ -78,8 +78,9 @@ def real_tally(data: LabelledImages, count: int, extractor: Extractor, subset: i
     """Statistics of at most `count` real images, chosen at random; cached for these images and this extractor."""
     tally = Tally(extractor, len(data.class_names), subset, data.images.shape[1:])
     count = min(count, len(data))
-    # The classifier's accuracy is left out: it depends on the held-out images, but the features do not.
-    record = {name: value for name, value in extractor.record.items() if name != "held_out_accuracy"}
+    # The accuracies on the held-out images are left out: the features and the judges do not depend on them.
+    record = {name: value for name, value in extractor.record.items() if name not in ("held_out_accuracy", "judges")}
+    record["judges"] = [judge["checksum"] for judge in extractor.record.get("judges", {}).values()]
     key = value_fingerprint([VERSION, data_fingerprint(data), count, record, subset, GROUPS, NEIGHBOURS])
     file = cache / f"real-{key}.safetensors"
     if file.is_file():

@@ -138,8 +138,10 @@ def mean_and_deviation(measured: list[dict]) -> tuple[dict, dict | None]:
 
 def write_report(output: Path, results: dict, tally: Tally, class_names: list[str], training_images: np.ndarray) -> None:
     """Write results.json, and pictures of the last repeat: confused classes, and the neighbours of a sample of each class."""
-    if tally.extractor.names_classes and tally.confusion.any():
-        confusion_picture(tally.confusion.numpy(), class_names, output.with_name(f"{output.stem}-confusion.png"))
+    if tally.confusion.any():
+        confusion_picture(
+            tally.confusion[tally.strictest].numpy(), class_names, output.with_name(f"{output.stem}-confusion.png")
+        )
     labels = tally.image_rows[:, 1].tolist()
     first_of_class = sorted({label: labels.index(label) for label in labels}.items()) if labels[0] != UNKNOWN else []
     rows = [row for _, row in first_of_class[:10]] or list(range(min(10, len(labels))))
@@ -156,9 +158,12 @@ def summary(results: dict) -> str:
     text = lambda value: "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)  # noqa: E731
     lines = [f"{'':33} {'samples':>20} {'real, held out':>15}"]
     for name in real | samples:
-        if name not in ("classes", "subset"):
+        if name not in ("classes", "subset", "label_accuracies"):
             spread = f" +- {text(deviations[name])}" if name in deviations else ""
             lines.append(f"{name.replace('_', ' '):33} {text(samples.get(name)) + spread:>20} {text(real.get(name)):>15}")
+    for judge in samples.get("label_accuracies", ()):
+        cells = [text(part["label_accuracies"][judge]) for part in (samples, real)]
+        lines.append(f"{'label accuracy, ' + judge:33} {cells[0]:>20} {cells[1]:>15}")
     if samples["classes"]:
         layout = "{:20} {:>9} {:>7} {:>9} {:>7} {:>9} {:>7}"
         lines += ["", layout.format("class", "accuracy", "real", "distance", "real", "images", "real")]

@@ -10,7 +10,7 @@ import torch
 
 from cond_ddpm.evaluate.extractors import Extractor
 
-VERSION = 2  # of what a Tally holds; statistics cached by another version are computed again
+VERSION = 3  # of what a Tally holds; statistics cached by another version are computed again
 GROUPS = 6  # disjoint parts of the images, from which the Frechet distance is extrapolated to infinitely many
 NEIGHBOURS = 1000  # how many images to find the nearest training image of
 
@@ -72,7 +72,8 @@ class Tally:
         self.groups = [Moments(dim) for _ in range(GROUPS)]
         fits_in_memory = num_classes * dim**2 * 8 <= 1e9
         self.classes = [Moments(dim) for _ in range(num_classes if fits_in_memory else 0)]
-        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)  # requested class, recognised class
+        # Judge, requested class, recognised class; the last is none of them.
+        self.confusion = torch.zeros(len(extractor.judges), num_classes, num_classes + 1, dtype=torch.int64)
         self.probabilities, self.entropy = torch.zeros(0, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         self.rows, self.kept = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dim)
         self.image_rows = torch.zeros(0, 2, dtype=torch.int64)  # row of the image among all, label
@@ -91,13 +92,14 @@ class Tally:
         if label_ids is not None:
             for label in label_ids.unique().tolist() if self.classes else ():
                 self.classes[label].update(features[label_ids == label])
-        if logits is not None:
+        if self.extractor.judges and label_ids is not None:
+            for confusion, recognised in zip(self.confusion, logits.cpu().argmax(2)):
+                pairs = label_ids * confusion.shape[1] + recognised
+                confusion += torch.bincount(pairs, minlength=confusion.numel()).view_as(confusion)
+        elif logits is not None and not self.extractor.judges:
             log_p = logits.cpu().double().log_softmax(1)
             self.probabilities = (self.probabilities if len(self.probabilities) else 0) + log_p.exp().sum(0)
             self.entropy += (log_p.exp() * log_p).sum()
-            if self.extractor.names_classes and label_ids is not None:
-                pairs = label_ids * self.num_classes + log_p.argmax(1)
-                self.confusion += torch.bincount(pairs, minlength=self.num_classes**2).view_as(self.confusion)
         few = row_ids < self.subset
         self.rows, self.kept = torch.cat([self.rows, row_ids[few]]), torch.cat([self.kept, features[few]])
         few = row_ids < NEIGHBOURS
@@ -136,6 +138,11 @@ class Tally:
             order = (both if both.ndim == 1 else both[:, 0]).argsort()
             setattr(self, rows, both[order])
             setattr(self, values, torch.cat([getattr(self, values), getattr(other, values)])[order])
+
+    @property
+    def strictest(self) -> int:
+        """The judge that recognises the fewest images as of the requested class."""
+        return int(self.confusion[:, :, :-1].diagonal(dim1=1, dim2=2).sum(1).argmin())
 
     @property
     def all(self) -> Moments:

@@ -14,6 +14,7 @@ from cond_ddpm.text import literal, markdown, shown
 # As long as a card contains this line, it may be overwritten.
 MARKER = "<!-- Written by cond_ddpm, and written anew when it publishes, unless you delete this line. -->"
 LICENCE = "apache-2.0"
+TRIED = {"diffusers": ("0.39.0", "0.42.1"), "torch": ("2.9.1", "2.14.1")}  # the lowest and the newest; docs/compatibility.md
 TASK = "unconditional-image-generation"  # the nearest that the Hub lists; the tag says class-conditional
 FEATURES = {
     "classifier": "a classifier's features",
@@ -26,7 +27,7 @@ METRICS = {  # metric in results.json -> its name in the card, and the Hub's nam
     "frechet_distance_infinite": ("Fréchet distance, extrapolated to infinitely many samples", None),
     "kernel_distance": ("kernel distance (KID)", "kid"),
     "inception_score": ("inception score", "inception_score"),
-    "label_accuracy": ("share recognised as the requested class by the classifier", "accuracy"),
+    "label_accuracy": ("share recognised as the requested class, by the stricter of the classifiers", "accuracy"),
     "precision": ("precision", "precision"),
     "recall": ("recall", "recall"),
     "nearest_training_distance": ("median distance to the nearest training image (of 255)", None),
@@ -136,6 +137,7 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
         network=type(pipeline.unet).__name__,
         parameters=f"{sum(parameter.numel() for parameter in pipeline.unet.parameters()) / 1e6:.2f}",
         repo_id=literal(repo_id),
+        tried=" and ".join(f"{name} {lowest} to {newest}" for name, (lowest, newest) in TRIED.items()),
         example=literal(pipeline.id2label[0]) if pipeline.id2label else "0",
         guidance_scale=f"{pipeline.guidance_scale:g}",
         classes=[(label, markdown((pipeline.id2label or {}).get(label, ""))) for label in range(config.num_classes)],
@@ -174,6 +176,7 @@ def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
         average = f"a power-function average with relative width {config['ema_std']:g}"
     betas = f", beta {scheduler.beta_start:g} to {scheduler.beta_end:g}"
     betas = "" if scheduler.beta_schedule == "squaredcos_cap_v2" else betas  # the cosine schedule ignores them
+    guided_from = training.get("guided_from")
     precision = {"no": "float32", None: "float32"}.get(training["mixed_precision"], training["mixed_precision"])
     return [
         ("data", f"{training['dataset']}, split {config['train_split']}: {training['num_images']:,} images"),
@@ -182,6 +185,7 @@ def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
         ("noise schedule", f"{scheduler.beta_schedule}{betas}, {scheduler.num_train_timesteps} timesteps"),
         ("objective", f"{scheduler.prediction_type}, {weighting}, {config['timestep_sampling']} timesteps"),
         ("labels dropped", f"{config['class_dropout_prob']:.0%}"),
+        *([("guidance learned", f"{config['model_guidance_scale']:g}, from step {guided_from:,}")] if guided_from else []),
         (
             "optimizer",
             f"{config['optimizer']}, learning rate {config['learning_rate']:g} ({config['lr_scheduler']}), batch"

@@ -212,8 +212,8 @@ def with_retries(what: str, call: Callable[[], str], waits: tuple[float, ...] = 
         call: what may be repeated safely.
         waits: seconds to wait before each repetition.
     """
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    # HTTPError is the base of HfHubHTTPError, and of any error of the connection, whichever HTTP library is below.
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     for wait in (*waits, None):
         try:
@@ -224,7 +224,7 @@ def with_retries(what: str, call: Callable[[], str], waits: tuple[float, ...] = 
             status = error.response.status_code
             if status < 500 or wait is None:
                 raise plain_error(what, status, error) from None
-        except (httpx2.TransportError, json.JSONDecodeError) as error:
+        except (HTTPError, json.JSONDecodeError) as error:
             if wait is None:
                 raise ConnectionError(
                     f"no connection to {_endpoint()}, or it was cut, or the answer was not that of the Hub"

@@ -98,6 +98,14 @@ class _ResidualBlock(nn.Module):
         return hidden if self.attention is None else self.attention(hidden)
 
 
+def _squared_relu(hidden: torch.Tensor) -> torch.Tensor:
+    """max(0, x)^2 (Primer, So 2021, sec. 3)."""
+    return F.relu(hidden).square()
+
+
+_ACTIVATIONS = {"silu": F.silu, "squared_relu": _squared_relu}
+
+
 class _TransformerBlock(nn.Module):
     """Self-attention and an MLP over tokens; the embedding shifts, scales and gates both (DiT, Peebles 2023, sec. 3.2).
 
@@ -105,9 +113,10 @@ class _TransformerBlock(nn.Module):
     any learning rate. On CPUs in bfloat16, SiLU takes a third of the time of GELU, LayerNorm a quarter of that of RMSNorm.
     """
 
-    def __init__(self, width: int, head_dim: int, mlp_ratio: int, pos_dim: int, dropout: float):
+    def __init__(self, width: int, head_dim: int, mlp_ratio: int, pos_dim: int, dropout: float, activation: str):
         super().__init__()
         self.num_heads = _num_heads(width, head_dim)
+        self.activation = _ACTIVATIONS[activation]
         self.to_film = nn.Linear(pos_dim, 6 * width)
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)
         self.to_out = nn.Linear(width, width)
@@ -126,7 +135,7 @@ class _TransformerBlock(nn.Module):
         attended = _attend(query, key, value)
         tokens = torch.addcmul(tokens, gate, self.to_out(attended.transpose(1, 2).flatten(2)))
         hidden = torch.addcmul(mlp_shift, F.layer_norm(tokens, (width,)), 1 + mlp_scale)
-        return torch.addcmul(tokens, mlp_gate, self.mlp_out(self.dropout(F.silu(self.mlp_in(hidden)))))
+        return torch.addcmul(tokens, mlp_gate, self.mlp_out(self.dropout(self.activation(self.mlp_in(hidden)))))
 
 
 class _Stage(nn.Module):
@@ -145,6 +154,8 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
     `SimpleUNet2DModel`, calls `_check_config` and `_build_embedding`, makes its layers, and starts with an output of zero. Its
     `_predict` turns patches and the embedding into patches.
     """
+
+    _no_split_modules: ClassVar[list[str]] = ["_ResidualBlock", "_TransformerBlock"]  # for device_map="auto" and offloading
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, output_loading_info: bool = False, **kwargs):
@@ -255,7 +266,7 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
         embedding = F.silu(embedding + self.class_embedding(class_labels).to(embedding.dtype))
 
         patches = F.pixel_unshuffle(sample, patch)  # (B, in_channels * patch^2, S / patch, S / patch)
-        prediction = F.pixel_shuffle(self._predict(patches, embedding), patch)  # (B, out_channels, S, S)
+        prediction = F.pixel_shuffle(self._predict(patches, embedding, class_labels), patch)  # (B, out_channels, S, S)
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
 
@@ -314,7 +325,7 @@ class _UNet(_CondUNet2DModel):
                 _set_to_zero(module.to_out)
         _set_to_zero(self.conv_out)
 
-    def _predict(self, patches: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    def _predict(self, patches: torch.Tensor, embedding: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
         hidden = self.conv_in(patches)  # (B, C0, S / patch, S / patch)
         skips = [hidden]
         for stage in self.down_stages:
@@ -422,6 +433,8 @@ class HybridUNet2DModel(_CondUNet2DModel):
         pos_dim: width of the timestep and class embeddings, a multiple of 8.
         attention_head_dim: channels of each head.
         mlp_ratio: hidden channels of the transformer's MLPs, as a multiple of its own.
+        activation: of those MLPs.
+        num_class_tokens: learned tokens of each class, which the transformer reads beside those of the image; 0 for none.
         patch_size: as for `SimpleUNet2DModel`.
 
     Raises:
@@ -452,10 +465,16 @@ class HybridUNet2DModel(_CondUNet2DModel):
         mlp_ratio: int = 4,
         dropout: float = 0.0,
         patch_size: int = 2,
+        activation: Literal["silu", "squared_relu"] = "silu",
+        num_class_tokens: int = 0,
     ):
         super().__init__()
         if size not in self.SIZES:
             raise ValueError(f"size: expected one of {', '.join(self.SIZES)}, got {size!r}.")
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation: expected one of {', '.join(_ACTIVATIONS)}, got {activation!r}.")
+        if num_class_tokens < 0:
+            raise ValueError(f"num_class_tokens: expected 0 or a positive whole number, got {num_class_tokens}.")
         # The config holds these values, so that a published network is not affected by later changes to the table.
         self.register_to_config(**{k: v for k, v in self.SIZES[size].items() if getattr(self.config, k) is None})
         config = self.config
@@ -473,8 +492,10 @@ class HybridUNet2DModel(_CondUNet2DModel):
         self.down_blocks = residual_blocks()
         self.down = nn.Linear(4 * channels, width)
         self.positions = nn.Parameter(torch.zeros((sample_size // (2 * patch_size)) ** 2, width))
+        # MPDiT (2026) and JiT (Li 2025): a class is told to the transformer by tokens too, not by scales and shifts only.
+        self.class_tokens = nn.Embedding(num_classes + 1, num_class_tokens * width) if num_class_tokens else None
         self.transformer_blocks = nn.ModuleList(
-            _TransformerBlock(width, attention_head_dim, mlp_ratio, config.pos_dim, dropout)
+            _TransformerBlock(width, attention_head_dim, mlp_ratio, config.pos_dim, dropout, activation)
             for _ in range(config.transformer_layers)
         )
         self.up = nn.Linear(width, 4 * channels)
@@ -492,16 +513,23 @@ class HybridUNet2DModel(_CondUNet2DModel):
                 _set_to_zero(module.to_film)
         _set_to_zero(self.conv_out)
         nn.init.normal_(self.positions, std=0.02)
+        if self.class_tokens is not None:
+            nn.init.normal_(self.class_tokens.weight, std=0.02)
 
-    def _predict(self, patches: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    def _predict(self, patches: torch.Tensor, embedding: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
         hidden = self.conv_in(patches)  # (B, channels, S / patch, S / patch)
         for block in self.down_blocks:
             hidden = block(hidden, embedding)
         skip, size = hidden, hidden.shape[2] // 2
         tokens = self.down(F.pixel_unshuffle(hidden, 2).flatten(2).transpose(1, 2))  # (B, HW, width)
         tokens = tokens + self.positions.to(tokens.dtype)
+        num_patches = tokens.shape[1]
+        if self.class_tokens is not None:
+            of_class = self.class_tokens(class_labels).unflatten(1, (self.config.num_class_tokens, -1))  # (B, n, width)
+            tokens = torch.cat([tokens, of_class.to(tokens.dtype)], dim=1)
         for block in self.transformer_blocks:
             tokens = block(tokens, embedding)
+        tokens = tokens[:, :num_patches]
         hidden = self.up(tokens).transpose(1, 2).unflatten(2, (size, size))  # (B, 4 channels, H, W)
         hidden = skip + F.pixel_shuffle(hidden, 2)
         for block in self.up_blocks:

@@ -77,6 +77,9 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
             # 2. One optimizer step.
             share_done = horizon.share_done(progress)
             learning_rate = learning_rate_at(config, progress.step, share_done)
+            learns_guidance = config.model_guidance_scale > 1 and share_done >= 1 - config.model_guidance_share
+            if learns_guidance and progress.guided_from is None:
+                state.learn_guidance()
             log.start_step(data.epoch_of(progress.step))
             loss = train_step(state, data, learning_rate)
             log.end_step(learning_rate, loss)

@@ -9,26 +9,36 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that takes singular values to [0.7, 1.2] in five steps
+# The coefficients of each iteration's quintic, by the number of iterations. Jordan's five take singular values from
+# [0.01, 1] to [0.7, 1.2]. The three take them to [0.72, 1.28]: each is the quintic nearest to 1 on what the one before leaves,
+# and 2% beyond, for bfloat16 rounds (Amsel 2025, "The Polar Express", thm. 3.1).
+QUINTICS = {
+    5: ((3.4445, -4.7750, 2.0315),) * 5,
+    3: ((8.0934, -23.6204, 17.4462), (3.5779, -2.5779, 0.4886), (2.6461, -1.9024, 0.4183)),
+}
 
 
-def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+def orthogonalize(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     """U V^T of each matrix's U S V^T, about: singular values near 1, by Newton-Schulz iteration (Jordan 2024, Muon).
 
     Args:
         matrices: (N, rows, columns).
-        steps: iterations; each is three products of matrices, in bfloat16.
+        iterations: one of `QUINTICS`; each is three products of matrices, in bfloat16.
 
     Returns:
         The same shape, in bfloat16.
     """
-    a, b, c = _COEFFICIENTS
     x = matrices.bfloat16()
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]  # Frobenius, at least the largest singular value
-    for _ in range(steps):
+    for iteration, (a, b, c) in enumerate(QUINTICS[iterations]):
         gram = x @ x.mT
+        if iteration == 0 and iterations < 5:
+            # Not (sum s^2)^(1/2) but (sum s^4)^(1/4), which is nearer to the largest singular value, so that small ones need
+            # not grow so far.
+            norms = 1.01 * gram.flatten(1).norm(dim=1).clamp(min=1e-7).sqrt()[:, None, None]
+            x, gram = x / norms, gram / norms.square()
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # (a + b G + c G^2) x
     return x.mT if tall else x
 
@@ -45,6 +55,7 @@ class Muon(torch.optim.Optimizer):
         others: all other parameters.
         lr, betas, eps, weight_decay: as for `torch.optim.AdamW`.
         momentum: of the matrices.
+        iterations: of `orthogonalize`.
     """
 
     def __init__(
@@ -56,7 +67,9 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         momentum: float = 0.95,
+        iterations: int = 5,
     ):
+        self.iterations = iterations
         groups = [{"params": list(matrices), "muon": True}, {"params": list(others), "muon": False}]
         super().__init__(
             groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum": momentum, "steps": 0}
@@ -88,7 +101,7 @@ class Muon(torch.optim.Optimizer):
         for parameter, update in zip(parameters, updates):
             same[parameter.flatten(1).shape].append((parameter, update))
         for shape, pairs in same.items():
-            orthogonal = orthogonalize(torch.stack([update.flatten(1) for _, update in pairs]))
+            orthogonal = orthogonalize(torch.stack([update.flatten(1) for _, update in pairs]), self.iterations)
             for (parameter, _), update in zip(pairs, orthogonal):
                 parameter.add_(update.view_as(parameter), alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
 

@@ -33,7 +33,8 @@ def make_optimizer(config: TrainConfig, unet: torch.nn.Module) -> torch.optim.Op
         and not any(word in name for word in ("conv_in", "conv_out", "time_embedding", "to_scale_shift", "to_film"))
     }
     parameters = list(unet.named_parameters())
-    return Muon([p for n, p in parameters if n in hidden], [p for n, p in parameters if n not in hidden], **settings)
+    matrices, others = [p for n, p in parameters if n in hidden], [p for n, p in parameters if n not in hidden]
+    return Muon(matrices, others, **settings, iterations=config.muon_iterations)
 
 
 def learning_rate_at(config: TrainConfig, step: int, share_done: float) -> float:

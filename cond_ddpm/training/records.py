@@ -60,6 +60,7 @@ def training_record(state: TrainingState, data: TrainingData, row: dict[str, Any
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in local}
     dataset = settings["dataset"] = public_name(config.dataset)
     images_seen = progress.step * config.batch_size
+    guided = 0 if progress.guided_from is None else (progress.step - progress.guided_from) * config.batch_size
     with accelerator.autocast():
         flop = forward_flop(state.pipeline.unet)
     return {
@@ -72,8 +73,9 @@ def training_record(state: TrainingState, data: TrainingData, row: dict[str, Any
         "step": row["step"],
         "train_loss": row["train_loss"],
         "val_loss": row["val_loss"],
+        "guided_from": progress.guided_from,  # None unless the weights have learned guidance
         "images_seen": images_seen,
-        "training_flop": 3 * flop * images_seen,  # backward costs two forwards
+        "training_flop": flop * (3 * images_seen + guided),  # backward costs two forwards, learning guidance one more
         "minutes": round(progress.elapsed_seconds / 60, 2),
         "num_processes": accelerator.num_processes,
         "device": str(accelerator.device.type),

@@ -32,6 +32,7 @@ class Progress:
     elapsed_seconds: float = 0.0
     best_loss: float = float("inf")
     epochs_since_best: int = 0
+    guided_from: int | None = None  # the step at which the part of the run began that learns guidance
     epoch_losses: list[float] = dataclasses.field(default_factory=list)  # of the steps of the current epoch
     metrics: list[dict[str, float]] = dataclasses.field(default_factory=list)  # a row for each epoch
 
@@ -73,6 +74,16 @@ class TrainingState:
     @property
     def parameter_names(self) -> list[str]:
         return [name for name, _ in self.raw_unet.named_parameters()]
+
+    @property
+    def model_guidance_scale(self) -> float:
+        """The guidance that the network learns at this step; 1 for none."""
+        return 1.0 if self.progress.guided_from is None else self.config.model_guidance_scale
+
+    def learn_guidance(self) -> None:
+        """From now on. The losses before do not compare with those to come: the next epoch is the best so far."""
+        self.progress.guided_from = self.progress.step
+        self.progress.best_loss, self.progress.epochs_since_best = float("inf"), 0
 
     def use_raw_weights(self) -> None:
         """Put the trained weights into the pipeline."""

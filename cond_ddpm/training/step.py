@@ -45,6 +45,7 @@ def train_step(state: TrainingState, data: TrainingData, learning_rate: float) -
                 part_randomness,
                 data.num_classes,
                 config.min_snr_gamma,
+                state.model_guidance_scale,
             )
             loss = losses.mean() / parts
             accelerator.backward(loss)
@@ -95,6 +96,7 @@ def validation_loss(state: TrainingState, data: TrainingData, randomness: StepRa
                 part,
                 data.num_classes,
                 config.min_snr_gamma,
+                state.model_guidance_scale,
             )
         total += losses.sum()
     loss = accelerator.reduce(total, reduction="sum").item() / len(indices)

@@ -49,7 +49,7 @@ def confusion_picture(confusion: np.ndarray, class_names: Sequence[str], path: s
     """Write a PNG of the confusion matrix: which share of each requested class is recognised as which class.
 
     Args:
-        confusion: (K, K) counts: requested class, recognised class.
+        confusion: (K, K + 1) counts: requested class, recognised class; the last column is of images of no class.
         class_names: K of them.
         path: of the PNG.
     """
@@ -61,7 +61,7 @@ def confusion_picture(confusion: np.ndarray, class_names: Sequence[str], path: s
         axes = drawn.add_subplot()
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         ticks = range(len(names))
-        axes.set_xticks(ticks, names, rotation=45, ha="right", parse_math=False, fontsize=8)
+        axes.set_xticks(range(len(names) + 1), [*names, "none"], rotation=45, ha="right", parse_math=False, fontsize=8)
         axes.set_yticks(ticks, names, parse_math=False, fontsize=8)
         for (row, column), share in np.ndenumerate(shares):
             if share >= 0.005 and len(names) <= 30:

@@ -14,7 +14,8 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils.hub_utils import _get_model_file
+from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
 # How the timesteps are chosen, as settings of a scheduler. "quadratic" is our own; see `_set_timesteps`.
@@ -66,9 +67,12 @@ class CondDDPMPipelineOutput(ImagePipelineOutput):
     """The `images`, and with `return_intermediates=k` the steps that led to them, in the network's range, on the CPU.
 
     Args:
+        images: as `output_type` asks for.
         intermediate_timesteps: (k,), from the first one, of pure noise, to the last.
         intermediate_samples: x_t, (k, N, C, H, W), with a variance of about 1.
         intermediate_predictions: x_0 as predicted at these timesteps, (k, N, C, H, W).
+
+    Both are NaN at steps that an interrupted call did not take.
     """
 
     intermediate_timesteps: torch.Tensor | None = None
@@ -113,6 +117,32 @@ class Guidance:
         return guided
 
 
+@dataclass
+class _Call:
+    """What a callback can see and change of the call that it belongs to."""
+
+    num_timesteps: int
+    guidance_scale: float
+    interrupt: bool = False
+
+
+# The call that this thread is in. It is no attribute of the pipeline, which threads may share, and which a callback may call.
+_CALL: ContextVar[_Call | None] = ContextVar("call", default=None)
+
+
+@contextlib.contextmanager
+def _running(call: _Call) -> Iterator[None]:
+    token = _CALL.set(call)
+    try:
+        yield
+    finally:
+        _CALL.reset(token)
+
+
+def _of_call(name: str) -> property:
+    return property(lambda self: getattr(_CALL.get(), name), lambda self, value: setattr(_CALL.get(), name, value))
+
+
 class CondDDPMPipeline(DiffusionPipeline):
     """Draws images of given classes with a class-conditional UNet and a diffusers scheduler.
 
@@ -133,7 +163,9 @@ class CondDDPMPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "unet"
-    _callback_tensor_inputs = ("sample", "pred_original_sample")
+    _callback_tensor_inputs = ("sample", "pred_original_sample", "latents")  # "latents" is diffusers' name of the sample
+    # What callbacks read and change, by diffusers' names; there is none outside of a call.
+    num_timesteps, _guidance_scale, _interrupt = _of_call("num_timesteps"), _of_call("guidance_scale"), _of_call("interrupt")
 
     def __init__(
         self,
@@ -160,7 +192,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         self._make_guidance(guidance_scale)  # refuses a scale that no call could use
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
         self._companions: dict[str, bytes] | None = None
-        self._loaded_from: dict | None = None  # arguments that find another file of the same folder or repository
+        self._loaded_from: dict | None = None  # the arguments that find another file of the same repository on the Hub
 
     def class_name(self, label: int | None) -> str:
         """The name of a class id: "horse", or "class 7" where classes have no names; "any class" for None."""
@@ -251,6 +283,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float = 0.0,
         guide: "CondDDPMPipeline | None" = None,
+        latents: torch.Tensor | None = None,
         sampler: str | None = None,
         timestep_spacing: str | None = None,
         batch_size: int = 100,
@@ -258,7 +291,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         return_dict: bool = True,
         return_intermediates: int | None = None,
         callback_on_step_end: Callable[["CondDDPMPipeline", int, int, dict], dict | None] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample", "latents"),
     ) -> "CondDDPMPipelineOutput | tuple":
         """Draw `num_images_per_label` images of each label.
 
@@ -284,15 +317,21 @@ class CondDDPMPipeline(DiffusionPipeline):
                 the conditional one (Lin 2024, eq. 15 and 16).
             guide: a pipeline with a worse network for the same images and noise schedule, whose conditional prediction
                 replaces the unconditional one (autoguidance, Karras 2024).
+            latents: the noise to start from, (N, C, H, W) of variance 1, in place of that drawn from the seeds or generators.
             sampler: one of `SAMPLERS`, in place of the pipeline's own scheduler.
             timestep_spacing: one of `SPACINGS`, in place of the sampler's own.
             batch_size: images in a batch; limits the memory.
-            output_type: "pil", "np" (N, H, W, C in [0, 1]) or "pt" (N, C, H, W in [0, 1]).
+            output_type: "pil", "np" (N, H, W, C in [0, 1]), "pt" (N, C, H, W in [0, 1]) or "latent" (N, C, H, W in the
+                network's range, [-1, 1], as the last step gave it).
             return_dict: False for a plain tuple.
             return_intermediates: number of steps, from the first to the last, of which to return x_t and the predicted x_0.
             callback_on_step_end: called after each step with the pipeline, the step's index, its timestep and a dict of the
-                requested tensors. A `sample` in the dict that it returns replaces the sample.
-            callback_on_step_end_tensor_inputs: any of "sample" (the scheduler's, after the step) and "pred_original_sample".
+                requested tensors. A new `sample` (or `latents`) in the dict that it returns replaces the sample. As in
+                diffusers, it finds the number of steps in the pipeline's `num_timesteps`, may change `_guidance_scale` for the
+                steps to come (1 turns guidance off, 0 is unconditional), and ends the call by `_interrupt = True`; the call
+                then returns the images that it has begun. All three belong to this call alone.
+            callback_on_step_end_tensor_inputs: any of "sample" (the scheduler's, after the step), "latents" (the same) and
+                "pred_original_sample". The `tensor_inputs` of one of diffusers' callback objects take precedence.
 
         Raises:
             ValueError: an argument out of range; guidance by a null label that was never trained; a scheduler that is not in
@@ -303,10 +342,11 @@ class CondDDPMPipeline(DiffusionPipeline):
         labels = [label for label in ids for _ in range(num_images_per_label)]
         generator = _image_generators(generator, seeds, len(labels))
         guidance = self._make_guidance(guidance_scale, guidance_interval, guidance_rescale, guide, class_labels is None)
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type: expected 'pil', 'np' or 'pt', got {output_type!r}.")
+        if output_type not in ("latent", "pil", "np", "pt"):
+            raise ValueError(f"output_type: expected 'latent', 'pil', 'np' or 'pt', got {output_type!r}.")
         batch_size = whole_number("batch_size", batch_size, 1)
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        tensor_inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        unknown = set(tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             names = ", ".join(self._callback_tensor_inputs)
             raise ValueError(f"callback_on_step_end_tensor_inputs: expected names among {names}, got {sorted(unknown)}.")
@@ -319,7 +359,11 @@ class CondDDPMPipeline(DiffusionPipeline):
         forwards = len(scheduler.timesteps)
         kept = _evenly_spaced(return_intermediates, forwards)
         size = self.unet.config.sample_size
-        kept_samples, kept_predictions = torch.empty(2, len(kept), len(labels), self.unet.config.in_channels, size, size)
+        shape = (len(labels), self.unet.config.in_channels, size, size)
+        kept_samples, kept_predictions = torch.full((2, len(kept), *shape), torch.nan)
+        if latents is not None and latents.shape != shape:
+            raise ValueError(f"latents: expected noise of shape {shape}, got {tuple(latents.shape)}.")
+        call = _Call(forwards, guidance.scale)
 
         def after_step(index, timestep, noisy, original, sample):
             """Keep the intermediates, call the callback, and return the sample to continue with."""
@@ -327,30 +371,44 @@ class CondDDPMPipeline(DiffusionPipeline):
                 kept_samples[kept.index(index), batch] = noisy.cpu()
                 kept_predictions[kept.index(index), batch] = original.cpu()
             if callback_on_step_end is not None:
-                tensors = {"sample": sample, "pred_original_sample": original}
-                requested = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                sample = (callback_on_step_end(self, index, timestep, requested) or {}).get("sample", sample)
+                tensors = {"sample": sample, "latents": sample, "pred_original_sample": original}
+                requested = {name: tensors[name] for name in tensor_inputs}
+                returned = callback_on_step_end(self, index, timestep, requested) or {}
+                changed = [returned[name] for name in ("sample", "latents") if returned.get(name, sample) is not sample]
+                sample = changed[0] if changed else sample
             bar.update()
             return sample
 
         pictures, starts = [], range(0, len(labels), batch_size)
-        with self.progress_bar(total=len(starts) * forwards) as bar:
+        with self.progress_bar(total=len(starts) * forwards) as bar, _running(call):
             for start in starts:
                 batch = slice(start, start + batch_size)
                 generators = generator[batch] if isinstance(generator, list) else generator
-                sample = self._denoise(copy.deepcopy(scheduler), guidance, labels[batch], generators, after_step)
-                pictures += self.image_processor.postprocess(sample, output_type="pil" if output_type == "pil" else "pt")
+                noise = None if latents is None else latents[batch]
+                sample = self._denoise(call, copy.deepcopy(scheduler), guidance, labels[batch], generators, noise, after_step)
+                as_type = output_type if output_type in ("latent", "pil") else "pt"
+                pictures += self.image_processor.postprocess(sample, output_type=as_type)
+                if call.interrupt:
+                    break
         self.maybe_free_model_hooks()
         images = pictures if output_type == "pil" else torch.stack(pictures)
         if output_type == "np":
             images = VaeImageProcessor.pt_to_numpy(images)
         output = CondDDPMPipelineOutput(images)
         if kept:
-            output = CondDDPMPipelineOutput(images, scheduler.timesteps[kept].cpu(), kept_samples, kept_predictions)
+            begun = (kept_samples[:, : len(pictures)], kept_predictions[:, : len(pictures)])
+            output = CondDDPMPipelineOutput(images, scheduler.timesteps[kept].cpu(), *begun)
         return output if return_dict else output.to_tuple()
 
     def _denoise(
-        self, scheduler: SchedulerMixin, guidance: Guidance, labels: list[int], generator, after_step: Callable
+        self,
+        call: _Call,
+        scheduler: SchedulerMixin,
+        guidance: Guidance,
+        labels: list[int],
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        after_step: Callable,
     ) -> torch.Tensor:
         """One batch, from noise to images (B, C, H, W) in [-1, 1], in float32 whatever the type of the network's weights."""
         config, device = self.unet.config, self._execution_device
@@ -358,7 +416,9 @@ class CondDDPMPipeline(DiffusionPipeline):
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         step_arguments = {"generator": generator} if takes_generator else {}
         shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
-        sample = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32) * scheduler.init_noise_sigma
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        sample = latents.to(device, torch.float32) * scheduler.init_noise_sigma
         sigmas = _noise_levels(scheduler)
         for index, (timestep, sigma) in enumerate(zip(scheduler.timesteps, sigmas)):
             noisy = scheduler.scale_model_input(sample, timestep)  # x_t = alpha x_0 + sigma alpha noise
@@ -373,6 +433,12 @@ class CondDDPMPipeline(DiffusionPipeline):
             prediction, original = _clip_predicted_original(scheduler, prediction, noisy, sigma)
             sample = scheduler.step(prediction, timestep, sample, **step_arguments).prev_sample
             sample = after_step(index, timestep, noisy, original, sample)
+            if call.interrupt:
+                break
+            if call.guidance_scale != guidance.scale:  # a callback changed it
+                if call.guidance_scale != 1 and guidance.guide is None:
+                    _check_null_label(self, f"_guidance_scale={call.guidance_scale:g}")
+                guidance = replace(guidance, scale=call.guidance_scale)
         return sample
 
     def _make_guidance(self, scale=None, interval=None, rescale=0.0, guide=None, unconditional: bool = False) -> Guidance:
@@ -457,14 +523,13 @@ class CondDDPMPipeline(DiffusionPipeline):
         Hub, because diffusers does not keep the revision.)
         """
         if self._companions is None:
-            folder = self.config.get("_name_or_path")
-            source = self._loaded_from or {}
-            if not source and folder and Path(folder).is_dir():
-                source = {"pretrained_model_name_or_path": folder}
-            self._companions = {}
-            for name in COMPANIONS if source else ():
-                with contextlib.suppress(OSError, ValueError):  # there is no such file, or the folder is gone
-                    self._companions[name] = Path(_get_model_file(**source, weights_name=name)).read_bytes()
+            where, self._companions = self.name_or_path, {}
+            is_folder = bool(where) and Path(where).is_dir()
+            for name in COMPANIONS if is_folder or self._loaded_from else ():
+                file = Path(where, name) if is_folder else _installed("files").hub_file(where, name, **self._loaded_from)
+                with contextlib.suppress(OSError):  # there is no such file, or the folder is gone
+                    if file is not None:
+                        self._companions[name] = file.read_bytes()
         return self._companions
 
     @companions.setter
@@ -482,7 +547,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         id2label: dict[int, str] | None = None,
         class_dropout_prob: float | None = None,
         guidance_scale: float | None = None,
-        torch_dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | dict[str, torch.dtype] | None = None,
         variant: str | None = None,
         device_map: str | dict | None = None,
         cache_dir: str | None = None,
@@ -491,18 +556,33 @@ class CondDDPMPipeline(DiffusionPipeline):
         proxies: dict | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
+        *,
+        dtype: torch.dtype | dict[str, torch.dtype] | None = None,
+        max_memory: dict | None = None,
+        low_cpu_mem_usage: bool | None = None,
+        offload_folder: str | Path | None = None,
+        offload_state_dict: bool | None = None,
+        use_safetensors: bool | None = None,
+        disable_mmap: bool | None = None,
+        quantization_config: Any = None,
+        trust_remote_code: bool = False,
     ) -> "CondDDPMPipeline":
         """Load a folder or a Hub repository with the installed classes; unlike diffusers' loader, run none of its code.
 
         Args:
             pretrained_model_name_or_path: a folder that `save_pretrained` wrote, or the name of a repository with its files.
             unet, scheduler, id2label, class_dropout_prob, guidance_scale: used in place of the saved ones.
-            torch_dtype, variant, device_map: as in the UNet's `from_pretrained`.
+            dtype: of the network, or, as in diffusers, a dict with the entry "unet" or "default"; `torch_dtype` is its old
+                name.
+            device_map: as in the UNet's `from_pretrained`; "balanced" is the accelerator, if there is one.
+            variant, max_memory, low_cpu_mem_usage, offload_folder, offload_state_dict, use_safetensors, disable_mmap,
+                quantization_config: as in the UNet's `from_pretrained`; None is its default.
+            trust_remote_code: accepted as everywhere in diffusers; no code of the repository is run in either case.
             cache_dir, force_download, local_files_only, proxies, revision, token: as everywhere in diffusers.
 
         Raises:
             ValueError: the folder holds another pipeline, or a network that this package does not have; the weights lack a
-                tensor; a file is not what `save_pretrained` wrote.
+                tensor; there are none of this variant; a file is not what `save_pretrained` wrote.
             OSError: there is no such folder or repository; a file is missing or not JSON.
         """
         where = str(pretrained_model_name_or_path)
@@ -517,40 +597,61 @@ class CondDDPMPipeline(DiffusionPipeline):
             )
         if unet is None:
             unet_class = _installed_model(*_module_and_class(index, "unet"))
-            weights = {"torch_dtype": torch_dtype, "variant": variant, "device_map": device_map}
+            if device_map == "balanced":  # of all networks over all devices; here there is one
+                device_map = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else None
+            weights = {"variant": variant, "device_map": device_map, "max_memory": max_memory, "disable_mmap": disable_mmap}
+            weights |= {"low_cpu_mem_usage": low_cpu_mem_usage, "offload_folder": offload_folder}
+            weights |= {"offload_state_dict": offload_state_dict, "use_safetensors": use_safetensors}
+            weights |= {"quantization_config": quantization_config, "torch_dtype": _network_dtype(dtype, torch_dtype)}
+            weights = {name: value for name, value in weights.items() if value is not None}
             with one_line_errors(f"{where}, unet"):
                 _component_config(unet_class, where, "unet", hub)
-                unet = unet_class.from_pretrained(where, subfolder="unet", **hub, **weights)
+                try:
+                    unet = unet_class.from_pretrained(where, subfolder="unet", **hub, **weights)
+                except OSError as error:
+                    if variant is None:
+                        raise
+                    # in the words of diffusers' own pipelines
+                    raise ValueError(
+                        f"{where}: You are trying to load the model files of the `variant={variant}`, but no such modeling"
+                        f" files are available: {' '.join(str(error).split())}"
+                    ) from error
+            _log(f"Loaded unet as {unet_class.__name__} from `unet` subfolder of {where}.")
         if scheduler is None:
             scheduler_class = installed_scheduler(*_module_and_class(index, "scheduler"))
             with one_line_errors(f"{where}, scheduler"):
                 scheduler = scheduler_class.from_config(_component_config(scheduler_class, where, "scheduler", hub))
+            _log(f"Loaded scheduler as {scheduler_class.__name__} from `scheduler` subfolder of {where}.")
         if class_dropout_prob is None:
             class_dropout_prob = index.get("class_dropout_prob")
         if guidance_scale is None:
             guidance_scale = index.get("guidance_scale", 1.0)
         pipeline = cls(unet, scheduler, id2label or index.get("id2label"), class_dropout_prob, guidance_scale)
         pipeline.register_to_config(_name_or_path=where)
-        pipeline._loaded_from = {"pretrained_model_name_or_path": where, **hub}
+        pipeline._loaded_from = hub
+        if isinstance(device_map, str):  # as in diffusers
+            pipeline.hf_device_map = device_map
         return pipeline
 
     @classmethod
-    def from_pipe(cls, pipeline: "CondDDPMPipeline", **kwargs) -> "CondDDPMPipeline":
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "CondDDPMPipeline":
         """Another pipeline that shares the network and the scheduler of this one; they are not copied.
 
         Args:
-            pipeline: a `CondDDPMPipeline`.
-            kwargs: arguments of this class in place of the pipeline's own, and those of diffusers' `from_pipe`. A `dtype`
-                other than the network's changes the shared network.
+            pipeline: a `CondDDPMPipeline`, or another pipeline with such a network and scheduler.
+            kwargs: arguments of this class in place of the pipeline's own; and `dtype`, or `torch_dtype`, to which the shared
+                network is then converted. (diffusers would convert it to float32 if neither is given.)
         """
-        # diffusers accepts components of exactly the annotated class, ModelMixin, and would make the network float32.
-        kwargs.setdefault("unet", pipeline.unet)
-        if "torch_dtype" not in kwargs:
-            kwargs.setdefault("dtype", kwargs["unet"].dtype)
-        other = super().from_pipe(pipeline, **kwargs)
+        dtype = _network_dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
+        kwargs.pop("trust_remote_code", None)  # no code is loaded here
+        names = list(inspect.signature(cls).parameters)
+        given = {name: value for name, value in pipeline.config.items() if name in names} | pipeline.components
+        other = cls(**{name: value for name, value in given.items() if name in names} | kwargs)
+        if pipeline.name_or_path is not None:
+            other.register_to_config(_name_or_path=pipeline.name_or_path)
         other._loaded_from = getattr(pipeline, "_loaded_from", None)
         other._companions = getattr(pipeline, "_companions", None)
-        return other
+        return other if dtype is None else other.to(dtype=dtype)
 
 
 def _is_finite(value: float) -> bool:
@@ -746,11 +847,28 @@ def _edit_json(file: Path, changes: dict) -> None:
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
+def _network_dtype(dtype, torch_dtype) -> torch.dtype | None:
+    """The network's type, which is given under either name, and may be an entry of a dict, as in diffusers."""
+    if dtype is not None and torch_dtype is not None:
+        raise ValueError(f"dtype: expected either dtype or its old name torch_dtype, got both, {dtype} and {torch_dtype}.")
+    dtype = torch_dtype if dtype is None else dtype
+    return dtype.get("unet", dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
+
+
+def _log(message: str) -> None:
+    """Log what was loaded where diffusers' own loader does, so that its verbosity applies here too."""
+    logging.get_logger("diffusers.pipelines.pipeline_utils").info(message)
+
+
+def _installed(module: str) -> Any:
+    """A module of the package around this file; of the installed package where this file is a published copy."""
+    return importlib.import_module(f"{__name__.rpartition('.pipelines.')[0] or 'cond_ddpm'}.{module}")
+
+
 def _installed_model(stem: str, class_name: str) -> type[ModelMixin]:
-    """The network class of that name in the package around this file, whatever code a repository has."""
-    package = __name__.rpartition(".pipelines.")[0] or "cond_ddpm"  # the published copy of this file is in no package
+    """The network class of that name in the package, whatever code a repository has."""
     try:
-        return getattr(importlib.import_module(f"{package}.models.{stem}"), class_name)
+        return getattr(_installed(f"models.{stem}"), class_name)
     except (ImportError, AttributeError):
         raise ValueError(
             f"unet: expected a network of the installed package, got {class_name} from {stem}.py; install the newest"

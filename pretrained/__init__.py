@@ -1,0 +1,1 @@
+"""Installed as `cond_ddpm.pretrained_data`: trained models, and the classifiers that judge CIFAR-10."""
