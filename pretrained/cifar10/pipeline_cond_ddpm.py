@@ -601,14 +601,17 @@ class CondDDPMPipeline(DiffusionPipeline):
                 accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
                 device_map = accelerator and accelerator.type
             weights: dict[str, Any] = {
+                "torch_dtype": _network_dtype(dtype, torch_dtype),
                 "variant": variant,
                 "device_map": device_map,
                 "max_memory": max_memory,
+                "low_cpu_mem_usage": low_cpu_mem_usage,
+                "offload_folder": offload_folder,
+                "offload_state_dict": offload_state_dict,
+                "use_safetensors": use_safetensors,
                 "disable_mmap": disable_mmap,
+                "quantization_config": quantization_config,
             }
-            weights |= {"low_cpu_mem_usage": low_cpu_mem_usage, "offload_folder": offload_folder}
-            weights |= {"offload_state_dict": offload_state_dict, "use_safetensors": use_safetensors}
-            weights |= {"quantization_config": quantization_config, "torch_dtype": _network_dtype(dtype, torch_dtype)}
             weights = {name: value for name, value in weights.items() if value is not None}
             with one_line_errors(f"{where}, unet"):
                 _component_config(unet_class, where, "unet", hub)
