@@ -523,10 +523,10 @@ class CondDDPMPipeline(DiffusionPipeline):
         Hub, because diffusers does not keep the revision.)
         """
         if self._companions is None:
-            where, self._companions = self.name_or_path, {}
+            where, hub, self._companions = self.name_or_path, self._loaded_from or {}, {}
             is_folder = bool(where) and Path(where).is_dir()
-            for name in COMPANIONS if is_folder or self._loaded_from else ():
-                file = Path(where, name) if is_folder else _installed("files").hub_file(where, name, **self._loaded_from)
+            for name in COMPANIONS if is_folder or hub else ():
+                file = Path(where, name) if is_folder else _installed("files").hub_file(where, name, **hub)
                 with contextlib.suppress(OSError):  # there is no such file, or the folder is gone
                     if file is not None:
                         self._companions[name] = file.read_bytes()
@@ -598,11 +598,20 @@ class CondDDPMPipeline(DiffusionPipeline):
         if unet is None:
             unet_class = _installed_model(*_module_and_class(index, "unet"))
             if device_map == "balanced":  # of all networks over all devices; here there is one
-                device_map = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else None
-            weights = {"variant": variant, "device_map": device_map, "max_memory": max_memory, "disable_mmap": disable_mmap}
-            weights |= {"low_cpu_mem_usage": low_cpu_mem_usage, "offload_folder": offload_folder}
-            weights |= {"offload_state_dict": offload_state_dict, "use_safetensors": use_safetensors}
-            weights |= {"quantization_config": quantization_config, "torch_dtype": _network_dtype(dtype, torch_dtype)}
+                accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+                device_map = accelerator and accelerator.type
+            weights: dict[str, Any] = {
+                "torch_dtype": _network_dtype(dtype, torch_dtype),
+                "variant": variant,
+                "device_map": device_map,
+                "max_memory": max_memory,
+                "low_cpu_mem_usage": low_cpu_mem_usage,
+                "offload_folder": offload_folder,
+                "offload_state_dict": offload_state_dict,
+                "use_safetensors": use_safetensors,
+                "disable_mmap": disable_mmap,
+                "quantization_config": quantization_config,
+            }
             weights = {name: value for name, value in weights.items() if value is not None}
             with one_line_errors(f"{where}, unet"):
                 _component_config(unet_class, where, "unet", hub)
