@@ -25,6 +25,7 @@ from cond_ddpm.evaluate.report import list_warnings, mean_and_deviation, protoco
 from cond_ddpm.evaluate.statistics import GROUPS, VERSION, Tally
 from cond_ddpm.files import replacing
 from cond_ddpm.fingerprints import value_fingerprint, weights_checksum
+from cond_ddpm.hub.folder import trained_fit
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
 from cond_ddpm.sampling import sample_batches, save_samples
@@ -74,7 +75,9 @@ def evaluate(
     if pipeline is not None:
         size, channels = pipeline.unet.config.sample_size, pipeline.unet.config.in_channels
     columns = (protocol.dataset_config_name, protocol.image_column, protocol.label_column)
-    real = load_real_images(protocol.dataset, protocol.split, protocol.test_split, size, channels, columns)
+    if protocol.fit is None:
+        protocol = dataclasses.replace(protocol, fit=trained_fit({} if pipeline is None else pipeline.companions))
+    real = load_real_images(protocol.dataset, protocol.split, protocol.test_split, size, channels, columns, protocol.fit)
     class_names = real.train.class_names
     if given is not None:
         given = with_class_ids(given, real.train)

@@ -45,21 +45,22 @@ def load_real_images(
     resolution: int,
     channels: int | None,
     columns: tuple[str | None, str | None, str | None],
+    fit: str | None = None,
 ) -> RealImages:
     """Load the split and the held-out images: `test_split`, or else "test", or else a tenth of the split.
 
     Args:
         dataset, split, resolution, channels: as for `load_images`.
         test_split: name of the held-out split.
-        columns: config name, image column and label column, as for `load_images`.
+        columns, fit: config name, image column and label column; and how pictures become square, as for `load_images`.
 
     Raises:
         ValueError: `test_split` does not exist or has other classes; what `load_images` raises.
     """
-    whole = train = load_images(dataset, split, resolution, channels, *columns)
+    whole = train = load_images(dataset, split, resolution, channels, *columns, fit)
     name = test_split or "test"
     try:
-        held_out = load_images(dataset, name, resolution, channels, *columns)
+        held_out = load_images(dataset, name, resolution, channels, *columns, fit)
     except NoSuchSplit:
         if test_split is not None:
             raise

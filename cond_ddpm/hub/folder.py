@@ -59,6 +59,13 @@ def read_results(companions: dict[str, bytes]) -> dict:
     return results
 
 
+def trained_fit(companions: dict[str, bytes]) -> str:
+    """How the pictures that a pipeline was trained on became square; "crop" if its record does not say."""
+    training = read_results(companions).get("training")
+    config = training.get("config") if isinstance(training, dict) else None
+    return str((config.get("fit") if isinstance(config, dict) else None) or "crop")
+
+
 def one_line(error: Exception) -> str:
     return shown(" ".join(str(error).split()))[:200]
 
