@@ -115,7 +115,14 @@ def tune(config: TuneConfig) -> str:
 def publish(config: PublishConfig) -> None:
     from cond_ddpm.hub import publish
 
-    publish(config.model, config.repo_id, config.private, config.dry_run, config.space)
+    publish(
+        config.model,
+        config.repo_id,
+        config.private,
+        config.dry_run,
+        config.space,
+        licences=(config.license, config.dataset_license),
+    )
 
 
 def export(config: ExportConfig) -> str:

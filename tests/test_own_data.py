@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, shapes
+from conftest import TINY, make_pipeline, make_unet, shapes
 from PIL import Image
+from test_hub import results_of
 
 from cond_ddpm.cli import main
 from cond_ddpm.config import TrainConfig
@@ -17,9 +19,13 @@ from cond_ddpm.data.choices import choose_fit, choose_flip, choose_resolution, m
 from cond_ddpm.data.duplicates import exact_duplicates, near_duplicates
 from cond_ddpm.data.pictures import to_array
 from cond_ddpm.data.survey import Survey, survey
+from cond_ddpm.evaluate.copies import find_copies, nearness, warn_of_copies
+from cond_ddpm.evaluate.real_images import warranted_samples
 from cond_ddpm.experiments.study import _train
 from cond_ddpm.fingerprints import file_checksum
-from cond_ddpm.hub.folder import trained_fit
+from cond_ddpm.hub import check, complete, model_card
+from cond_ddpm.hub.card import copies_text
+from cond_ddpm.hub.folder import published_files, trained_fit
 from cond_ddpm.processes import memory_for
 from cond_ddpm.training import train
 from cond_ddpm.training.checkpoint import load_checkpoint
@@ -250,3 +256,121 @@ def test_a_number_of_held_out_images_that_does_not_fit_says_what_does(shapes_par
     with pytest.raises(ValueError, match="leave it out to hold out a twentieth of each class"):
         report(str(shapes_parquet), prepared)
     assert prepared.config.resolution == 32 and len(shapes(1)) == 2
+
+
+# Copies
+
+
+def _tally(images, features, subset=1000):
+    """What `find_copies` reads of a `Tally`."""
+    rows = torch.arange(len(images))
+    labels = rows % 2
+    return SimpleNamespace(
+        images=torch.from_numpy(images), image_rows=torch.stack([rows, labels], 1), rows=rows, kept=features, subset=subset
+    )
+
+
+def test_copies_light_up_and_new_images_do_not(tmp_path):
+    rng = np.random.default_rng(0)
+    make = lambda count: rng.integers(0, 256, (count, 3, 8, 8), np.uint8)  # noqa: E731
+    features = lambda images: torch.from_numpy(images.reshape(len(images), -1)[:, :16].astype(np.float32))  # noqa: E731
+    training, held_out, new = make(60), make(150), make(200)
+    copied = new.copy()
+    copied[::4] = (training[rng.integers(0, 60, 50)][..., ::-1] * 0.97).astype(np.uint8)  # mirrored, of class 0
+    found = {}
+    for name, samples in (("new", new), ("copied", copied)):
+        tallies = (_tally(part, features(part)) for part in (samples, held_out, training))
+        found[name] = find_copies(*tallies, training, training, ["a", "b"], tmp_path / f"{name}.png")
+    assert found["new"]["pixels"]["share"] < 0.05 and not warn_of_copies(found["new"])
+    assert found["copied"]["pixels"]["share"] == pytest.approx(0.25, abs=0.04)
+    assert found["copied"]["pixels"]["classes"]["a"] == pytest.approx(0.5, abs=0.05)
+    assert found["copied"]["pixels"]["classes"]["b"] < 0.05
+    (warning,) = warn_of_copies(found["copied"])
+    assert warning.startswith("2") and "in pixels, than 99% of the held-out real images are" in warning
+    assert "by chance 1.0% would be" in copies_text(found["copied"])
+    with Image.open(tmp_path / "copied.png") as opened:
+        assert opened.size[0] > 500
+
+
+def test_few_held_out_images_do_not_promise_more_than_they_can_say(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 1, 4, 4), np.uint8)
+    tallies = [_tally(part, torch.zeros(len(part), 2)) for part in (images[:10], images[10:19], images[19:22])]
+    found = find_copies(*tallies, images[19:], images[19:], ["a", "b"], tmp_path / "copies.png")
+    assert found["pixels"]["by_chance"] == 0.1 and "features" not in found  # the least of 9 numbers
+    tallies = [_tally(part, torch.zeros(len(part), 2)) for part in (images[:10], images[10:19], images[19:22])]
+    none = find_copies(*tallies, images[19:22], images[19:22], ["a", "b"], tmp_path / "none.png")
+    assert "too few training images" in copies_text(none) and not warn_of_copies(none)
+
+
+def test_nearness_by_hand():
+    assert nearness(np.array([[1.0, 2.0, 4.0], [0.0, 2.0, 2.0]])).tolist() == [1 / 3, 0.0]
+
+
+@pytest.mark.parametrize(
+    "images, classes, samples", [(120, 2, 1000), (5000, 3, 5001), (50_000, 10, 50_000), (10**6, 7, 50_001)]
+)
+def test_as_many_samples_as_the_data_warrant(images, classes, samples):
+    names = [str(n) for n in range(classes)]
+    data = LabelledImages(np.zeros((0, 1, 1, 1), np.uint8), np.zeros(images, np.int64), names)
+    assert warranted_samples(data) == samples
+
+
+# Publishing
+
+
+@pytest.fixture
+def published(tmp_path):
+    folder = tmp_path / "model"
+    pipeline = make_pipeline(make_unet())
+    pipeline.companions = {"samples.png": b""}  # else they are drawn
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def test_the_licence_is_the_users(published):
+    from huggingface_hub import ModelCard
+
+    complete(published)
+    card = ModelCard.load(published / "README.md")
+    assert card.data.license is None and "No licence has been given for the weights." in card.text
+    complete(published, licences=("cc-by-4.0", "cc0-1.0"))
+    complete(published)  # and it is kept
+    card = ModelCard.load(published / "README.md")
+    assert (card.data.license, card.data.to_dict()["dataset_license"]) == ("cc-by-4.0", "cc0-1.0")
+    assert "The weights are under `cc-by-4.0`." in card.text and "The training images are under `cc0-1.0`." in card.text
+    (published / "README.md").write_text("---\nlicense: mit\n---\nmine")
+    with pytest.raises(ValueError, match="expected none with a card of your own"):
+        complete(published, licences=("cc-by-4.0", None))
+
+
+def test_a_licence_is_one_of_the_hubs_names(capsys):
+    with pytest.raises(SystemExit):
+        main(["publish", "--model", "x", "--repo_id", "me/x", "--license", "My own!"])
+    assert "license: expected a licence as the Hub names it, such as mit, cc-by-4.0 or other" in capsys.readouterr().err
+
+
+def test_own_files_are_published_and_secrets_in_them_are_found(published):
+    complete(published)
+    (published / "figures").mkdir()
+    for name, content in (("LICENSE", "mine"), ("use.ipynb", "{}"), ("figures/one.png", "x"), ("notes.md", "hello")):
+        (published / name).write_text(content)
+    own = {"LICENSE", "use.ipynb", "figures/one.png", "notes.md"}
+    assert own <= published_files(published)
+    complete(published)
+    assert own <= published_files(published)  # still there
+    (published / "use.ipynb").write_text(json.dumps({"cells": [{"source": "open('/home/me/data/x.png')"}]}))
+    (published / "weights.bin").write_bytes(b"")
+    problems = "\n".join(check(published))
+    assert "use.ipynb contains a path on this machine, /home/me/data/x.png" in problems
+    assert "weights.bin does not belong in a pipeline folder" in problems and "LICENSE" not in problems
+
+
+def test_the_card_has_the_data_report_without_file_names(published, folder):
+    prepared = prepare(str(folder), "train", DataConfig(dataset=str(folder)))
+    facts = report(str(folder), prepared).facts
+    pipeline = make_pipeline(make_unet())
+    training = results_of(pipeline)["training"] | {"data": facts}
+    text = model_card(pipeline, {"training": training}, set(), "me/pets")
+    assert "| pictures | 35: cat 28, dog 7 |" in text and "made square by: crop" in text
+    assert "| doubled pictures | 2 exactly, 1 nearly, 1 of them in different classes |" in text and ".png |" not in text

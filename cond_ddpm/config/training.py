@@ -1,18 +1,20 @@
 """The settings of a training run, `cond-ddpm train` and `train_cond_ddpm.py`.
 
-May import: `config.settings, config.data`. Next in the data flow: `cond_ddpm/data/` loads what `dataset` names.
+May import: `config.settings, config.data, config.publishing`. Next in the data flow: `cond_ddpm/data/` loads what `dataset`
+names.
 """
 
 from pathlib import Path
 from typing import Any, Literal
 
 from cond_ddpm.config.data import PreparationConfig
+from cond_ddpm.config.publishing import LicenceConfig
 from cond_ddpm.config.settings import setting
 
 Model = Literal["simple", "attention", "hybrid"]
 
 
-class TrainConfig(PreparationConfig):
+class TrainConfig(PreparationConfig, LicenceConfig):
     """Settings of `train`, named as in diffusers' training scripts, except that `batch_size` is the whole batch.
 
     The defaults are the hybrid UNet's recipe. The presets of the original study have that study's.
@@ -179,6 +181,7 @@ class TrainConfig(PreparationConfig):
     hub_private_repo: bool = setting(default=False, help="Make the repository private.", may_change=True)
 
     def check(self) -> None:
+        super().check()
         for name in ("dataset", "output_dir"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a name or a path, got nothing.")

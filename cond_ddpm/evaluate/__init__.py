@@ -6,6 +6,7 @@ external_samples.py  samples made elsewhere -> images with the data set's class 
 classifier.py        a small classifier, trained on the real images
 extractors.py        images -> features: the classifier, Inception, DINOv2 or EfficientNet
 statistics.py        features -> statistics, folded in batch by batch
+copies.py            how many samples are nearer to a training image than real images ever are, and the worst pairs
 metrics.py           statistics -> metrics; a new metric is a function here and a line in `compute_metrics`
 report.py            metrics -> results.json, its pictures and the printed summary
 """

@@ -75,6 +75,12 @@ def load_real_images(
     return RealImages(train, held_out, whole, name)
 
 
+def warranted_samples(train: LabelledImages) -> int:
+    """How many samples to compare with the real images: as many as these, from 1,000 to 50,000, equally many of each class."""
+    classes = len(train.class_names)
+    return -(-min(max(len(train), 1000), 50_000) // classes) * classes
+
+
 def real_tally(data: LabelledImages, count: int, extractor: Extractor, subset: int, cache: Path) -> Tally:
     """Statistics of at most `count` real images, chosen at random; cached for these images and this extractor."""
     tally = Tally(extractor, len(data.class_names), subset, data.images.shape[1:])

@@ -3,7 +3,7 @@
 May import: the pipeline, `text`. Next in the data flow: `card.py` completes the folder.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS, CondDDPMPipeline
 from cond_ddpm.text import read_json, shown
@@ -57,6 +57,25 @@ def read_results(companions: dict[str, bytes]) -> dict:
             wanted = {dict: "an object", list: "a list"}[kind]
             raise ValueError(f"results.json: expected {wanted} as {name}, got {results[name]!r:.40}; {OTHER_RESULTS}.")
     return results
+
+
+_EXTRA_NAMES = ("LICENSE", "LICENCE", "NOTICE", "CITATION", "COPYING")
+_EXTRA_SUFFIXES = {".md", ".txt", ".ipynb", ".bib", ".cff", ".png", ".jpg", ".jpeg", ".gif"}
+
+
+def is_extra(name: str) -> bool:
+    """Whether a file that this package does not write may be published beside the pipeline: texts, notebooks and pictures."""
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") for part in path.parts)
+    of_parts = path.parts[0] in ("unet", "scheduler")
+    return not hidden and not of_parts and (path.stem.upper() in _EXTRA_NAMES or path.suffix.lower() in _EXTRA_SUFFIXES)
+
+
+def published_files(folder: Path) -> set[str]:
+    """Names of the files that are published: those of a pipeline folder, and the user's own texts, notebooks and pictures."""
+    known = expected_files(folder)[1]
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in there if name in known or is_extra(name)}
 
 
 def trained_fit(companions: dict[str, bytes]) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cond_ddpm
-from cond_ddpm.hub.card import LICENCE, complete
+from cond_ddpm.hub.card import complete, licence_of
 from cond_ddpm.hub.checks import check
-from cond_ddpm.hub.folder import expected_files, require_pipeline_folder
+from cond_ddpm.hub.folder import is_extra, published_files, require_pipeline_folder
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS
 
 
@@ -22,6 +22,7 @@ def publish(
     private: bool = False,
     dry_run: bool = False,
     space: bool = False,
+    licences: tuple[str | None, str | None] = (None, None),
     say: Callable[[str], None] = print,
 ) -> str | None:
     """Complete a pipeline folder, check it, and upload it to the Hub as one commit, to a new or an existing repository.
@@ -32,6 +33,7 @@ def publish(
         private: make the repository private.
         dry_run: show what would be uploaded, and upload nothing.
         space: also publish a demo Space of the same name, which loads this commit.
+        licences: of the weights and of the training images, as the Hub names them; None for what the card says already.
         say: called with each line of output.
 
     Returns:
@@ -49,12 +51,13 @@ def publish(
     if private and space:
         raise ValueError("space: expected a public model, which a Space can load without a token; leave out one of the two.")
     require_pipeline_folder(folder)
-    complete(folder, repo_id)
+    complete(folder, repo_id, licences=licences)
     problems = check(folder)
     if problems:
         raise ValueError(f"model: {folder} cannot be published:\n" + "\n".join(f"  {problem}" for problem in problems))
-    names = sorted(name for name in expected_files(folder)[1] if (folder / name).is_file())
-    files = {name: folder / name for name in names}
+    files = {name: folder / name for name in sorted(published_files(folder))}
+    if licence_of(folder) is None:
+        say("no licence is given for the weights, so that others may not use them; --license NAME gives one")
     say(f"checked: {folder} loads and samples without cond_ddpm, and its weights are finite")
     _show(f"{'private ' if private else ''}model {repo_id}", files, say)
     demo = _space_files(folder, repo_id, "COMMIT") if space else {}
@@ -112,7 +115,7 @@ def _space_files(folder: Path, repo_id: str, commit: str) -> dict[str, Path | by
     from importlib.metadata import version
 
     card = (
-        f"---\ntitle: {repo_id.rpartition('/')[2]}\nsdk: gradio\napp_file: app.py\nlicense: {LICENCE}\n"
+        f"---\ntitle: {repo_id.rpartition('/')[2]}\nsdk: gradio\napp_file: app.py\nlicense: apache-2.0\n"
         f"models:\n- {repo_id}\n---\n\n"
         f"Images of a class, by [{repo_id}](https://huggingface.co/{repo_id}). Made with cond_ddpm.\n"
     )
@@ -158,7 +161,7 @@ def upload(repo_id: str, repo_type: str, files: Mapping[str, Path | bytes], priv
         api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
         now = api.space_info(repo_id) if repo_type == "space" else api.model_info(repo_id)
         there = {file.rfilename for file in now.siblings or ()} - {".gitattributes"}
-        ours = set(COMPANIONS) | {name for name in there if name in files}
+        ours = set(COMPANIONS) | {name for name in there if name in files or is_extra(name)}
         foreign = sorted(there - ours) if repo_type == "model" else []
         if "model_index.json" in there and "pipeline_cond_ddpm.py" not in there:
             foreign = ["model_index.json"]
@@ -175,7 +178,8 @@ def upload(repo_id: str, repo_type: str, files: Mapping[str, Path | bytes], priv
             CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
             for name, content in files.items()
         ]
-        operations += [CommitOperationDelete(name) for name in sorted(there - set(files)) if repo_type == "model"]
+        stale = sorted((there & set(COMPANIONS)) - set(files)) if repo_type == "model" else []
+        operations += [CommitOperationDelete(name) for name in stale]  # the user's own files there are kept
         message = f"Published by cond_ddpm {cond_ddpm.__version__}"
         return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, parent_commit=now.sha).oid
 
