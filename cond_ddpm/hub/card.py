@@ -224,6 +224,7 @@ def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
         ("data", f"{training['dataset']}, split {config['train_split']}: {training['num_images']:,} images"),
         ("held out", f"{training['num_validation_images']:,} of that split, to choose the epoch"),
         ("mirrored", "half of the images" if training["random_flip"] else "no"),
+        *([("classes", "drawn equally often")] if config.get("class_sampling") == "balanced" else []),
         ("noise schedule", f"{scheduler.beta_schedule}{betas}, {scheduler.num_train_timesteps} timesteps"),
         ("objective", f"{scheduler.prediction_type}, {weighting}, {config['timestep_sampling']} timesteps"),
         ("labels dropped", f"{config['class_dropout_prob']:.0%}"),

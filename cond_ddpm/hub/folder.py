@@ -80,7 +80,8 @@ def published_files(folder: Path) -> set[str]:
 
 def trained_fit(companions: dict[str, bytes]) -> str:
     """How the pictures that a pipeline was trained on became square; "crop" if its record does not say."""
-    training = read_results(companions).get("training")
+    results = read_json(companions.get("results.json", b"{}"), "results.json", "remove or correct it")
+    training = results.get("training")
     config = training.get("config") if isinstance(training, dict) else None
     return str((config.get("fit") if isinstance(config, dict) else None) or "crop")
 
