@@ -379,6 +379,15 @@ def test_publishing_again_replaces_and_removes(folder, server, quick_check):
     assert len(server.repos[f"models/{NAME}"].commits) == 3
 
 
+def test_own_files_in_the_repository_are_kept(folder, server, quick_check):
+    hub.publish(folder, NAME)
+    repo = server.repos[f"models/{NAME}"]
+    repo.commit({**repo.files, "LICENSE": b"mine", "use.ipynb": b"{}"})
+    (folder / "notes.md").write_text("hello")
+    hub.publish(folder, NAME)
+    assert (repo.files["LICENSE"], repo.files["use.ipynb"], repo.files["notes.md"]) == (b"mine", b"{}", b"hello")
+
+
 def test_private(folder, server, quick_check):
     hub.publish(folder, NAME, private=True)
     assert server.repos[f"models/{NAME}"].private

@@ -110,6 +110,6 @@ def _draw(images, labels, class_names, training_images, scores, rows, mirrored, 
     nearest = [training_images[rows[row]][..., ::-1] if mirrored[row] else training_images[rows[row]] for row in worst]
     names = [class_names[labels[row]] if labels[row] >= 0 else "" for row in worst]
     captions = [*[""] * len(worst), *(f"{scores[row]:.2f}" for row in worst)]
-    title = "the nearest pairs (distance / that to the next ones; a copy has 0)"
+    title = "the nearest pairs; an exact copy has 0"
     cells = np.stack([*images[worst], *nearest])
     class_grid(cells, ["sample", "training image"], picture, title, names, captions, inches=0.8)

@@ -36,7 +36,7 @@ def contact_sheet(
         cells.append(shown)
         names.append(f"{name} ({counts[label]:,})")
     mirrored = ["", "mirrored"] * columns
-    more = f"; the first {rows} of {len(data.class_names)} classes" if len(data.class_names) > rows else ""
+    more = f"; {rows} of {len(data.class_names)} classes" if len(data.class_names) > rows else ""
     size = "x".join(map(str, data.images.shape[2:]))
-    title = f"as the network sees them, {size}{more}"
+    title = f"seen by the network, {size}{more}"
     class_grid(np.concatenate(cells), names, path, title, mirrored[:columns] if random_flip else None)
