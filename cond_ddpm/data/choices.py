@@ -1,12 +1,14 @@
 """What is chosen by the pictures where the user has not: their size, how they become square, and whether to mirror them.
 
-May import: `data.images, data.survey`. Each function returns a value and, in words, the reason for it. Next: `report.py`.
+May import: `config, data.images, data.survey`. Each function returns a value and, in words, the reason for it. Next:
+`report.py`.
 """
 
 import re
 
 import numpy as np
 
+from cond_ddpm.config.data import Fit
 from cond_ddpm.data.images import LabelledImages
 from cond_ddpm.data.survey import Survey
 
@@ -19,7 +21,7 @@ _UNLIKE, _DEVIATIONS = 0.65, 3.0
 _MOST_COMPARED = 4000
 
 
-def choose_fit(survey: Survey) -> tuple[str, str]:
+def choose_fit(survey: Survey) -> tuple[Fit, str]:
     """crop, pad or stretch."""
     sizes = survey.sizes[survey.readable]
     oblong = sizes.max(1) > _SQUARE * sizes.min(1)

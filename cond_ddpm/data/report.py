@@ -53,10 +53,12 @@ class Prepared(Generic[C]):
 
 @dataclass
 class Report:
-    """Args:
-    lines: subject -> text.
-    warnings: sentences, which name the files.
-    facts: the same without names of files, which may be published.
+    """What was found and chosen, as text.
+
+    Args:
+        lines: subject -> text.
+        warnings: sentences, which name the files.
+        facts: the same without names of files, which may be published.
     """
 
     lines: dict[str, str] = field(default_factory=dict)
@@ -85,7 +87,8 @@ def prepare(dataset: str, split: str, config: C, chooses: bool = True) -> Prepar
         ValueError: pictures that cannot be read; all of them are named, up to twenty.
         ValueError, OSError: as `load_images` does.
     """
-    found, reasons = look(dataset, split, config), {}
+    found = look(dataset, split, config)
+    reasons: dict[str, str] = {}
     if found.unreadable:
         broken = [f"\n  {shown(str(found.names[row]))}: {shown(why)}" for row, why in list(found.unreadable.items())[:20]]
         more = f"\n  and {len(found.unreadable) - 20} more" if len(found.unreadable) > 20 else ""

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def survey(
     Raises:
         ValueError, OSError: as `load_images` does, except that unreadable pictures are listed.
     """
+    records: Iterator[dict]
     if dataset == MNIST5K:
         digits = load_digits(split, 32, 1)
         records = ({"array": image[0]} for image in digits.images)
@@ -109,7 +111,9 @@ def _look(records, count: int, folder: Path) -> dict[str, np.ndarray]:
     import PIL.Image
     from tqdm import tqdm
 
-    names, modes, unreadable = [], [], {}
+    names: list[str] = []
+    modes: list[str] = []
+    unreadable: dict[int, str] = {}
     sizes = np.zeros((count, 2), np.int64)
     plain, pixels, hashes = np.zeros(count, bool), np.zeros(count, np.uint64), np.zeros(count, np.uint64)
 

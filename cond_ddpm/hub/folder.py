@@ -1,10 +1,12 @@
 """Reading a pipeline folder: its files, its pipeline and its results.json; every error is one line.
 
-May import: the pipeline, `text`. Next in the data flow: `card.py` completes the folder.
+May import: `config, text`, the pipeline. Next in the data flow: `card.py` completes the folder.
 """
 
 from pathlib import Path, PurePosixPath
+from typing import cast
 
+from cond_ddpm.config.data import Fit
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS, CondDDPMPipeline
 from cond_ddpm.text import read_json, shown
 
@@ -78,12 +80,12 @@ def published_files(folder: Path) -> set[str]:
     return {name for name in there if name in known or is_extra(name)}
 
 
-def trained_fit(companions: dict[str, bytes]) -> str:
+def trained_fit(companions: dict[str, bytes]) -> Fit:
     """How the pictures that a pipeline was trained on became square; "crop" if its record does not say."""
     results = read_json(companions.get("results.json", b"{}"), "results.json", "remove or correct it")
     training = results.get("training")
     config = training.get("config") if isinstance(training, dict) else None
-    return str((config.get("fit") if isinstance(config, dict) else None) or "crop")
+    return cast(Fit, (config.get("fit") if isinstance(config, dict) else None) or "crop")
 
 
 def one_line(error: Exception) -> str:

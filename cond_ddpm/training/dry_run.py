@@ -40,7 +40,8 @@ def dry_run(config: TrainConfig) -> str:
         return starting_point(config)
 
     checkpoint, _ = on_main(accelerator, look)
-    config, data = load_training_data(config, accelerator, checkpoint and recorded_settings(checkpoint))
+    recorded = None if checkpoint is None else recorded_settings(checkpoint)
+    config, data = load_training_data(config, accelerator, recorded)
     state = TrainingState.create(config, accelerator, data)
     if checkpoint is not None:
         resume(state, checkpoint, made_with(state, data))

@@ -62,7 +62,8 @@ def train(
 def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, clock) -> Path:
     # 1. The data and the state, new or from a checkpoint. The run folder is not touched until everything has been checked.
     checkpoint, resuming = on_main(accelerator, lambda: starting_point(config))
-    config, data = load_training_data(config, accelerator, checkpoint and recorded_settings(checkpoint))
+    recorded = None if checkpoint is None else recorded_settings(checkpoint)
+    config, data = load_training_data(config, accelerator, recorded)
     state = TrainingState.create(config, accelerator, data)
     settings = made_with(state, data)
     if checkpoint is not None:

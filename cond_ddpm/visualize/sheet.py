@@ -23,7 +23,8 @@ def contact_sheet(
         path: of the PNG.
         columns: images of each class; the places that a class has none for are left white.
     """
-    cells, names = [], []
+    cells: list[np.ndarray] = []
+    names: list[str] = []
     counts = np.bincount(data.labels, minlength=len(data.class_names))
     columns = max(1, min(columns, int(counts.max(initial=0))))
     for label, name in enumerate(data.class_names[:rows]):
