@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -106,7 +107,7 @@ def _read(split: str, labels, class_names: list[str], records, count: int, folde
     return Survey(split, labels, class_names, **found, unreadable=unreadable)
 
 
-def _look(records, count: int, folder: Path) -> dict[str, np.ndarray]:
+def _look(records, count: int, folder: Path) -> dict[str, Any]:
     import imagehash
     import PIL.Image
     from tqdm import tqdm

@@ -92,7 +92,7 @@ def load_training_data(
         if recorded is None:
             prepared = load_training_images(config)
         else:
-            left_open = {name: recorded.get(name) for name in CHOSEN if getattr(config, name) is None}
+            left_open: dict[str, Any] = {name: recorded.get(name) for name in CHOSEN if getattr(config, name) is None}
             config = dataclasses.replace(config, **left_open)
             prepared = prepare(config.dataset, config.train_split, config, chooses=False)
     images = prepared.images
