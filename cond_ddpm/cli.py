@@ -53,6 +53,11 @@ COMMANDS = {
         "from nothing to class-conditional digits: train a small model, judge and draw its samples",
     ),
     "presets": Command("presets", "presets.PresetsConfig", "the names that --config takes, each with its cost and result"),
+    "data": Command(
+        "data",
+        "data.DataConfig",
+        "look at a data set: sizes, classes, copies, faults, what training would choose, and a picture of it",
+    ),
     "train": Command(
         "train",
         "training.TrainCommandConfig",
@@ -123,7 +128,7 @@ def guarded(function: Callable, *arguments) -> int:
     """Call the function; an error in the user's input is one line and exit code 1; COND_DDPM_TRACEBACK=1 shows a traceback."""
     try:
         function(*arguments)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if os.environ.get("COND_DDPM_TRACEBACK") == "1":
             raise
         # Line by line: names from elsewhere may contain control codes of the terminal.

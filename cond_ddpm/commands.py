@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cond_ddpm.config import visualization
-from cond_ddpm.config.data import RealImagesConfig
+from cond_ddpm.config.data import DataConfig, RealImagesConfig
 from cond_ddpm.config.evaluation import EvaluateConfig, EvaluationConfig
 from cond_ddpm.config.experiments import StudyConfig, TuneConfig
 from cond_ddpm.config.presets import PresetsConfig, preset_table
@@ -34,6 +34,19 @@ def quickstart(config: QuickstartConfig) -> str:
 
 def presets(config: PresetsConfig) -> str:
     return preset_table()
+
+
+def data(config: DataConfig) -> str:
+    from cond_ddpm.data import compare, prepare, report
+
+    prepared = prepare(config.dataset, config.split, config)
+    written = report(config.dataset, prepared)
+    compare(written, config.dataset, prepared, config.test_split)
+    if config.output is not None:
+        from cond_ddpm.visualize import contact_sheet
+
+        contact_sheet(prepared.images, prepared.random_flip, _new(config.output))
+    return str(written) if config.output is None else f"{written}\n{config.output}"
 
 
 def train(config: TrainCommandConfig) -> str | None:
@@ -103,7 +116,14 @@ def tune(config: TuneConfig) -> str:
 def publish(config: PublishConfig) -> None:
     from cond_ddpm.hub import publish
 
-    publish(config.model, config.repo_id, config.private, config.dry_run, config.space)
+    publish(
+        config.model,
+        config.repo_id,
+        config.private,
+        config.dry_run,
+        config.space,
+        licences=(config.license, config.dataset_license),
+    )
 
 
 def export(config: ExportConfig) -> str:
@@ -301,10 +321,12 @@ def _label(pipeline: "CondDDPMPipeline", given: str | int | None) -> int:
 def _real_images(config: RealImagesConfig, pipeline: "CondDDPMPipeline") -> "LabelledImages":
     """The data set, at the network's size."""
     from cond_ddpm.data import load_images
+    from cond_ddpm.hub.folder import trained_fit
 
     size, channels = pipeline.unet.config.sample_size, pipeline.unet.config.in_channels
     columns = (config.dataset_config_name, config.image_column, config.label_column)
-    data = load_images(config.dataset, config.split, size, channels, *columns)
+    fit = config.fit or trained_fit(pipeline.companions)
+    data = load_images(config.dataset, config.split, size, channels, *columns, fit)
     names = list((pipeline.id2label or {}).values())
     if names and names != data.class_names:
         raise ValueError(f"dataset: expected the model's classes, {', '.join(names)}, got {', '.join(data.class_names)}.")

@@ -3,12 +3,13 @@
 May import: `config`. Training, sampling and evaluation ask here which process they are.
 """
 
+import contextlib
 import datetime
 import os
 import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
@@ -126,6 +127,26 @@ def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
     if error is not None:
         raise error
     return result
+
+
+class NotEnoughMemory(MemoryError):
+    """The device's or the machine's memory does not suffice; the message says what to change."""
+
+
+@contextlib.contextmanager
+def memory_for(device: torch.device, what: str, advice: str) -> Iterator[None]:
+    """If the memory does not suffice for `what`, the error is one line with the advice."""
+    try:
+        yield
+    except NotEnoughMemory:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        # torch has a class for the memory of accelerators, but not for that of the CPU.
+        is_full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in said
+        if not is_full:
+            raise
+        raise NotEnoughMemory(f"out of memory on {device}: {what} does not fit; {advice}. ({said[:200]})") from error
 
 
 class Stopping:

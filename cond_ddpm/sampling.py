@@ -27,7 +27,7 @@ from tqdm import tqdm
 from cond_ddpm.data import CLASSES_FILE
 from cond_ddpm.fingerprints import SHORT, sha256, value_fingerprint
 from cond_ddpm.pipelines.pipeline_cond_ddpm import whole_number
-from cond_ddpm.processes import process_state
+from cond_ddpm.processes import memory_for, process_state
 
 
 def sample_batches(
@@ -73,7 +73,8 @@ def sample_batches(
     total = sum(map(len, batches))
     with tqdm(total=total, unit="image", disable=not (progress and state.is_main_process), leave=False) as bar:
         for rows in batches:
-            with autocast(mixed_precision, pipeline.device):
+            what = f"a batch of {len(rows)} samples"
+            with memory_for(pipeline.device, what, "lower --batch_size"), autocast(mixed_precision, pipeline.device):
                 images = pipeline(
                     class_labels=None if class_labels is None else [class_labels[row] for row in rows],
                     num_images_per_label=len(rows) if class_labels is None else 1,

@@ -59,7 +59,10 @@ TESTED_SCHEDULERS = (
     *("HeunDiscreteScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler"),
 )
 # Optional files of a pipeline folder: the model card, the results, pictures. A loaded pipeline saves them again.
-COMPANIONS = ("README.md", "results.json", "samples.png", "loss.png", "results-confusion.png", "results-neighbours.png")
+COMPANIONS = (
+    *("README.md", "results.json", "samples.png", "loss.png"),
+    *("results-confusion.png", "results-neighbours.png", "results-copies.png"),
+)
 
 
 @dataclass

@@ -18,8 +18,10 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image as PILImage
 
+from cond_ddpm.cli import parse_train
 from cond_ddpm.data import LabelledImages, NoSuchSplit, data_fingerprint, epoch_order, hold_out, load_images, make_batch
 from cond_ddpm.evaluate.external_samples import load_samples
+from cond_ddpm.fingerprints import value_fingerprint
 
 
 def _png(array, mode=None, **save):
@@ -239,6 +241,46 @@ def test_held_out_images_are_apart_and_always_the_same():
     assert np.array_equal(val, hold_out(data, 10)[1])
     with pytest.raises(ValueError, match="at most half of the 50 training images, got 26"):
         hold_out(data, 26)
+
+
+def _labelled(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return LabelledImages(np.zeros((len(labels), 1, 2, 2), np.uint8), labels, [f"class {n}" for n in range(len(counts))])
+
+
+@pytest.mark.parametrize(
+    "counts, shares",
+    [
+        ([60, 60], [3, 3]),  # at least a few of each class
+        ([200, 40, 20], [10, 3, 3]),
+        ([12, 8, 5, 3, 0], [3, 2, 1, 0, 0]),  # at most a quarter of a class
+        ([5000] * 10, [100] * 10),  # at most 1,000 in all
+        ([30000, 10000, 100], [748, 249, 3]),  # in proportion to 1500, 500 and 5
+    ],
+)
+def test_a_share_of_each_class_is_held_out(counts, shares):
+    data = _labelled(counts)
+    train, val = hold_out(data)
+    assert np.bincount(data.labels[val], minlength=len(counts)).tolist() == shares
+    assert np.array_equal(np.sort(np.concatenate([train, val])), np.arange(len(data)))
+    assert np.array_equal(val, hold_out(data)[1])
+
+
+def test_nothing_can_be_held_out_of_classes_of_three():
+    with pytest.raises(ValueError, match=r"expected a class of 4 images or more, .* got at most 3 in a class"):
+        hold_out(_labelled([3, 2]))
+
+
+def test_a_number_of_held_out_images_is_drawn_as_it_always_was():
+    """Runs that were recorded with `num_validation_images` hold out the same images when they resume."""
+    held_out = hold_out(_labelled([5000] * 10), 1000)[1].tolist()
+    assert held_out[:3] == [66, 72, 157] and value_fingerprint(held_out) == "65b48bf2d442a082"
+
+
+@pytest.mark.parametrize("name", ["simple_cifar10", "attention_cifar10", "hybrid_cifar10", "hybrid_cifar10_cpu"])
+def test_the_presets_of_cifar10_hold_out_the_thousand_images_that_they_always_did(name):
+    config = parse_train(["--config", name])
+    assert (config.num_validation_images, config.resolution) == (1000, 32)
 
 
 GOOD = _png(np.zeros((8, 8, 3), np.uint8))

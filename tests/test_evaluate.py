@@ -160,7 +160,8 @@ def test_a_pipeline_is_measured_and_everything_is_recorded(pipeline, dataset, tm
     assert [row["num_images"] for row in results["samples"]["classes"].values()] == [10, 10, 10]
     assert any("biased upward" in warning for warning in results["warnings"])
     assert any("singular" in warning for warning in results["warnings"])
-    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results-confusion.png", "results-neighbours.png"}
+    pictures = {f"results-{name}.png" for name in ("confusion", "copies", "neighbours")}
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", *pictures}
     assert "warning: 30 samples" in summary(results) and "label accuracy" in summary(results)
 
 

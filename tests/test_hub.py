@@ -164,7 +164,7 @@ def test_the_card_says_what_is_known_and_what_is_not(folder):
 
     card = ModelCard.load(folder / "README.md")
     text = card.text
-    assert card.data.library_name == "diffusers" and card.data.license == "apache-2.0" and card.data.datasets is None
+    assert card.data.library_name == "diffusers" and card.data.license is None and card.data.datasets is None
     assert {"diffusers", "class-conditional-image-generation", "ddpm"} <= set(card.data.tags)
     assert card.data.eval_results is None
     assert "The samples have not been measured." in text and "Not measured: Fréchet distance" in text
@@ -402,6 +402,15 @@ def test_publishing_again_replaces_and_removes(folder, server, quick_check):
     hub.publish(folder, NAME)
     assert "loss.png" not in server.repos[f"models/{NAME}"].files
     assert len(server.repos[f"models/{NAME}"].commits) == 3
+
+
+def test_own_files_in_the_repository_are_kept(folder, server, quick_check):
+    hub.publish(folder, NAME)
+    repo = server.repos[f"models/{NAME}"]
+    repo.commit({**repo.files, "LICENSE": b"mine", "use.ipynb": b"{}"})
+    (folder / "notes.md").write_text("hello")
+    hub.publish(folder, NAME)
+    assert (repo.files["LICENSE"], repo.files["use.ipynb"], repo.files["notes.md"]) == (b"mine", b"{}", b"hello")
 
 
 def test_private(folder, server, quick_check):

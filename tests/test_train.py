@@ -67,11 +67,11 @@ def test_the_run_folder_holds_all_and_its_pipeline_samples(config):
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4] and [row["step"] for row in rows] == [5, 10, 15, 20]
     assert rows[-1]["train_loss"] < rows[0]["train_loss"] and rows[-1]["val_loss"] < rows[0]["val_loss"]
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["epoch_0002.png", "epoch_0004.png"]
-    for picture in (run / "loss.png", *(run / "samples").iterdir()):
+    for picture in (run / "data.png", run / "loss.png", *(run / "samples").iterdir()):
         with Image.open(picture) as opened:
             assert opened.size[0] > 200
     record = json.loads((run / "config.json").read_text())
-    assert TrainConfig(**record["config"]) == config
+    assert TrainConfig(**record["config"]) == dataclasses.replace(config, fit="crop", random_flip=True)  # as chosen
     assert record["resolved"]["unet"]["num_classes"] == 3 and record["resolved"]["class_names"] == NAMES
     assert record["versions"]["torch"] == torch.__version__ and record["command"]
     pipeline = CondDDPMPipeline.from_pretrained(run / "pipeline")
@@ -230,7 +230,7 @@ def test_mixed_precision_holds_in_training_and_not_for_the_noising(config, monke
 def test_a_runs_settings_can_be_run_again(config):
     run = train(dataclasses.replace(config, num_epochs=1, save_images_epochs=0))
     assert parse_train(["--config", str(run / "config.yaml")]) == dataclasses.replace(
-        config, num_epochs=1, save_images_epochs=0
+        config, num_epochs=1, save_images_epochs=0, fit="crop", random_flip=True
     )
 
 

@@ -28,7 +28,12 @@ class MeasurementConfig(SeedConfig):
     weights: str | None = setting(
         default=None, help="Weights of Inception or DINOv2, where they cannot be downloaded.", is_path=True
     )
-    num_samples: int = setting(default=50_000, help="Samples, with balanced labels; the literature has 50000.", at_least=2)
+    num_samples: int | None = setting(
+        default=None,
+        help="Samples, with balanced labels; if not given, as many as there are real images to compare with, from 1,000 to"
+        " 50,000, which is the literature's number.",
+        at_least=2,
+    )
     repeats: int = setting(default=1, help="Evaluations with other seeds, for a mean and a standard deviation.", at_least=1)
     subset: int = setting(
         default=5000, help="Samples, and real images, that KID, precision and recall are computed of.", at_least=2

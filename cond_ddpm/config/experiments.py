@@ -87,7 +87,7 @@ class StudyConfig(ExperimentConfig):
 # With these, val_loss is of something else, or of other images.
 _OF_THE_LOSS = {
     *("prediction_type", "min_snr_gamma", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule"),
-    *("dataset", "dataset_config_name", "train_split", "resolution", "channels", "num_validation_images"),
+    *("dataset", "dataset_config_name", "train_split", "resolution", "channels", "fit", "num_validation_images"),
 }
 
 

@@ -3,13 +3,36 @@
 May import: `config.settings`. Next in the data flow: `ema.py` averages, `hub/` publishes.
 """
 
+import re
 from pathlib import Path
 from typing import Literal
 
 from cond_ddpm.config.settings import Settings, setting
 
 
-class PublishConfig(Settings):
+class LicenceConfig(Settings):
+    """Under which terms others may use what is published."""
+
+    license: str | None = setting(
+        default=None,
+        may_change=True,
+        help="Licence of the weights as the Hub names it, such as mit or cc-by-4.0; if not given, as the card says already.",
+    )
+    dataset_license: str | None = setting(
+        default=None, may_change=True, help="Licence of the training images; if not given, as the card says already."
+    )
+
+    def check(self) -> None:
+        super().check()
+        for name in ("license", "dataset_license"):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch("[a-z0-9][a-z0-9.-]*", value):
+                raise ValueError(
+                    f"{name}: expected a licence as the Hub names it, such as mit, cc-by-4.0 or other, got {value!r}."
+                )
+
+
+class PublishConfig(LicenceConfig):
     """Settings of `cond-ddpm publish`."""
 
     model: Path = setting(help="Pipeline folder, such as RUN/pipeline.")

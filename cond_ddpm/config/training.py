@@ -1,18 +1,20 @@
 """The settings of a training run, `cond-ddpm train` and `train_cond_ddpm.py`.
 
-May import: `config.settings, config.data`. Next in the data flow: `cond_ddpm/data/` loads what `dataset` names.
+May import: `config.settings, config.data, config.publishing`. Next in the data flow: `cond_ddpm/data/` loads what `dataset`
+names.
 """
 
 from pathlib import Path
 from typing import Any, Literal
 
-from cond_ddpm.config.data import Channels, ColumnsConfig
+from cond_ddpm.config.data import PreparationConfig
+from cond_ddpm.config.publishing import LicenceConfig
 from cond_ddpm.config.settings import setting
 
 Model = Literal["simple", "attention", "hybrid"]
 
 
-class TrainConfig(ColumnsConfig):
+class TrainConfig(PreparationConfig, LicenceConfig):
     """Settings of `train`, named as in diffusers' training scripts, except that `batch_size` is the whole batch.
 
     The defaults are the hybrid UNet's recipe. The presets of the original study have that study's.
@@ -25,17 +27,9 @@ class TrainConfig(ColumnsConfig):
         is_path=True,
     )
     train_split: str = setting(default="train", help="Split to train on.")
-    resolution: int = setting(
-        default=32, help="Height and width in pixels; images are scaled and centre-cropped to it.", at_least=1
-    )
-    channels: Channels | None = setting(default=None, help="1 for grey, 3 for RGB; if not given, those of the first image.")
-    random_flip: bool | None = setting(
-        default=None, help="Mirror half of the images; if not given, unless the classes are digits or letters."
-    )
-    num_validation_images: int = setting(
-        default=1000,
-        help="Images held out of the training split, for the validation loss that early stopping watches.",
-        at_least=1,
+    class_sampling: Literal["natural", "balanced"] = setting(
+        default="natural",
+        help="natural: each image once in an epoch; balanced: each class equally often, so small classes repeat.",
     )
 
     # The network
@@ -204,6 +198,7 @@ class TrainConfig(ColumnsConfig):
     hub_private_repo: bool = setting(default=False, help="Make the repository private.", may_change=True)
 
     def check(self) -> None:
+        super().check()
         for name in ("dataset", "output_dir"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a name or a path, got nothing.")

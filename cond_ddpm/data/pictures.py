@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 RULE = 2  # version of the rule in `to_array`: part of the cache's name, so that changing the rule decodes all pictures again
+FITS = ("crop", "pad", "stretch")
 GREY = ("1", "L", "I;16", "I;16B", "I;16L", "I;16N", "I")
 # What `losses` finds, and how a warning says it.
 LOSSES = {
@@ -22,8 +23,34 @@ LOSSES = {
 }
 
 
-def to_array(picture, resolution: int, channels: int) -> np.ndarray:
+def to_array(picture, resolution: int, channels: int, fit: str = "crop") -> np.ndarray:
     """Convert one picture by the rule in the docstring of `load_images`."""
+    import PIL.Image
+    import PIL.ImageOps
+
+    picture, size, scaling = converted(picture, channels), (resolution, resolution), PIL.Image.Resampling.LANCZOS
+    if picture.size != size:
+        if fit == "crop":
+            picture = PIL.ImageOps.fit(picture, size, scaling)
+        elif fit == "pad":
+            colour = np.median(edge(picture), axis=0).astype(int)
+            picture = PIL.ImageOps.pad(picture, size, scaling, color=tuple(colour) if channels == 3 else int(colour))
+        elif fit == "stretch":
+            picture = picture.resize(size, scaling)
+        else:
+            raise ValueError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}.")
+    array = np.asarray(picture)
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def edge(picture) -> np.ndarray:
+    """The outermost pixels of a picture, (N,) or (N, 3)."""
+    array = np.asarray(picture)
+    return np.concatenate([array[0], array[-1], array[:, 0], array[:, -1]])
+
+
+def converted(picture, channels: int):
+    """The picture upright, opaque, and grey or RGB of 8 bits; its size is not changed."""
     import PIL.Image
     import PIL.ImageOps
 
@@ -46,10 +73,7 @@ def to_array(picture, resolution: int, channels: int) -> np.ndarray:
         picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture)
     if picture.mode != mode:
         picture = picture.convert(mode)
-    if picture.size != (resolution, resolution):
-        picture = PIL.ImageOps.fit(picture, (resolution, resolution), PIL.Image.Resampling.LANCZOS)
-    array = np.asarray(picture)
-    return array[None] if channels == 1 else array.transpose(2, 0, 1)
+    return picture
 
 
 def losses(picture, channels: int) -> list[str]:
@@ -82,9 +106,9 @@ def with_picture(record: dict, row: int, use: Callable[[Any], Any]) -> Any:
     import PIL.Image
 
     try:
-        picture = PIL.Image.open(io.BytesIO(record["bytes"]) if record["bytes"] is not None else record["path"])
-        picture.load()
-        return use(picture)
+        with PIL.Image.open(io.BytesIO(record["bytes"]) if record["bytes"] is not None else record["path"]) as picture:
+            picture.load()
+            return use(picture)
     except Exception as error:  # depending on its format, a broken file raises OSError, SyntaxError, struct.error and others
         raise ValueError(
             f"row {row}{location(record)}: expected a picture, got one that cannot be read ({root_cause(error)}); repair it"

@@ -17,14 +17,16 @@ from safetensors.torch import load_file, save_file
 from cond_ddpm.config.evaluation import EvaluationConfig
 from cond_ddpm.data import LabelledImages, data_fingerprint
 from cond_ddpm.data.cache import cache_folder
+from cond_ddpm.evaluate.copies import find_copies, warn_of_copies
 from cond_ddpm.evaluate.external_samples import UNKNOWN, load_samples, with_class_ids
 from cond_ddpm.evaluate.extractors import Extractor, make_extractor
 from cond_ddpm.evaluate.metrics import compute_metrics, frechet_distance
-from cond_ddpm.evaluate.real_images import load_real_images, real_tally
+from cond_ddpm.evaluate.real_images import load_real_images, real_tally, warranted_samples
 from cond_ddpm.evaluate.report import list_warnings, mean_and_deviation, protocol_record, sampling_record, write_report
 from cond_ddpm.evaluate.statistics import GROUPS, VERSION, Tally
 from cond_ddpm.files import replacing
 from cond_ddpm.fingerprints import value_fingerprint, weights_checksum
+from cond_ddpm.hub.folder import trained_fit
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
 from cond_ddpm.sampling import sample_batches, save_samples
@@ -74,14 +76,19 @@ def evaluate(
     if pipeline is not None:
         size, channels = pipeline.unet.config.sample_size, pipeline.unet.config.in_channels
     columns = (protocol.dataset_config_name, protocol.image_column, protocol.label_column)
-    real = load_real_images(protocol.dataset, protocol.split, protocol.test_split, size, channels, columns)
+    if protocol.fit is None:
+        protocol = dataclasses.replace(protocol, fit=trained_fit({} if pipeline is None else pipeline.companions))
+    real = load_real_images(protocol.dataset, protocol.split, protocol.test_split, size, channels, columns, protocol.fit)
     class_names = real.train.class_names
+    if protocol.num_samples is None:
+        protocol = dataclasses.replace(protocol, num_samples=warranted_samples(real.train))
     if given is not None:
         given = with_class_ids(given, real.train)
         protocol = dataclasses.replace(protocol, num_samples=len(given))
     if pipeline is not None and pipeline.id2label and list(pipeline.id2label.values()) != class_names:
         expected = ", ".join(pipeline.id2label.values())
         raise ValueError(f"dataset: expected the model's classes, {expected}, got {', '.join(class_names)}.")
+    assert protocol.num_samples is not None
     counts = np.bincount(real.train.labels, minlength=len(class_names))
     rare = [name for name, count in zip(class_names, counts) if count < 2]
     if rare:
@@ -147,7 +154,10 @@ def evaluate(
         if min(int(half.count) for half in halves) > 1:
             results["held_out_real"]["frechet_distance_between_halves"] = frechet_distance(*halves)
         results["seconds"] = time.perf_counter() - started + earlier
-        results["warnings"] = list_warnings(results, extractor.dim, real)
+        copies = output.with_name(f"{output.stem}-copies.png")
+        searched = (real.whole.images, real.train.images)
+        results["copies"] = find_copies(tally, held_out_tally, train_tally, *searched, class_names, copies)
+        results["warnings"] = [*list_warnings(results, extractor.dim, real), *warn_of_copies(results["copies"])]
         write_report(output, results, tally, class_names, real.whole.images)
         for file in files:
             file.unlink(missing_ok=True)

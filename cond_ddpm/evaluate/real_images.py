@@ -45,21 +45,22 @@ def load_real_images(
     resolution: int,
     channels: int | None,
     columns: tuple[str | None, str | None, str | None],
+    fit: str | None = None,
 ) -> RealImages:
     """Load the split and the held-out images: `test_split`, or else "test", or else a tenth of the split.
 
     Args:
         dataset, split, resolution, channels: as for `load_images`.
         test_split: name of the held-out split.
-        columns: config name, image column and label column, as for `load_images`.
+        columns, fit: config name, image column and label column; and how pictures become square, as for `load_images`.
 
     Raises:
         ValueError: `test_split` does not exist or has other classes; what `load_images` raises.
     """
-    whole = train = load_images(dataset, split, resolution, channels, *columns)
+    whole = train = load_images(dataset, split, resolution, channels, *columns, fit)
     name = test_split or "test"
     try:
-        held_out = load_images(dataset, name, resolution, channels, *columns)
+        held_out = load_images(dataset, name, resolution, channels, *columns, fit)
     except NoSuchSplit:
         if test_split is not None:
             raise
@@ -72,6 +73,12 @@ def load_real_images(
             f"test_split: expected the classes {', '.join(train.class_names)}, got {', '.join(held_out.class_names)}."
         )
     return RealImages(train, held_out, whole, name)
+
+
+def warranted_samples(train: LabelledImages) -> int:
+    """How many samples to compare with the real images: as many as these, from 1,000 to 50,000, equally many of each class."""
+    classes = len(train.class_names)
+    return -(-min(max(len(train), 1000), 50_000) // classes) * classes
 
 
 def real_tally(data: LabelledImages, count: int, extractor: Extractor, subset: int, cache: Path) -> Tally:

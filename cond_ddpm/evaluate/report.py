@@ -24,6 +24,7 @@ from cond_ddpm.evaluate.real_images import RealImages
 from cond_ddpm.evaluate.statistics import GROUPS, NEIGHBOURS, Tally
 from cond_ddpm.files import write
 from cond_ddpm.fingerprints import weights_checksum
+from cond_ddpm.hub.card import copies_text
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.text import shown
 from cond_ddpm.visualize import confusion_picture, nearest_neighbours
@@ -64,6 +65,7 @@ def sampling_record(
         if name in ("guidance_scale", "guidance_interval", "guidance_rescale", "sampler", "timestep_spacing", "batch_size")
     }
     settings = {**defaults, "mixed_precision": "no", **arguments}
+    assert protocol.num_samples is not None  # once it is known what the data warrant
     scheduler = pipeline.make_scheduler(settings["sampler"], settings["timestep_spacing"])
     plain = (int, float, str, bool, type(None))
     config = {name: value for name, value in scheduler.config.items() if not name.startswith("_") and isinstance(value, plain)}
@@ -171,6 +173,7 @@ def summary(results: dict) -> str:
             both = (row, real["classes"][name])
             cells = [text(part.get(metric)) for metric in ("accuracy", "frechet_distance", "num_images") for part in both]
             lines.append(layout.format(shown(name), *cells))
+    lines += ["", f"copies: {copies_text(results['copies'])}"] if results.get("copies") else []
     return "\n".join([*lines, *(f"warning: {shown(warning)}" for warning in results["warnings"])])
 
 

@@ -42,7 +42,8 @@ def rehearse(config: TrainConfig, where: str, evaluation: EvaluationConfig, samp
     state = process_state()
     with _named(where):
         with state.main_process_first():
-            data = load_training_images(config)
+            prepared = load_training_images(config)
+        data = prepared.images
         shape = data.images.shape[1:]
         with torch.device("meta"):
             make_unet(config, shape, len(data.class_names))
@@ -57,7 +58,7 @@ def rehearse(config: TrainConfig, where: str, evaluation: EvaluationConfig, samp
         if evaluation.test_split is not None:
             columns = (evaluation.dataset_config_name, evaluation.image_column, evaluation.label_column)
             with state.main_process_first():
-                load_images(evaluation.dataset, evaluation.test_split, shape[1], shape[0], *columns)
+                load_images(evaluation.dataset, evaluation.test_split, shape[1], shape[0], *columns, prepared.fit)
         if evaluation.features != "classifier" or evaluation.weights is not None:  # the classifier is trained when needed
             make_extractor(evaluation.features, evaluation.weights, data, data, Path(), state.device)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cond_ddpm.config import TrainConfig
+from cond_ddpm.config.data import CHOSEN
 from cond_ddpm.config.experiments import StudyConfig
 from cond_ddpm.config.settings import with_defaults
 from cond_ddpm.ema import combine_snapshots, snapshot_steps
@@ -76,7 +77,8 @@ def _train(settings: TrainConfig, name: str, run: Path) -> None:
     done, asked = run / "done.json", json.loads(json.dumps(dataclasses.asdict(settings)))
     if done.is_file():
         before = with_defaults(TrainConfig, _read(done))
-        changed = [key for key in asked if asked[key] != before[key]]
+        left_open = {name for name in CHOSEN if asked[name] is None}  # older versions recorded defaults for them
+        changed = [key for key in asked if asked[key] != before[key] and key not in left_open]
         if changed:
             others = ", ".join(changed)
             raise ValueError(f"{run}: expected the settings it was trained with, got other {others}; give another output_dir.")
@@ -124,7 +126,9 @@ def _course(run: Path) -> tuple[dict[int, float], dict[int, float]]:
     """Minutes of training, and epochs, at each step, from metrics.jsonl."""
     minutes, epochs, last = {}, {}, 0.0
     settings = _read(run / "config.json")
-    images = settings["resolved"]["num_images"] - settings["config"]["num_validation_images"]
+    resolved = settings["resolved"]
+    # Older runs have that number among the settings only.
+    images = resolved["num_images"] - resolved.get("num_validation_images", settings["config"]["num_validation_images"])
     for line in (run / "metrics.jsonl").read_bytes().splitlines():
         row = read_json(line, f"{run / 'metrics.jsonl'}", "remove that line")
         last = row.get("elapsed_seconds", last)

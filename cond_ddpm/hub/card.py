@@ -13,7 +13,6 @@ from cond_ddpm.text import literal, markdown, shown
 
 # As long as a card contains this line, it may be overwritten.
 MARKER = "<!-- Written by cond_ddpm, and written anew when it publishes, unless you delete this line. -->"
-LICENCE = "apache-2.0"
 TRIED = {"diffusers": ("0.39.0", "0.42.1"), "torch": ("2.9.1", "2.14.1")}  # the lowest and the newest; docs/compatibility.md
 TASK = "unconditional-image-generation"  # the nearest that the Hub lists; the tag says class-conditional
 FEATURES = {
@@ -34,25 +33,41 @@ METRICS = {  # metric in results.json -> its name in the card, and the Hub's nam
 }
 
 
-def complete(folder: Path, repo_id: str | None = None, pictures: dict[str, bytes] | None = None) -> None:
+def complete(
+    folder: Path,
+    repo_id: str | None = None,
+    pictures: dict[str, bytes] | None = None,
+    licences: tuple[str | None, str | None] = (None, None),
+) -> None:
     """Add what a pipeline folder needs to be published: the grid of samples if there is none, and a new model card.
 
     Args:
         folder: a pipeline folder, which is saved again with these files.
         repo_id: what the card tells people to load; by default the folder's name.
         pictures: other files to add, such as `loss.png`.
+        licences: of the weights and of the training images; None for what the card says already, or else what the training's
+            record says.
 
     Raises:
-        ValueError: a folder that does not load; a results.json that was not written by evaluation or training.
+        ValueError: licences for a card that is the user's own; a folder that does not load; a results.json that was not
+            written by evaluation or training.
     """
     pipeline = load_folder(folder)
     files = {**pipeline.companions, **(pictures or {})}
     results = read_results(files)
     if "samples.png" not in files:
         files["samples.png"] = _samples_picture(pipeline)
-    if MARKER.encode() in files.get("README.md", MARKER.encode()):
+    is_ours = MARKER.encode() in files.get("README.md", MARKER.encode())
+    if any(licences) and not is_ours:
+        raise ValueError(
+            f"license, dataset_license: expected none with a card of your own, got {', '.join(filter(None, licences))}; write"
+            f" it into the first lines of {folder / 'README.md'}, as `license: NAME`."
+        )
+    if is_ours:
+        known = _licences(files.get("README.md"), results)
+        both = (licences[0] or known[0], licences[1] or known[1])
         try:
-            card = model_card(pipeline, results, set(files), repo_id or folder.resolve().name)
+            card = model_card(pipeline, results, set(files), repo_id or folder.resolve().name, both)
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:  # a value is missing or of another type
             raise ValueError(
                 f"results.json: expected what training or `cond-ddpm evaluate` writes, got something else"
@@ -85,7 +100,30 @@ def _samples_picture(pipeline: CondDDPMPipeline, columns: int = 8, rows: int = 2
     return file.getvalue()
 
 
-def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_id: str) -> str:
+def licence_of(folder: Path) -> str | None:
+    """The licence of the weights that the card names."""
+    return _licences((folder / "README.md").read_bytes(), {})[0]
+
+
+def _licences(card: bytes | None, results: dict) -> tuple[str | None, str | None]:
+    """Of the weights and of the training images: as the card says, or else as the training was told."""
+    from huggingface_hub import ModelCard
+
+    training = results.get("training")
+    config = training.get("config") if isinstance(training, dict) else None
+    found = config if isinstance(config, dict) else {}
+    if card is not None:
+        found = {**found, **{name: value for name, value in ModelCard(card.decode()).data.to_dict().items() if value}}
+    return found.get("license"), found.get("dataset_license")
+
+
+def model_card(
+    pipeline: CondDDPMPipeline,
+    results: dict,
+    files: set[str],
+    repo_id: str,
+    licences: tuple[str | None, str | None] = (None, None),
+) -> str:
     """The text of README.md, with the metadata that the Hub reads.
 
     Args:
@@ -94,6 +132,7 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
             `training` has a `dataset_note`, a sentence on the training images, it is shown below the table of the training.
         files: names of the other files in the folder.
         repo_id: what the card tells people to load.
+        licences: of the weights and of the training images.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -108,7 +147,8 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
     guided = pipeline.class_dropout_prob != 0
     data = ModelCardData(
         library_name="diffusers",
-        license=LICENCE,
+        license=licences[0],
+        **({"dataset_license": licences[1]} if licences[1] else {}),
         pipeline_tag=TASK,
         tags=["diffusers", "class-conditional-image-generation", "ddpm", "cond_ddpm"],
         datasets=[training["dataset"]] if training.get("dataset_on_hub") else None,
@@ -124,7 +164,9 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
     }
     copies, accuracy = "Whether samples are copies of training images has not been measured.", ""
     if samples:
-        copies = _copies_text(samples.get("nearest_training_distance"), real.get("nearest_training_distance"))
+        copies = _distances_text(samples.get("nearest_training_distance"), real.get("nearest_training_distance"))
+        if results.get("copies"):
+            copies += f" {copies_text(results['copies'])}"
         if samples.get("label_accuracy") is not None:
             accuracy = f"; the classifier takes {1 - samples['label_accuracy']:.0%} of them for another class"
     card = ModelCard.from_template(
@@ -151,12 +193,15 @@ def model_card(pipeline: CondDDPMPipeline, results: dict, files: set[str], repo_
         protocol=markdown(_protocol_text(results)) if samples else None,
         per_class=_class_rows(samples, real) if samples else None,
         has_confusion=samples is not None and "results-confusion.png" in files,
+        has_copies=samples is not None and "results-copies.png" in files,
         has_neighbours=samples is not None and "results-neighbours.png" in files,
         warnings=[markdown(warning) for warning in results.get("warnings", [])],
         not_measured="; ".join(what for what, found in measured.items() if not found),
         memorisation=copies,
         how_often=accuracy,
-        licence=LICENCE.capitalize(),
+        licence=markdown(licences[0] or ""),
+        dataset_licence=markdown(licences[1] or ""),
+        data=[(name, markdown(value)) for name, value in _data_rows(training.get("data") or {})],
         marker=MARKER,
     )
     return card.content.strip() + "\n"
@@ -182,6 +227,7 @@ def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
         ("data", f"{training['dataset']}, split {config['train_split']}: {training['num_images']:,} images"),
         ("held out", f"{training['num_validation_images']:,} of that split, to choose the epoch"),
         ("mirrored", "half of the images" if training["random_flip"] else "no"),
+        *([("classes", "drawn equally often")] if config.get("class_sampling") == "balanced" else []),
         ("noise schedule", f"{scheduler.beta_schedule}{betas}, {scheduler.num_train_timesteps} timesteps"),
         ("objective", f"{scheduler.prediction_type}, {weighting}, {config['timestep_sampling']} timesteps"),
         ("labels dropped", f"{config['class_dropout_prob']:.0%}"),
@@ -202,6 +248,25 @@ def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
             f" {training['images_seen']:,} images, about {training['training_flop']:.2g} FLOP",
         ),
         ("seed", str(config["seed"])),
+    ]
+
+
+def _data_rows(facts: dict) -> list[tuple[str, str]]:
+    """What the data report found, without the names of files."""
+    if not facts:
+        return []
+    counts = facts["classes"]
+    few = list(counts.items())[:20]
+    more = f" and {len(counts) - 20} more classes" if len(counts) > 20 else ""
+    return [
+        ("pictures", f"{facts['num_pictures']:,}: " + ", ".join(f"{name} {count:,}" for name, count in few) + more),
+        ("their median size", f"{facts['median_size'][0]}x{facts['median_size'][1]}, made square by: {facts['fit']}"),
+        ("their modes", ", ".join(f"{mode} {count:,}" for mode, count in facts["modes"].items())),
+        (
+            "doubled pictures",
+            f"{facts['duplicates']:,} exactly, {facts['near_duplicates']:,} nearly,"
+            f" {facts['duplicates_in_other_classes']:,} of them in different classes",
+        ),
     ]
 
 
@@ -234,7 +299,22 @@ def _protocol_text(results: dict) -> str:
     return text
 
 
-def _copies_text(sample_distance: float | None, real_distance: float | None) -> str:
+def copies_text(copies: dict) -> str:
+    """How many samples are nearer to a training image than held-out real images ever are, in a sentence."""
+    kinds = {name: copies[name] for name in ("pixels", "features") if name in copies}
+    if not kinds:
+        return "There are too few training images to say how many samples are copies of them."
+    shares = " and ".join(f"{kind['share']:.1%} in {name}" for name, kind in kinds.items())
+    searched = " and ".join(f"{kind['searched']:,}" for kind in kinds.values())
+    by_chance = max(kind["by_chance"] for kind in kinds.values())
+    return (
+        f"Of {copies['num_samples']:,} samples, {shares} are nearer to a training image than {1 - copies['quantile']:.0%} of"
+        f" {copies['num_held_out']:,} held-out real images are ({searched} training images were searched); by chance"
+        f" {by_chance:.1%} would be."
+    )
+
+
+def _distances_text(sample_distance: float | None, real_distance: float | None) -> str:
     """What the median distances to the nearest training image, of samples and of unseen real images, say about copies."""
     if sample_distance is None:
         return "Whether samples are copies of training images has not been measured."

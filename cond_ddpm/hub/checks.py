@@ -14,7 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cond_ddpm.fingerprints import weights_checksum
-from cond_ddpm.hub.folder import expected_files, load_folder, read_results, require_pipeline_folder
+from cond_ddpm.hub.folder import (
+    expected_files,
+    is_extra,
+    load_folder,
+    published_files,
+    read_results,
+    require_pipeline_folder,
+)
 from cond_ddpm.text import shown
 
 
@@ -31,8 +38,10 @@ def check(folder: Path) -> list[str]:
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
     there = {name for name in there if "__pycache__/" not in name}
     problems = [f"{name} is missing" for name in sorted(required - there)]
-    problems += [f"{name} does not belong in a pipeline folder; remove it" for name in sorted(there - known)]
-    for name in sorted(there & known):
+    problems += [
+        f"{name} does not belong in a pipeline folder; remove it" for name in sorted(there - known) if not is_extra(name)
+    ]
+    for name in sorted(published_files(folder) & there):
         problems += [f"{name} {problem}" for problem in _private_text(folder / name, folder)]
     if problems:
         return problems  # before any code of the folder is run
@@ -75,9 +84,9 @@ def _private_text(file: Path, folder: Path) -> list[str]:
     """What a file contains that must not be published: tokens, and paths on this machine (also that of the folder itself)."""
     from huggingface_hub import get_token
 
-    is_text = file.suffix not in (".safetensors", ".png")
+    is_text = file.suffix.lower() not in (".safetensors", ".png", ".jpg", ".jpeg", ".gif")
     content, problems = file.read_bytes().decode("utf-8" if is_text else "latin-1", errors="replace"), []
-    if file.suffix == ".json":  # as JSON is read: `\/` is a slash, and `\\` is one backslash
+    if file.suffix in (".json", ".ipynb"):  # as JSON is read: `\/` is a slash, and `\\` is one backslash
         with contextlib.suppress(ValueError, RecursionError):  # loading the folder reports these
             content = "\n".join(_strings(json.loads(content)))
     token = get_token() or ""

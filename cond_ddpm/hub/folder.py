@@ -1,10 +1,12 @@
 """Reading a pipeline folder: its files, its pipeline and its results.json; every error is one line.
 
-May import: the pipeline, `text`. Next in the data flow: `card.py` completes the folder.
+May import: `config, text`, the pipeline. Next in the data flow: `card.py` completes the folder.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import cast
 
+from cond_ddpm.config.data import Fit
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS, CondDDPMPipeline
 from cond_ddpm.text import read_json, shown
 
@@ -57,6 +59,33 @@ def read_results(companions: dict[str, bytes]) -> dict:
             wanted = {dict: "an object", list: "a list"}[kind]
             raise ValueError(f"results.json: expected {wanted} as {name}, got {results[name]!r:.40}; {OTHER_RESULTS}.")
     return results
+
+
+_EXTRA_NAMES = ("LICENSE", "LICENCE", "NOTICE", "CITATION", "COPYING")
+_EXTRA_SUFFIXES = {".md", ".txt", ".ipynb", ".bib", ".cff", ".png", ".jpg", ".jpeg", ".gif"}
+
+
+def is_extra(name: str) -> bool:
+    """Whether a file that this package does not write may be published beside the pipeline: texts, notebooks and pictures."""
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") for part in path.parts)
+    of_parts = path.parts[0] in ("unet", "scheduler")
+    return not hidden and not of_parts and (path.stem.upper() in _EXTRA_NAMES or path.suffix.lower() in _EXTRA_SUFFIXES)
+
+
+def published_files(folder: Path) -> set[str]:
+    """Names of the files that are published: those of a pipeline folder, and the user's own texts, notebooks and pictures."""
+    known = expected_files(folder)[1]
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in there if name in known or is_extra(name)}
+
+
+def trained_fit(companions: dict[str, bytes]) -> Fit:
+    """How the pictures that a pipeline was trained on became square; "crop" if its record does not say."""
+    results = read_json(companions.get("results.json", b"{}"), "results.json", "remove or correct it")
+    training = results.get("training")
+    config = training.get("config") if isinstance(training, dict) else None
+    return cast(Fit, (config.get("fit") if isinstance(config, dict) else None) or "crop")
 
 
 def one_line(error: Exception) -> str:

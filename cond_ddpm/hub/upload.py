@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cond_ddpm
-from cond_ddpm.hub.card import LICENCE, complete
+from cond_ddpm.hub.card import complete, licence_of
 from cond_ddpm.hub.checks import check
-from cond_ddpm.hub.folder import expected_files, load_folder, require_pipeline_folder
+from cond_ddpm.hub.folder import is_extra, load_folder, published_files, require_pipeline_folder
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS
 
 
@@ -23,6 +23,7 @@ def publish(
     private: bool = False,
     dry_run: bool = False,
     space: bool | str = False,
+    licences: tuple[str | None, str | None] = (None, None),
     say: Callable[[str], None] = print,
 ) -> str | None:
     """Complete a pipeline folder, check it, and upload it to the Hub as one commit, to a new or an existing repository.
@@ -34,6 +35,7 @@ def publish(
         dry_run: show what would be uploaded, and upload nothing.
         space: also publish a demo Space of the same name, which loads this commit; "static" for a page that draws in the
             browser, with its own copy of the network.
+        licences: of the weights and of the training images, as the Hub names them; None for what the card says already.
         say: called with each line of output.
 
     Returns:
@@ -51,12 +53,13 @@ def publish(
     if private and space:
         raise ValueError("space: expected a public model, which a Space can load without a token; leave out one of the two.")
     require_pipeline_folder(folder)
-    complete(folder, repo_id)
+    complete(folder, repo_id, licences=licences)
     problems = check(folder)
     if problems:
         raise ValueError(f"model: {folder} cannot be published:\n" + "\n".join(f"  {problem}" for problem in problems))
-    names = sorted(name for name in expected_files(folder)[1] if (folder / name).is_file())
-    files = {name: folder / name for name in names}
+    files = {name: folder / name for name in sorted(published_files(folder))}
+    if licence_of(folder) is None:
+        say("no licence is given for the weights, so that others may not use them; --license NAME gives one")
     say(f"checked: {folder} loads and samples without cond_ddpm, and its weights are finite")
     _show(f"{'private ' if private else ''}model {repo_id}", files, say)
     with tempfile.TemporaryDirectory() as work:
@@ -118,7 +121,7 @@ def _space_files(folder: Path, repo_id: str, commit: str = "COMMIT") -> dict[str
     from importlib.metadata import version
 
     card = (
-        f"---\ntitle: {repo_id.rpartition('/')[2]}\nsdk: gradio\napp_file: app.py\nlicense: {LICENCE}\n"
+        f"---\ntitle: {repo_id.rpartition('/')[2]}\nsdk: gradio\napp_file: app.py\nlicense: apache-2.0\n"
         f"models:\n- {repo_id}\n---\n\n"
         f"Images of a class, by [{repo_id}](https://huggingface.co/{repo_id}). Made with cond_ddpm.\n"
     )
@@ -141,8 +144,9 @@ def _static_space_files(folder: Path, repo_id: str, work: Path) -> dict[str, Pat
     from cond_ddpm.web import export_page
 
     export_page(load_folder(folder), work, repo_id, repo_id.rpartition("/")[2])
+    licence = licence_of(folder) or "unknown"  # the page has a copy of the weights
     card = (
-        f"---\ntitle: {repo_id.rpartition('/')[2]}\nsdk: static\napp_file: index.html\nlicense: {LICENCE}\n"
+        f"---\ntitle: {repo_id.rpartition('/')[2]}\nsdk: static\napp_file: index.html\nlicense: {licence}\n"
         f"models:\n- {repo_id}\ncustom_headers:\n  cross-origin-embedder-policy: require-corp\n"
         "  cross-origin-opener-policy: same-origin\n  cross-origin-resource-policy: cross-origin\n---\n\n"
         f"Images of a class, by [{repo_id}](https://huggingface.co/{repo_id}), drawn in the browser. Made with cond_ddpm.\n"
@@ -180,7 +184,7 @@ def upload(
         api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=space_sdk)
         now = api.space_info(repo_id) if repo_type == "space" else api.model_info(repo_id)
         there = {file.rfilename for file in now.siblings or ()} - {".gitattributes"}
-        ours = set(COMPANIONS) | {name for name in there if name in files}
+        ours = set(COMPANIONS) | {name for name in there if name in files or is_extra(name)}
         foreign = sorted(there - ours) if repo_type == "model" else []
         if "model_index.json" in there and "pipeline_cond_ddpm.py" not in there:
             foreign = ["model_index.json"]
@@ -197,7 +201,8 @@ def upload(
             CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
             for name, content in files.items()
         ]
-        operations += [CommitOperationDelete(name) for name in sorted(there - set(files)) if repo_type == "model"]
+        stale = sorted((there & set(COMPANIONS)) - set(files)) if repo_type == "model" else []
+        operations += [CommitOperationDelete(name) for name in stale]  # the user's own files there are kept
         message = f"Published by cond_ddpm {cond_ddpm.__version__}"
         return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, parent_commit=now.sha).oid
 

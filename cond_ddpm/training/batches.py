@@ -10,7 +10,18 @@ import numpy as np
 from accelerate import Accelerator
 
 from cond_ddpm.config import TrainConfig
-from cond_ddpm.data import LabelledImages, data_fingerprint, epoch_order, hold_out, load_images
+from cond_ddpm.config.data import CHOSEN
+from cond_ddpm.data import (
+    LabelledImages,
+    Prepared,
+    Report,
+    balanced_order,
+    data_fingerprint,
+    epoch_order,
+    hold_out,
+    prepare,
+    report,
+)
 
 
 @dataclasses.dataclass
@@ -23,6 +34,8 @@ class TrainingData:
     batch_size: int
     seed: int
     random_flip: bool
+    class_sampling: str
+    report: Report
     _order: tuple[int, np.ndarray] | None = None  # of the current epoch
 
     @property
@@ -47,7 +60,12 @@ class TrainingData:
         """Indices (batch_size,) of the global batch of a step: a function of (seed, step)."""
         epoch, position = self.epoch_of(step), step % self.steps_per_epoch
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, epoch_order(self.train_indices, self.seed, epoch)
+            indices = self.train_indices
+            if self.class_sampling == "balanced":
+                order = balanced_order(indices, self.images.labels[indices], self.seed, epoch)
+            else:
+                order = epoch_order(indices, self.seed, epoch)
+            self._order = epoch, order
         first = position * self.batch_size
         return self._order[1][first : first + self.batch_size]
 
@@ -57,28 +75,41 @@ class TrainingData:
         return {"class_names": self.images.class_names, "num_images": len(self.images), "fingerprint": fingerprint}
 
 
-def load_training_data(config: TrainConfig, accelerator: Accelerator) -> TrainingData:
-    """The data set, decoded once, by the main process.
+def load_training_data(
+    config: TrainConfig, accelerator: Accelerator, recorded: dict[str, Any] | None = None
+) -> tuple[TrainConfig, TrainingData]:
+    """The data set, decoded once, by the main process; and the settings with what was chosen by its pictures.
+
+    Args:
+        config: the settings. What they leave open is chosen; or else it is as in `recorded`.
+        accelerator: of the run.
+        recorded: the settings of the checkpoint from which the run resumes.
 
     Raises:
         ValueError: fewer training images than a batch has.
     """
     with accelerator.main_process_first():
-        images = load_training_images(config)
+        if recorded is None:
+            prepared = load_training_images(config)
+        else:
+            left_open: dict[str, Any] = {name: recorded.get(name) for name in CHOSEN if getattr(config, name) is None}
+            config = dataclasses.replace(config, **left_open)
+            prepared = prepare(config.dataset, config.train_split, config, chooses=False)
+    images = prepared.images
     train_indices, val_indices = hold_out(images, config.num_validation_images)
     if len(train_indices) < config.batch_size:
         raise ValueError(f"batch_size: expected at most the {len(train_indices)} training images, got {config.batch_size}.")
-    random_flip = images.flippable if config.random_flip is None else config.random_flip
-    return TrainingData(images, train_indices, val_indices, config.batch_size, config.seed, random_flip)
-
-
-def load_training_images(config: TrainConfig) -> LabelledImages:
-    return load_images(
-        config.dataset,
-        config.train_split,
-        config.resolution,
-        config.channels,
-        config.dataset_config_name,
-        config.image_column,
-        config.label_column,
+    return prepared.config, TrainingData(
+        images,
+        train_indices,
+        val_indices,
+        config.batch_size,
+        config.seed,
+        prepared.random_flip,
+        config.class_sampling,
+        report(config.dataset, prepared),
     )
+
+
+def load_training_images(config: TrainConfig) -> Prepared[TrainConfig]:
+    return prepare(config.dataset, config.train_split, config)

@@ -129,6 +129,11 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], d
     return tensors, states, Progress(**record["progress"]), record["settings"]
 
 
+def recorded_settings(folder: Path) -> dict[str, Any]:
+    """The settings and the data that a good checkpoint was made with, as `made_with` gives them."""
+    return dict(json.loads((folder / "progress.json").read_text())["settings"])
+
+
 def made_with(state: TrainingState, data: TrainingData) -> dict[str, Any]:
     """What a checkpoint records, to be compared when a run resumes from it: the settings and the data."""
     precision = state.accelerator.mixed_precision  # also where `accelerate launch` chose it

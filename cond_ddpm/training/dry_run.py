@@ -12,7 +12,7 @@ from cond_ddpm.config import TrainConfig
 from cond_ddpm.models import MODELS, forward_flop
 from cond_ddpm.processes import make_accelerator, on_main
 from cond_ddpm.training.batches import load_training_data
-from cond_ddpm.training.checkpoint import made_with, resume
+from cond_ddpm.training.checkpoint import made_with, recorded_settings, resume
 from cond_ddpm.training.horizon import Horizon
 from cond_ddpm.training.optimizer import learning_rate_at
 from cond_ddpm.training.run_folder import starting_point
@@ -40,7 +40,8 @@ def dry_run(config: TrainConfig) -> str:
         return starting_point(config)
 
     checkpoint, _ = on_main(accelerator, look)
-    data = load_training_data(config, accelerator)
+    recorded = None if checkpoint is None else recorded_settings(checkpoint)
+    config, data = load_training_data(config, accelerator, recorded)
     state = TrainingState.create(config, accelerator, data)
     if checkpoint is not None:
         resume(state, checkpoint, made_with(state, data))

@@ -15,13 +15,14 @@ from cond_ddpm import hub
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.diffusion import draw_validation
 from cond_ddpm.ema import save_snapshot
-from cond_ddpm.processes import Stopping, make_accelerator, on_main
+from cond_ddpm.processes import Stopping, make_accelerator, memory_for, on_main
 from cond_ddpm.training.batches import load_training_data
-from cond_ddpm.training.checkpoint import made_with, prune_checkpoints, resume, save_checkpoint
+from cond_ddpm.training.checkpoint import made_with, prune_checkpoints, recorded_settings, resume, save_checkpoint
 from cond_ddpm.training.epoch import end_epoch
 from cond_ddpm.training.horizon import Horizon
 from cond_ddpm.training.log import Log, start_trackers
 from cond_ddpm.training.optimizer import learning_rate_at
+from cond_ddpm.training.records import write_report
 from cond_ddpm.training.run_folder import open_run, prepare_run, starting_point
 from cond_ddpm.training.state import TrainingState
 from cond_ddpm.training.step import train_step
@@ -38,10 +39,11 @@ def train(
         clock: returns the time in seconds, for `max_train_minutes` and the images per second.
 
     Returns:
-        The run's folder: `config.json`, `metrics.csv` (a row for each epoch), `metrics.jsonl` (a row for each step),
-        `loss.png`, `samples/epoch_NNNN.png`, `checkpoint-N/` for resuming, `ema/`, `logs/`, and `pipeline/`, the weights of
-        the epoch with the lowest validation loss (their moving average, unless `use_ema` is off), with a card, ready to be
-        published. If the run resumed from an earlier checkpoint, `abandoned-STEP-N/` holds what was written after it.
+        The run's folder: `config.json`, `data.txt` and `data.png` (what was found in the data, and images as the network sees
+        them), `metrics.csv` (a row for each epoch), `metrics.jsonl` (a row for each step), `loss.png`,
+        `samples/epoch_NNNN.png`, `checkpoint-N/` for resuming, `ema/`, `logs/`, and `pipeline/`, the weights of the epoch with
+        the lowest validation loss (their moving average, unless `use_ema` is off), with a card, ready to be published. If the
+        run resumed from an earlier checkpoint, `abandoned-STEP-N/` holds what was written after it.
 
     Raises:
         ValueError: settings that do not fit the data, the network, the checkpoint or the number of processes; data other
@@ -49,6 +51,7 @@ def train(
         OSError: a data set that cannot be found, an output folder that cannot be written, a full disk; with `push_to_hub`, a
             Hub that cannot be reached or refuses.
         FloatingPointError: a loss that is not finite.
+        MemoryError: a step that does not fit into the memory; the error says which settings to change.
         SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with a checkpoint of the last step.
     """
     accelerator = make_accelerator(config)
@@ -59,7 +62,8 @@ def train(
 def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, clock) -> Path:
     # 1. The data and the state, new or from a checkpoint. The run folder is not touched until everything has been checked.
     checkpoint, resuming = on_main(accelerator, lambda: starting_point(config))
-    data = load_training_data(config, accelerator)
+    recorded = None if checkpoint is None else recorded_settings(checkpoint)
+    config, data = load_training_data(config, accelerator, recorded)
     state = TrainingState.create(config, accelerator, data)
     settings = made_with(state, data)
     if checkpoint is not None:
@@ -69,10 +73,16 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
     progress.best_loss = on_main(accelerator, lambda: prepare_run(run, state, data, horizon, resuming))
     if horizon.is_over(progress) and is_main:
         print(f"{progress.step} steps are done, and the run ends after {horizon}: nothing is left to do")
+    if is_main and not resuming:
+        write_report(run, data)
     start_trackers(state, resumed=checkpoint is not None)
     val_randomness = draw_validation(len(data.val_indices), config.num_train_timesteps, data.image_shape)
 
-    with Stopping(accelerator, progress.elapsed_seconds, clock) as stopping, Log(run, state, horizon, clock) as log:
+    with (
+        memory_for(accelerator.device, f"a step of {config.batch_size} images of {data.image_shape}", _less_memory(config)),
+        Stopping(accelerator, progress.elapsed_seconds, clock) as stopping,
+        Log(run, state, horizon, clock) as log,
+    ):
         while not horizon.is_over(progress):
             # 2. One optimizer step.
             share_done = horizon.share_done(progress)
@@ -120,6 +130,13 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
 
 def _is_multiple(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
+
+
+def _less_memory(config: TrainConfig) -> str:
+    """What to change if a step does not fit into the memory."""
+    parts = config.gradient_accumulation_steps
+    fewer = f"--gradient_accumulation_steps {2 * parts} computes the batch in smaller parts"
+    return f"{fewer}; or lower --batch_size, --resolution or the size of the network (--unet.size)"
 
 
 def _stop(accelerator: Accelerator, log: Log, step: int, signal: int) -> None:

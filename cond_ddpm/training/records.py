@@ -25,7 +25,7 @@ from cond_ddpm.models import forward_flop
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS, CondDDPMPipeline
 from cond_ddpm.training.batches import TrainingData
 from cond_ddpm.training.state import TrainingState
-from cond_ddpm.visualize import loss_curve
+from cond_ddpm.visualize import contact_sheet, loss_curve
 
 
 def write_config(run: Path, state: TrainingState, data: TrainingData) -> None:
@@ -41,12 +41,22 @@ def write_config(run: Path, state: TrainingState, data: TrainingData) -> None:
             "random_flip": data.random_flip,
             "class_names": data.images.class_names,
             "num_images": len(data.images),
+            "num_validation_images": len(data.val_indices),
         },
         "command": sys.argv,
         "versions": _versions(),
     }
     write(run / "config.json", json.dumps(record, indent=2) + "\n")
     write(run / "config.yaml", yaml.safe_dump(json.loads(json.dumps(record["config"])), sort_keys=False))
+
+
+def write_report(run: Path, data: TrainingData) -> None:
+    """data.txt and data.png: what was found in the data, which is printed too, and images as the network sees them."""
+    print(data.report, file=sys.stderr)
+    write(run / "data.txt", f"{data.report}\n")
+    picture = io.BytesIO()
+    contact_sheet(data.images, data.random_flip, picture)
+    write(run / "data.png", picture.getvalue())
 
 
 def training_record(state: TrainingState, data: TrainingData, row: dict[str, Any]) -> dict[str, Any]:
@@ -66,9 +76,10 @@ def training_record(state: TrainingState, data: TrainingData, row: dict[str, Any
     return {
         "dataset": dataset,
         "dataset_on_hub": dataset == config.dataset and dataset != "mnist5k",
-        "num_images": len(data.images) - config.num_validation_images,
-        "num_validation_images": config.num_validation_images,
+        "num_images": len(data.train_indices),
+        "num_validation_images": len(data.val_indices),
         "random_flip": data.random_flip,
+        "data": data.report.facts,
         "epoch": row["epoch"],
         "step": row["step"],
         "train_loss": row["train_loss"],

@@ -26,7 +26,18 @@ from cond_ddpm.training.horizon import Horizon
 from cond_ddpm.training.records import read_lines, save_pipeline, to_lines, write_config, write_metrics
 from cond_ddpm.training.state import Progress, TrainingState
 
-RUN_FILES = ("config.yaml", "metrics.csv", "metrics.jsonl", "loss.png", "samples", "pipeline", "ema", "logs")
+RUN_FILES = (
+    "config.yaml",
+    "data.txt",
+    "data.png",
+    "metrics.csv",
+    "metrics.jsonl",
+    "loss.png",
+    "samples",
+    "pipeline",
+    "ema",
+    "logs",
+)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 drawing.py     what all pictures share: fonts for any text, figures of any size
 grids.py       `class_grid`, a labelled row of images for each class; most other pictures are such grids
 strips.py      noising and denoising, step by step
+sheet.py       the contact sheet of a data set
 sweeps.py      the same noise under different guidance scales, numbers of steps, or moments of training
 evaluation.py  nearest training images, and which classes a classifier confuses
 curves.py      losses of a run, and the quality of several models against their costs
@@ -13,12 +14,14 @@ Its files may import `data, ema, sampling, text`, the pipeline and each other. N
 from cond_ddpm.visualize.curves import loss_curve, quality_curves, read_metrics
 from cond_ddpm.visualize.evaluation import confusion_picture, nearest_neighbours
 from cond_ddpm.visualize.grids import class_grid
+from cond_ddpm.visualize.sheet import contact_sheet
 from cond_ddpm.visualize.strips import denoising_gif, denoising_strip, forward_strip
 from cond_ddpm.visualize.sweeps import epochs_strip, guidance_sweep, steps_sweep
 
 __all__ = [
     "class_grid",
     "confusion_picture",
+    "contact_sheet",
     "denoising_gif",
     "denoising_strip",
     "epochs_strip",

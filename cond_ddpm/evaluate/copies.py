@@ -1,0 +1,115 @@
+"""Whether samples are copies of training images: how many are nearer to one than held-out real images ever are.
+
+May import: `data, evaluate.statistics, files, visualize`. Next: `evaluate.py` puts what is found into results.json.
+
+An image is as near as its distance to the nearest training image is smaller than the mean distance to the next ones. The
+distance alone would not do: a smooth image is near to many others, and a copy of a detailed one is not as near as that.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cond_ddpm.data import nearest_images
+from cond_ddpm.evaluate.statistics import NEIGHBOURS, Tally
+from cond_ddpm.visualize import class_grid
+
+QUANTILE = 0.01  # the share of held-out real images that may be nearer to a training image than the threshold
+_NEXT = 4  # training images, after the nearest one, to which its distance is compared
+_WORST = 10  # pairs in the picture
+_BLOCK = 100
+
+
+def find_copies(
+    samples: Tally,
+    held_out: Tally,
+    training: Tally,
+    training_images: np.ndarray,
+    reference_images: np.ndarray,
+    class_names: Sequence[str],
+    picture: Path,
+) -> dict[str, Any]:
+    """The record `copies` of results.json; and the worst pairs, samples and training images, as a picture.
+
+    Args:
+        samples, held_out: statistics of samples and of real images that were not trained on; their first images are taken.
+        training: statistics of training images, whose features are searched.
+        training_images, reference_images: (M, C, H, W) uint8, among which the nearest one of a sample, and of a held-out
+            image, is searched; the latter must not contain the held-out images.
+        class_names: of the data set.
+        picture: of the PNG.
+    """
+    images, labels = samples.images.numpy(), samples.image_rows[:, 1].numpy()
+    found: dict[str, Any] = {"quantile": QUANTILE, "num_samples": len(images), "num_held_out": len(held_out.images)}
+    if min(len(training_images), len(reference_images)) > _NEXT:
+        scores, rows, mirrored = _nearness_of_pixels(images, training_images)
+        real, _, _ = _nearness_of_pixels(held_out.images.numpy(), reference_images)
+        found["pixels"] = {"searched": len(training_images), **_shares(scores, real, labels, class_names)}
+        _draw(images, labels, class_names, training_images, scores, rows, mirrored, picture)
+    if len(training.kept) > _NEXT:
+        features, real_features = (tally.kept[tally.rows < NEIGHBOURS] for tally in (samples, held_out))
+        scores, real = (_nearness_of_features(part, training.kept) for part in (features, real_features))
+        of_features = labels[samples.image_rows[:, 0].numpy() < samples.subset]
+        found["features"] = {"searched": len(training.kept), **_shares(scores, real, of_features, class_names)}
+    return found
+
+
+def warn_of_copies(copies: dict[str, Any]) -> list[str]:
+    """A sentence for pixels and for features, if more samples are near to a training image than chance explains."""
+    warnings = []
+    for name in ("pixels", "features"):
+        if name in copies:
+            share, by_chance = copies[name]["share"], copies[name]["by_chance"]
+            deviation = (by_chance * (1 - by_chance) / copies["num_samples"]) ** 0.5
+            if share > 3 * by_chance and share > by_chance + 3 * deviation:
+                warnings.append(
+                    f"{share:.0%} of the samples are nearer to a training image, in {name}, than {1 - QUANTILE:.0%} of the"
+                    f" held-out real images are; by chance {by_chance:.0%} would be: the model copies training images."
+                )
+    return warnings
+
+
+def nearness(distances: np.ndarray) -> np.ndarray:
+    """Distances (N, K) to the K nearest, nearest first -> (N,): the first over the mean of the others; 0 for a copy."""
+    return distances[:, 0] / distances[:, 1:].mean(1).clip(min=1e-12)
+
+
+def _shares(scores: np.ndarray, real: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """The share of samples whose score is below the threshold that `real` sets, overall and in each class."""
+    threshold = float(np.quantile(real, QUANTILE, method="lower"))
+    nearer = scores < threshold
+    classes = {
+        name: float(nearer[labels == label].mean()) for label, name in enumerate(class_names) if (labels == label).any()
+    }
+    return {
+        "share": float(nearer.mean()),
+        # Of n real images, the least score is as likely to be any of n + 1, so that so many samples are below it by chance.
+        "by_chance": float(max(QUANTILE, 1 / (len(real) + 1))),
+        "threshold": threshold,
+        "classes": classes,
+    }
+
+
+def _nearness_of_pixels(images: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N,) each: the scores, the rows of the nearest of `others`, and whether it is nearer when it is mirrored."""
+    parts = [nearest_images(images[start : start + _BLOCK], others, 1 + _NEXT) for start in range(0, len(images), _BLOCK)]
+    rows, mirrored, distances = (np.concatenate(part) for part in zip(*parts))
+    return nearness(distances), rows[:, 0], mirrored[:, 0]
+
+
+def _nearness_of_features(features: torch.Tensor, others: torch.Tensor) -> np.ndarray:
+    parts = [torch.cdist(part.float(), others.float()) for part in features.split(_BLOCK)]
+    return nearness(torch.cat([part.topk(1 + _NEXT, largest=False).values for part in parts]).numpy())
+
+
+def _draw(images, labels, class_names, training_images, scores, rows, mirrored, picture: Path) -> None:
+    worst = np.argsort(scores, kind="stable")[:_WORST]
+    nearest = [training_images[rows[row]][..., ::-1] if mirrored[row] else training_images[rows[row]] for row in worst]
+    names = [class_names[labels[row]] if labels[row] >= 0 else "" for row in worst]
+    captions = [*[""] * len(worst), *(f"{scores[row]:.2f}" for row in worst)]
+    title = "the nearest pairs; an exact copy has 0"
+    cells = np.stack([*images[worst], *nearest])
+    class_grid(cells, ["sample", "training image"], picture, title, names, captions, inches=0.8)

@@ -1,0 +1,376 @@
+"""A user's own folder of pictures: what is found in it, what is chosen by it, and that older runs keep what they had."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, make_pipeline, make_unet, shapes
+from PIL import Image
+from test_hub import results_of
+
+from cond_ddpm.cli import main
+from cond_ddpm.config import TrainConfig
+from cond_ddpm.config.data import DataConfig
+from cond_ddpm.data import LabelledImages, balanced_order, load_images, prepare, report
+from cond_ddpm.data.choices import choose_fit, choose_flip, choose_resolution, mirrored_unlike
+from cond_ddpm.data.duplicates import exact_duplicates, near_duplicates
+from cond_ddpm.data.pictures import to_array
+from cond_ddpm.data.survey import Survey, survey
+from cond_ddpm.evaluate.copies import find_copies, nearness, warn_of_copies
+from cond_ddpm.evaluate.real_images import warranted_samples
+from cond_ddpm.experiments.study import _train
+from cond_ddpm.fingerprints import file_checksum
+from cond_ddpm.hub import check, complete, model_card
+from cond_ddpm.hub.card import copies_text
+from cond_ddpm.hub.folder import published_files, trained_fit
+from cond_ddpm.processes import memory_for
+from cond_ddpm.training import train
+from cond_ddpm.training.checkpoint import load_checkpoint
+
+
+def _noise(seed, width=24, height=24):
+    """A smooth picture, as photographs are; each seed has its own."""
+    small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes with a fault of each kind."""
+    for name, first, count in (("cat", 0, 24), ("dog", 100, 6)):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for n in range(count):
+            _noise(first + n).save(tmp_path / "pets" / name / f"{n:02d}.png")
+    _noise(0).save(tmp_path / "pets" / "cat" / "again.bmp")  # the same pixels in another format
+    _noise(1).save(tmp_path / "pets" / "dog" / "wrong.png")  # in the other class
+    _noise(2, 60, 58).point(lambda value: value * 0.8).save(tmp_path / "pets" / "cat" / "darker.png")
+    _noise(50, 90, 30).save(tmp_path / "pets" / "cat" / "long.png")
+    _noise(51, 10, 10).save(tmp_path / "pets" / "cat" / "tiny.png")
+    return tmp_path / "pets"
+
+
+def _survey(sizes, plain=False, labels=None, names=("a", "b")):
+    count = len(sizes)
+    zeros = np.zeros(count, np.uint64)
+    return Survey(
+        split="train",
+        labels=np.zeros(count, np.int64) if labels is None else labels,
+        class_names=list(names),
+        names=np.array([f"{n}.png" for n in range(count)]),
+        sizes=np.array(sizes),
+        modes=np.array(["RGB"] * count),
+        plain=np.full(count, plain),
+        pixels=zeros,
+        hashes=zeros,
+        similar=np.zeros((0, 2), np.int64),
+        unreadable={},
+    )
+
+
+def test_the_report_names_the_file_of_each_finding(folder, capsys, tmp_path):
+    picture = tmp_path / "sheet" / "data.png"
+    assert main(["data", "--dataset", str(folder), "--output", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    for words in (
+        "cat 28, dog 7",
+        "10x10 (cat/tiny.png) to 60x58 (cat/darker.png)",
+        "fewer than 20 pictures of dog (7)",
+        "'cat' has 4 times as many pictures as 'dog'",
+        "2 pictures are the same as another: cat/again.bmp = cat/00.png, dog/wrong.png = cat/01.png",
+        "1 picture is nearly the same as another: cat/darker.png = cat/02.png",
+        "of these, 1 is in another class: dog/wrong.png = cat/01.png",
+        "cat/tiny.png (10x10)",
+        "of 1 picture, half or more is lost as they become square: cat/long.png (90x30)",
+        "4 images for the validation loss, 1 to 3 of each class",
+    ):
+        assert words in printed, words
+    with Image.open(picture) as opened:
+        assert opened.size[0] > 500
+
+
+def test_pictures_that_cannot_be_read_are_all_named(folder, capsys):
+    (folder / "cat" / "00.png").write_bytes(b"nothing")
+    (folder / "dog" / "cut.png").write_bytes((folder / "dog" / "00.png").read_bytes()[:200])
+    assert main(["data", "--dataset", str(folder)]) == 1
+    printed = capsys.readouterr().err
+    assert "2 of 36 that cannot be read; repair or remove them:" in printed
+    assert "  cat/00.png: " in printed and "  dog/cut.png: " in printed
+
+
+@pytest.mark.filterwarnings("ignore:.* it has the splits test, train")
+def test_copies_in_another_split_are_found(tmp_path):
+    for split, seeds in (("train", range(8)), ("test", (3, 20, 21))):
+        (tmp_path / split / "one").mkdir(parents=True)
+        for seed in seeds:
+            _noise(seed).save(tmp_path / split / "one" / f"{seed}.png")
+    _noise(5, 40, 40).save(tmp_path / "test" / "one" / "larger.png")
+    train_split, test_split = (survey(str(tmp_path), split) for split in ("train", "test"))
+    images = [load_images(str(tmp_path), split, 32).images for split in ("train", "test")]
+    exact, near = exact_duplicates(test_split, train_split), near_duplicates(test_split, images[1], train_split, images[0])
+    named = [[(test_split.names[row], train_split.names[found]) for row, found in pairs] for pairs in (exact, near)]
+    assert named == [[("test/one/3.png", "train/one/3.png")], [("test/one/larger.png", "train/one/5.png")]]
+    assert not exact_duplicates(train_split) and not near_duplicates(train_split, images[0])
+
+
+@pytest.mark.parametrize(
+    "sizes, plain, fit, resolution",
+    [
+        ([(28, 28)] * 4, True, "crop", 32),
+        ([(64, 64)] * 4, False, "crop", 64),
+        ([(400, 300), (300, 400), (200, 200)], False, "crop", 64),
+        ([(40, 20), (40, 30), (40, 40)], True, "pad", 32),  # a plain edge goes on in the border
+    ],
+)
+def test_size_and_fit_follow_from_the_pictures(sizes, plain, fit, resolution):
+    found = _survey(sizes, plain)
+    assert choose_fit(found)[0] == fit and choose_resolution(found, fit)[0] == resolution
+
+
+def test_what_is_mirrored():
+    rng = np.random.default_rng(0)
+    any_side = rng.integers(0, 256, (200, 1, 16, 16), np.uint8)  # a mirror image is as likely as the image itself
+    one_side = any_side // 8
+    one_side[..., :8] += 128  # bright on the left, all of them
+    labels = np.arange(200) % 2
+    make = lambda images, names: LabelledImages(images, labels, names)  # noqa: E731
+    assert choose_flip(make(any_side, ["cat", "dog"]))[0]
+    assert not choose_flip(make(one_side, ["cat", "dog"]))[0]
+    assert not choose_flip(make(any_side, ["1", "2"]))[0]
+    assert not choose_flip(make(any_side, ["turn left", "turn right"]))[0]
+    assert choose_flip(make(any_side, ["cleft", "bright"]))[0]
+    assert mirrored_unlike(make(one_side, ["cat", "dog"])) == (1.0, 200)
+    symmetric = np.concatenate([any_side[..., :8], any_side[..., :8][..., ::-1]], axis=-1)
+    assert mirrored_unlike(make(symmetric, ["cat", "dog"])) == (0.5, 200)
+
+
+def test_the_three_fits_by_hand():
+    picture = Image.fromarray(np.repeat([[10, 10, 200, 200, 10, 10]], 2, axis=0).astype(np.uint8))  # 6x2
+    assert to_array(picture, 2, 1).tolist() == [[[200, 200], [200, 200]]]
+    padded = to_array(picture, 6, 1, "pad")[0]
+    assert padded[2].tolist() == padded[3].tolist() == [10, 10, 200, 200, 10, 10]
+    assert (padded[[0, 1, 4, 5]] == 10).all()  # the median of its edge
+    assert to_array(picture, 6, 1, "stretch")[0].tolist() == [[10, 10, 200, 200, 10, 10]] * 6
+    with pytest.raises(ValueError, match="fit: expected one of crop, pad, stretch, got 'zoom'"):
+        to_array(picture, 6, 1, "zoom")
+
+
+def test_balanced_sampling_repeats_small_classes_evenly():
+    indices = np.arange(100, 111)
+    labels = np.array([0] * 8 + [1] * 3)
+    order = balanced_order(indices, labels, seed=1, epoch=2)
+    assert len(order) == 11 and np.array_equal(order, balanced_order(indices, labels, 1, 2))
+    assert not np.array_equal(order, balanced_order(indices, labels, 1, 3))
+    times = np.bincount(order - 100, minlength=11)
+    assert sorted([times[:8].sum(), times[8:].sum()]) == [5, 6]  # as often, but for the rest
+    assert times[:8].max() == 1 and times[8:].max() - times[8:].min() <= 1
+
+
+def test_out_of_memory_is_one_line_that_says_what_to_change():
+    device, advice = torch.device("cpu"), "lower --batch_size"
+    with (
+        pytest.raises(MemoryError, match=r"out of memory on cpu: a step does not fit; lower --batch_size. .*allocate"),
+        memory_for(device, "a sample", "something else"),
+        memory_for(device, "a step", advice),
+    ):
+        torch.empty(2**50)
+    with pytest.raises(MemoryError, match="a step does not fit"), memory_for(device, "a step", advice):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+    with pytest.raises(RuntimeError, match="shapes differ"), memory_for(device, "a step", advice):
+        raise RuntimeError("shapes differ")
+
+
+@pytest.fixture
+def config(shapes_parquet, tmp_path):
+    return TrainConfig(
+        dataset=str(shapes_parquet),
+        resolution=8,
+        model="simple",
+        unet={**TINY, "block_out_channels": [8, 16]},
+        batch_size=16,
+        num_validation_images=16,
+        max_train_steps=4,
+        checkpointing_steps=2,
+        checkpoints_total_limit=None,
+        save_images_epochs=0,
+        num_ema_snapshots=0,
+        report_to="none",
+        output_dir=str(tmp_path / "run"),
+    )
+
+
+@pytest.mark.end_to_end
+def test_an_older_run_resumes_as_it_began_when_its_command_is_repeated(config):
+    """Older versions had defaults, and recorded them, where the data now decide."""
+    run = train(config)
+    expected = load_checkpoint(run / "checkpoint-4")[0]["unet"]
+    record = json.loads((run / "checkpoint-2" / "progress.json").read_text())
+    for name in ("fit", "class_sampling"):
+        del record["settings"][name]
+    record["settings"]["random_flip"] = None
+    (run / "checkpoint-2" / "progress.json").write_text(json.dumps(record))
+    manifest = json.loads((run / "checkpoint-2" / "manifest.json").read_text())
+    manifest["progress.json"] = file_checksum(run / "checkpoint-2" / "progress.json")
+    (run / "checkpoint-2" / "manifest.json").write_text(json.dumps(manifest))
+    left_open = dataclasses.replace(config, resolution=None, num_validation_images=None)
+    again = train(dataclasses.replace(left_open, resume_from_checkpoint="checkpoint-2"))
+    found = load_checkpoint(again / "checkpoint-4")[0]["unet"]
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    with pytest.raises(ValueError, match="num_validation_images 16 -> 8"):
+        other = dataclasses.replace(config, num_validation_images=8, max_train_steps=6)
+        train(dataclasses.replace(other, resume_from_checkpoint="latest"))
+
+
+@pytest.mark.end_to_end
+def test_what_was_chosen_is_written_down_and_kept(config, tmp_path, folder):
+    left_open = dataclasses.replace(
+        config, dataset=str(folder), resolution=None, num_validation_images=None, class_sampling="balanced", max_train_steps=2
+    )
+    run = train(left_open)
+    record = json.loads((run / "config.json").read_text())
+    assert (record["config"]["resolution"], record["config"]["fit"], record["config"]["random_flip"]) == (32, "crop", True)
+    assert record["resolved"]["num_validation_images"] == 4
+    training = json.loads((run / "pipeline" / "results.json").read_text())["training"]
+    assert (training["num_images"], training["num_validation_images"]) == (31, 4)
+    assert training["data"]["duplicates"] == 2 and "cat/" not in json.dumps(training["data"])
+    assert trained_fit({"results.json": json.dumps({"training": training}).encode()}) == "crop"
+    assert "cat/long.png" in (run / "data.txt").read_text()
+    train(dataclasses.replace(left_open, max_train_steps=3, resume_from_checkpoint="latest"))
+    assert json.loads((run / "config.json").read_text())["config"]["resolution"] == 32
+
+
+def test_a_model_of_an_older_study_counts_as_trained_though_it_recorded_defaults(tmp_path):
+    settings = TrainConfig(output_dir=str(tmp_path))
+    older = {**dataclasses.asdict(settings), "num_validation_images": 1000, "resolution": 32}
+    del older["fit"]
+    (tmp_path / "done.json").write_text(json.dumps(older))
+    _train(settings, "model", tmp_path)
+    with pytest.raises(ValueError, match="got other batch_size"):
+        _train(dataclasses.replace(settings, batch_size=32), "model", tmp_path)
+
+
+def test_a_number_of_held_out_images_that_does_not_fit_says_what_does(shapes_parquet):
+    prepared = prepare(str(shapes_parquet), "train", DataConfig(dataset=str(shapes_parquet), num_validation_images=60))
+    with pytest.raises(ValueError, match="leave it out to hold out a twentieth of each class"):
+        report(str(shapes_parquet), prepared)
+    assert prepared.config.resolution == 32 and len(shapes(1)) == 2
+
+
+# Copies
+
+
+def _tally(images, features, subset=1000):
+    """What `find_copies` reads of a `Tally`."""
+    rows = torch.arange(len(images))
+    labels = rows % 2
+    return SimpleNamespace(
+        images=torch.from_numpy(images), image_rows=torch.stack([rows, labels], 1), rows=rows, kept=features, subset=subset
+    )
+
+
+def test_copies_light_up_and_new_images_do_not(tmp_path):
+    rng = np.random.default_rng(0)
+    make = lambda count: rng.integers(0, 256, (count, 3, 8, 8), np.uint8)  # noqa: E731
+    features = lambda images: torch.from_numpy(images.reshape(len(images), -1)[:, :16].astype(np.float32))  # noqa: E731
+    training, held_out, new = make(60), make(150), make(200)
+    copied = new.copy()
+    copied[::4] = (training[rng.integers(0, 60, 50)][..., ::-1] * 0.97).astype(np.uint8)  # mirrored, of class 0
+    found = {}
+    for name, samples in (("new", new), ("copied", copied)):
+        tallies = (_tally(part, features(part)) for part in (samples, held_out, training))
+        found[name] = find_copies(*tallies, training, training, ["a", "b"], tmp_path / f"{name}.png")
+    assert found["new"]["pixels"]["share"] < 0.05 and not warn_of_copies(found["new"])
+    assert found["copied"]["pixels"]["share"] == pytest.approx(0.25, abs=0.04)
+    assert found["copied"]["pixels"]["classes"]["a"] == pytest.approx(0.5, abs=0.05)
+    assert found["copied"]["pixels"]["classes"]["b"] < 0.05
+    (warning,) = warn_of_copies(found["copied"])
+    assert warning.startswith("2") and "in pixels, than 99% of the held-out real images are" in warning
+    assert "by chance 1.0% would be" in copies_text(found["copied"])
+    with Image.open(tmp_path / "copied.png") as opened:
+        assert opened.size[0] > 500
+
+
+def test_few_held_out_images_do_not_promise_more_than_they_can_say(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 1, 4, 4), np.uint8)
+    tallies = [_tally(part, torch.zeros(len(part), 2)) for part in (images[:10], images[10:19], images[19:22])]
+    found = find_copies(*tallies, images[19:], images[19:], ["a", "b"], tmp_path / "copies.png")
+    assert found["pixels"]["by_chance"] == 0.1 and "features" not in found  # the least of 9 numbers
+    tallies = [_tally(part, torch.zeros(len(part), 2)) for part in (images[:10], images[10:19], images[19:22])]
+    none = find_copies(*tallies, images[19:22], images[19:22], ["a", "b"], tmp_path / "none.png")
+    assert "too few training images" in copies_text(none) and not warn_of_copies(none)
+
+
+def test_nearness_by_hand():
+    assert nearness(np.array([[1.0, 2.0, 4.0], [0.0, 2.0, 2.0]])).tolist() == [1 / 3, 0.0]
+
+
+@pytest.mark.parametrize(
+    "images, classes, samples", [(120, 2, 1000), (5000, 3, 5001), (50_000, 10, 50_000), (10**6, 7, 50_001)]
+)
+def test_as_many_samples_as_the_data_warrant(images, classes, samples):
+    names = [str(n) for n in range(classes)]
+    data = LabelledImages(np.zeros((0, 1, 1, 1), np.uint8), np.zeros(images, np.int64), names)
+    assert warranted_samples(data) == samples
+
+
+# Publishing
+
+
+@pytest.fixture
+def published(tmp_path):
+    folder = tmp_path / "model"
+    pipeline = make_pipeline(make_unet())
+    pipeline.companions = {"samples.png": b""}  # else they are drawn
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def test_the_licence_is_the_users(published):
+    from huggingface_hub import ModelCard
+
+    complete(published)
+    card = ModelCard.load(published / "README.md")
+    assert card.data.license is None and "No licence has been given for the weights." in card.text
+    complete(published, licences=("cc-by-4.0", "cc0-1.0"))
+    complete(published)  # and it is kept
+    card = ModelCard.load(published / "README.md")
+    assert (card.data.license, card.data.to_dict()["dataset_license"]) == ("cc-by-4.0", "cc0-1.0")
+    assert "The weights are under `cc-by-4.0`." in card.text and "The training images are under `cc0-1.0`." in card.text
+    (published / "README.md").write_text("---\nlicense: mit\n---\nmine")
+    with pytest.raises(ValueError, match="expected none with a card of your own"):
+        complete(published, licences=("cc-by-4.0", None))
+
+
+def test_a_licence_is_one_of_the_hubs_names(capsys):
+    with pytest.raises(SystemExit):
+        main(["publish", "--model", "x", "--repo_id", "me/x", "--license", "My own!"])
+    assert "license: expected a licence as the Hub names it, such as mit, cc-by-4.0 or other" in capsys.readouterr().err
+
+
+def test_own_files_are_published_and_secrets_in_them_are_found(published):
+    complete(published)
+    (published / "figures").mkdir()
+    for name, content in (("LICENSE", "mine"), ("use.ipynb", "{}"), ("figures/one.png", "x"), ("notes.md", "hello")):
+        (published / name).write_text(content)
+    own = {"LICENSE", "use.ipynb", "figures/one.png", "notes.md"}
+    assert own <= published_files(published)
+    complete(published)
+    assert own <= published_files(published)  # still there
+    (published / "use.ipynb").write_text(json.dumps({"cells": [{"source": "open('/home/me/data/x.png')"}]}))
+    (published / "weights.bin").write_bytes(b"")
+    problems = "\n".join(check(published))
+    assert "use.ipynb contains a path on this machine, /home/me/data/x.png" in problems
+    assert "weights.bin does not belong in a pipeline folder" in problems and "LICENSE" not in problems
+
+
+def test_the_card_has_the_data_report_without_file_names(published, folder):
+    prepared = prepare(str(folder), "train", DataConfig(dataset=str(folder)))
+    facts = report(str(folder), prepared).facts
+    pipeline = make_pipeline(make_unet())
+    training = results_of(pipeline)["training"] | {"data": facts}
+    text = model_card(pipeline, {"training": training}, set(), "me/pets")
+    assert "| pictures | 35: cat 28, dog 7 |" in text and "made square by: crop" in text
+    assert "| doubled pictures | 2 exactly, 1 nearly, 1 of them in different classes |" in text and ".png |" not in text
