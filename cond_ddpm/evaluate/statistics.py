@@ -92,7 +92,7 @@ class Tally:
         if label_ids is not None:
             for label in label_ids.unique().tolist() if self.classes else ():
                 self.classes[label].update(features[label_ids == label])
-        if self.extractor.judges and label_ids is not None:
+        if logits is not None and self.extractor.judges and label_ids is not None:
             for confusion, recognised in zip(self.confusion, logits.cpu().argmax(2)):
                 pairs = label_ids * confusion.shape[1] + recognised
                 confusion += torch.bincount(pairs, minlength=confusion.numel()).view_as(confusion)

@@ -145,10 +145,11 @@ def model_card(
     colours = {1: "grey ", 3: "RGB "}.get(config.in_channels, "")
     title = shown(repo_id.rpartition("/")[2])
     guided = pipeline.class_dropout_prob != 0
+    more: dict[str, Any] = {"dataset_license": licences[1]} if licences[1] else {}
     data = ModelCardData(
         library_name="diffusers",
         license=licences[0],
-        **({"dataset_license": licences[1]} if licences[1] else {}),
+        **more,
         pipeline_tag=TASK,
         tags=["diffusers", "class-conditional-image-generation", "ddpm", "cond_ddpm"],
         datasets=[training["dataset"]] if training.get("dataset_on_hub") else None,

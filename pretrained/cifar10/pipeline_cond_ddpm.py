@@ -602,7 +602,7 @@ class CondDDPMPipeline(DiffusionPipeline):
             unet_class = _installed_model(*_module_and_class(index, "unet"))
             if device_map == "balanced":  # of all networks over all devices; here there is one
                 accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-                device_map = accelerator and accelerator.type
+                device_map = None if accelerator is None else accelerator.type
             weights: dict[str, Any] = {
                 "torch_dtype": _network_dtype(dtype, torch_dtype),
                 "variant": variant,

@@ -5,6 +5,7 @@ Next in the data flow: in training the prediction goes to the loss in `cond_ddpm
 in `pipelines/pipeline_cond_ddpm.py`.
 """
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -103,7 +104,7 @@ def _squared_relu(hidden: torch.Tensor) -> torch.Tensor:
     return F.relu(hidden).square()
 
 
-_ACTIVATIONS = {"silu": F.silu, "squared_relu": _squared_relu}
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"silu": F.silu, "squared_relu": _squared_relu}
 
 
 class _TransformerBlock(nn.Module):
