@@ -23,7 +23,7 @@ def test_top_level(arguments, code, capsys):
     assert found == code
     printed = capsys.readouterr()
     if arguments == ["paint"]:
-        commands = "quickstart, presets, train, sample, visualize, evaluate, study, tune, publish, export, ema"
+        commands = "quickstart, presets, train, sample, visualize, evaluate, demo, study, tune, publish, export, ema"
         assert f"expected one of {commands}, got 'paint'" in printed.err
     if arguments == ["train", "--help"]:
         assert "--learning_rate" in printed.out and "Images in an optimizer step" in printed.out

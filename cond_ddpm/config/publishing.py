@@ -4,6 +4,7 @@ May import: `config.settings`. Next in the data flow: `ema.py` averages, `hub/` 
 """
 
 from pathlib import Path
+from typing import Literal
 
 from cond_ddpm.config.settings import Settings, setting
 
@@ -15,6 +16,9 @@ class PublishConfig(Settings):
     repo_id: str = setting(help="USER/NAME on the Hub; made, if it does not exist.")
     private: bool = setting(default=False, help="Make the repository private.")
     space: bool = setting(default=False, help="Also publish a demo Space of the same name.")
+    space_hardware: Literal["cpu", "gpu"] = setting(
+        default="cpu", help="What the Space's packages are for; gpu is also for ZeroGPU. The hardware is chosen on the Hub."
+    )
     dry_run: bool = setting(default=False, help="Check, show what would be uploaded, and upload nothing.")
 
 
