@@ -347,8 +347,8 @@ def _newest_run() -> Path:
     found += Path().glob("*/*/pipeline/model_index.json")
     if not found:
         raise ValueError(
-            "model: expected a pipeline folder, a run folder or a Hub repository, or a run below this folder, found none; train"
-            " one by `cond-ddpm quickstart`, or name one."
+            "model: expected a pipeline folder, a run folder or a Hub repository, or a run below this folder, found none;"
+            " train one by `cond-ddpm quickstart`, or name one."
         )
     return max(found, key=lambda path: path.stat().st_mtime).parents[1]
 

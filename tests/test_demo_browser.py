@@ -19,10 +19,10 @@ import pytest
 pytest.importorskip("gradio", reason="gradio is not installed here: `make demo-tests` installs cond_ddpm[demo]")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; `make demo-tests` installs it")
 
-from PIL import Image
-from test_demo import LIMITS, _bytes, drawn, new_pipeline
+from PIL import Image  # noqa: E402
+from test_demo import LIMITS, _bytes, drawn, new_pipeline  # noqa: E402
 
-from cond_ddpm.demo import Model, Studio, launch, make_demo, markup
+from cond_ddpm.demo import Model, Studio, launch, make_demo, markup  # noqa: E402
 
 pytestmark = pytest.mark.end_to_end
 MOST = 120_000  # milliseconds: the most that anything is waited for

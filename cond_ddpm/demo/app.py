@@ -1,6 +1,6 @@
 """The page of all panels, and how it is served: on this machine only, unless told otherwise.
 
-May import: the other files of the demo, gradio. `commands.py` calls it for `cond-ddpm demo`, app.py of a Space in the same way.
+May import: the other files of the demo, gradio. `commands.py` calls it for `cond-ddpm demo`, and app.py of a Space.
 """
 
 import os
@@ -19,7 +19,7 @@ import gradio
 from cond_ddpm.demo.compare import compare_panel
 from cond_ddpm.demo.generate import generate_panel
 from cond_ddpm.demo.interface import add_interface
-from cond_ddpm.demo.limits import Limits
+from cond_ddpm.demo.limits import DEFAULT_LIMITS, Limits
 from cond_ddpm.demo.markup import escape
 from cond_ddpm.demo.measured import measured_panel
 from cond_ddpm.demo.noise import noise_panel
@@ -32,7 +32,7 @@ _SECONDS_KEPT = 3600  # uploads and the pictures of the interface
 
 def make_demo(
     models: DiffusionPipeline | Sequence[Model],
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT_LIMITS,
     real_pictures: dict[str, np.ndarray] | None = None,
 ) -> gradio.Blocks:
     """The page, for `launch`.
@@ -109,5 +109,6 @@ def _header(studio: Studio) -> str:
     size = f"{config.sample_size} &times; {config.sample_size}"
     return (
         f"<header><h1>Watch diffusion</h1><p><b>{escape(studio.models[0].name)}</b> draws pictures of {size} pixels of"
-        f" {number} classes ({escape(few)}) from nothing but noise. The same settings always give the same pictures.</p></header>"
+        f" {number} classes ({escape(few)}) from nothing but noise. The same settings always give the same pictures."
+        "</p></header>"
     )

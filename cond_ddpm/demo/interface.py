@@ -1,7 +1,7 @@
 """The demo's functions for programs, by gradio_client or the Model Context Protocol: typed, documented, bounded as the page.
 
-May import: `demo.{controls, markup, studio, watch}`, gradio. `demo.app` adds them to the page. Their docstrings are what a program
-is told, so each says what it returns before its arguments: nothing after `Returns:` is passed on.
+May import: `demo.{controls, markup, studio}`, gradio. `demo.app` adds them to the page. Their docstrings are what a program is
+told, so each says what it returns before its arguments: nothing after `Returns:` is passed on.
 """
 
 import json

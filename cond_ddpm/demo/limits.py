@@ -39,6 +39,9 @@ class Limits:
     upload_pixels: int = 25_000_000
 
 
+DEFAULT_LIMITS = Limits()
+
+
 def whole_number(name: str, value: Any, low: int, high: int) -> int:
     """The value as an int within bounds. Browsers send whole numbers as floats, too."""
     number = int(value) if isinstance(value, (int, float)) and math.isfinite(value) and value == int(value) else None
@@ -76,7 +79,7 @@ def read_picture(file: Path, size: int, channels: int, limits: Limits) -> np.nda
         raise
     except Exception as error:  # Pillow raises errors of many types for damaged files
         raise Refusal(
-            f"picture: expected a whole {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file, got one that cannot be read as such."
+            f"picture: expected a whole {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file, got one that cannot be read."
         ) from error
     on_white = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
     square = ImageOps.fit(on_white.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.LANCZOS)

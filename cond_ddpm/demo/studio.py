@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from cond_ddpm.demo.limits import Limits, Refusal, number, whole_number
+from cond_ddpm.demo.limits import DEFAULT_LIMITS, Limits, Refusal, number, whole_number
 
 MOST_GUIDANCE = 20.0
 MOST_SEED = 2**31 - 1  # larger ones would lose digits in a browser
@@ -61,7 +61,7 @@ class Studio:
     """
 
     models: Sequence[Model]
-    limits: Limits = Limits()
+    limits: Limits = DEFAULT_LIMITS
     real_pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
