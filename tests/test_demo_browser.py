@@ -21,10 +21,11 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 
 from PIL import Image  # noqa: E402
 from test_demo import LIMITS, _bytes, drawn, new_pipeline  # noqa: E402
+from test_demo import pytestmark as _of_gradio  # noqa: E402
 
 from cond_ddpm.demo import Model, Studio, launch, make_demo, markup  # noqa: E402
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, *_of_gradio]
 MOST = 120_000  # milliseconds: the most that anything is waited for
 TABS = ["Draw", "Watch", "Noise", "Compare", "Measured"]
 

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from diffusers import DiffusionPipeline
 
-# Before gradio is imported: it would tell its makers that it was started.
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# Before gradio is imported: it would tell its makers that it was started, and after each step of a request it would compute
+# statistics of the last 10,000 requests.
+for _name, _value in {"ENABLED": "False", "MAX_EVENTS": "100", "CACHE_FREQUENCY": "1000000000"}.items():
+    os.environ.setdefault(f"GRADIO_ANALYTICS_{_name}", _value)
 
 import gradio
 
