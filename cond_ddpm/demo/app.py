@@ -8,15 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gradio
 import numpy as np
 from diffusers import DiffusionPipeline
-
-# Before gradio is imported: it would tell its makers that it was started, and after each step of a request it would compute
-# statistics of the last 10,000 requests.
-for _name, _value in {"ENABLED": "False", "MAX_EVENTS": "100", "CACHE_FREQUENCY": "1000000000"}.items():
-    os.environ.setdefault(f"GRADIO_ANALYTICS_{_name}", _value)
-
-import gradio
 
 from cond_ddpm.demo.compare import compare_panel
 from cond_ddpm.demo.generate import generate_panel
@@ -57,6 +51,9 @@ def make_demo(
         "Compare": compare_panel,
         "Measured": measured_panel,
     }
+    # gradio's queue would compute statistics of the last 10,000 requests after each step of a request.
+    for name, value in {"MAX_EVENTS": "100", "CACHE_FREQUENCY": "1000000000"}.items():
+        os.environ.setdefault(f"GRADIO_ANALYTICS_{name}", value)
     with gradio.Blocks(
         title=f"{studio.models[0].name}: watch diffusion", analytics_enabled=False, delete_cache=(600, _SECONDS_KEPT)
     ) as page:
