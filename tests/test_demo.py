@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from conftest import NAMES, make_pipeline, make_unet
 
 pytest.importorskip("gradio", reason="gradio is not installed here: `make demo-tests` installs cond_ddpm[demo]")
@@ -212,6 +213,45 @@ def test_measured_panel_escapes_and_survives_any_results(studio, monkeypatch):
         pages[name] = measured_page(studio)
     assert all("was not measured" in pages[name] for name in ("none", "broken", "list"))
     assert "<script>" not in pages["odd"] and "&lt;b&gt;x" in pages["odd"] and "not known" in pages["odd"]
+
+
+def test_models_and_moments_of_the_command(tmp_path, monkeypatch):
+    from cond_ddpm import commands, ema
+    from cond_ddpm.config.demo import DemoConfig
+
+    run = tmp_path / "runs" / "mine"
+    pipeline = new_pipeline()
+    pipeline.save_pretrained(run / "pipeline")
+    parameters = dict(pipeline.unet.named_parameters())
+    averages = ema.PowerEMA(parameters.values(), [0.05, 0.1])
+    for step in range(1, 9):
+        for parameter in parameters.values():
+            parameter.data.add_(0.01)
+        averages.update(parameters.values(), step)
+        if step % 4 == 0:
+            ema.save_snapshot(averages, parameters, run / "ema", step)
+    monkeypatch.chdir(tmp_path)
+    model, moment = commands._demo_models(DemoConfig(model="newest"))
+    assert (model.name, moment.name) == ("runs/mine", "runs/mine, step 4")
+    weights = ema.combine_snapshots(run / "ema", 0.05, 4)[0]
+    loaded = moment.load().unet.state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())
+    assert "cond-ddpm ema --run runs/mine --std 0.05 --step 4" in moment.lines
+    names = {}
+    exec(model.lines, names)
+    assert names["pipeline"].id2label == dict(enumerate(NAMES))
+    (default,) = commands._demo_models(DemoConfig())
+    assert default.name == "cifar10" and "pretrained('cifar10')" in default.lines
+    models = commands._demo_models(DemoConfig(model="runs/mine", compare=["runs/mine/pipeline", "cifar10", "cifar10"]))
+    assert [model.name for model in models] == [
+        *("runs/mine", "runs/mine, step 4", "runs/mine/pipeline", "runs/mine/pipeline, step 4", "cifar10")
+    ]
+    monkeypatch.chdir(run)
+    monkeypatch.setattr(commands, "pretrained_pipelines", dict)
+    assert commands._demo_models(DemoConfig())[0].name == "."
+    monkeypatch.chdir(run / "pipeline" / "unet")
+    with pytest.raises(ValueError, match="found none; train one by `cond-ddpm quickstart`, or name one"):
+        commands._demo_models(DemoConfig())
 
 
 # Over the network

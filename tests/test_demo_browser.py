@@ -131,13 +131,13 @@ def test_draw_by_mouse_and_keyboard(open_page, studio):
 
 def test_stop_ends_the_work_and_says_so(open_page, served, monkeypatch):
     unet = served.studio.pipeline.unet
-    forward, calls = unet.forward, []
+    forward, calls, gate = unet.forward, [], threading.Event()
 
-    def slow(*arguments, **named):
-        calls.append(time.sleep(0.2))
+    def gated(*arguments, **named):
+        calls.append(len(calls) < 3 or gate.wait(MOST / 1000))  # the fourth step waits, so that Stop comes before the last
         return forward(*arguments, **named)
 
-    monkeypatch.setattr(unet, "forward", slow)
+    monkeypatch.setattr(unet, "forward", gated)
     page = open_page()
     threads = threading.active_count()
     press(page, "Draw")
@@ -145,10 +145,11 @@ def test_stop_ends_the_work_and_says_so(open_page, served, monkeypatch):
     page.locator("progress").first.wait_for()
     press(page, "Stop")
     page.get_by_text("Stopped.").wait_for()
+    gate.set()
     deadline = time.monotonic() + 60
     while served.studio._turn.locked() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not served.studio._turn.locked() and len(calls) < 20
+    assert not served.studio._turn.locked() and len(calls) <= 5
     monkeypatch.undo()
     press(page, "Draw")
     page.locator("#generated a.download").first.wait_for()

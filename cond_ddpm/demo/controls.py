@@ -51,17 +51,16 @@ def seed_field() -> gradio.components.Component:
     return seed
 
 
-def settings_fields(studio: Studio, sweeps: bool = False) -> Settings:
+def settings_fields(studio: Studio) -> Settings:
     """Steps, guidance and, under a fold, sampler and interval."""
     default = min(20, studio.most_steps)
-    steps = gradio.Slider(1, studio.most_steps, value=default, step=1, label="Steps", visible=not sweeps)
+    steps = gradio.Slider(1, studio.most_steps, value=default, step=1, label="Steps")
     guidance = gradio.Slider(
         *(0, MOST_GUIDANCE / 2),
         value=min(studio.pipeline.guidance_scale, MOST_GUIDANCE / 2),
         step=0.1,
         label="Guidance",
         info="0 ignores the class, 1 obeys it, more exaggerates it.",
-        visible=not sweeps,
     )
     with gradio.Accordion("More settings", open=False):
         choices = [("the model's own", ""), *((name, name) for name in studio.samplers)]

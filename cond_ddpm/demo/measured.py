@@ -49,7 +49,7 @@ def measured_page(studio: Studio) -> str:
             image = f'<img src="{markup.data_uri(content, "image/png")}" alt="{escape(title)}: {escape(text)}">'
             parts.append(f"<section><h3>{title}</h3><p>{text}</p>{image}</section>")
         else:
-            parts.append(f"<section><h3>{title}</h3>{markup.empty(f'There is no {name} beside this model.')}</section>")
+            parts.append(f"<section><h3>{title}</h3><p>There is no {name} beside this model.</p></section>")
     facts = [
         f"{_number(samples.get('num_images'))} samples",
         f"of {_text(protocol.get('dataset'))}",
@@ -118,7 +118,7 @@ def _number(value: Any, share: bool = False) -> str:
         return "not known"
     if share:
         return f"{value:.1%}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+    return (f"{value:,}" if isinstance(value, int) else f"{value:.3g}").replace("-", "\N{MINUS SIGN}")
 
 
 def _text(value: Any) -> str:
