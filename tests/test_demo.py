@@ -184,8 +184,13 @@ def test_who_leaves_frees_the_work(studio):
     assert next(calls).index == 1
     assert threading.active_count() == before + 1
     calls.close()
-    assert threading.active_count() == before  # the call has ended, long before its last step
-    drawn(studio)  # and it is the next one's turn
+    assert studio._turn.acquire(timeout=60)  # the call ends at its next step
+    studio._turn.release()
+    drawn(studio)
+    deadline = time.monotonic() + 60
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
 
 
 def test_an_error_of_the_pipeline_reaches_the_caller(studio):

@@ -196,9 +196,9 @@ class Studio:
             model: its name.
             return_intermediates, arguments: of the pipeline.
         """
-        with self._turn:
-            pipeline = self._loaded(self.model(model))
-            yield from _steps_of(pipeline, output_type="pt", return_intermediates=return_intermediates, **arguments)
+        chosen = self.model(model)
+        arguments |= {"output_type": "pt", "return_intermediates": return_intermediates}
+        return _steps_of(lambda: self._loaded(chosen), self._turn, **arguments)
 
     def _loaded(self, model: Model) -> DiffusionPipeline:
         """Its pipeline. Beside the first model, one other is kept in memory."""
@@ -226,10 +226,11 @@ class _Left(Exception):
     """Nobody waits for the pictures any more."""
 
 
-def _steps_of(pipeline: DiffusionPipeline, **arguments: Any) -> Iterator[Any]:
+def _steps_of(load: Callable[[], DiffusionPipeline], turn: threading.Lock, **arguments: Any) -> Iterator[Any]:
     """A call of a pipeline, which runs in a thread of its own at most one step ahead of whoever iterates.
 
-    Closing the iterator ends the call at its next step, and waits for that.
+    Closing the iterator ends the call at its next step. It does not wait for that, because a server closes it in its main loop:
+    the thread holds the turn until it has ended.
     """
     handed: queue.Queue = queue.Queue(maxsize=1)
     left = threading.Event()
@@ -248,18 +249,22 @@ def _steps_of(pipeline: DiffusionPipeline, **arguments: Any) -> Iterator[Any]:
         return {}
 
     def call() -> None:
-        try:
-            hand(pipeline(callback_on_step_end=after_step, **arguments))
-        except _Left:
-            pass
-        except Exception as error:
-            with contextlib.suppress(_Left):
+        with contextlib.suppress(_Left):
+            while not turn.acquire(timeout=0.05):
+                if left.is_set():
+                    return
+            try:
+                hand(load()(callback_on_step_end=after_step, **arguments))
+            except _Left:
+                pass
+            except Exception as error:
                 hand(error)
+            finally:
+                turn.release()
 
     total = arguments["num_inference_steps"] * (2 if arguments.get("sampler") == "heun" else 1)
     total -= arguments.get("sampler") == "heun"  # its last step has one pass only
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
+    threading.Thread(target=call, daemon=True).start()
     try:
         while True:
             item = handed.get()
@@ -270,7 +275,6 @@ def _steps_of(pipeline: DiffusionPipeline, **arguments: Any) -> Iterator[Any]:
                 return
     finally:
         left.set()
-        thread.join()
 
 
 def _literal(value: Any) -> str:
