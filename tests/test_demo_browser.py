@@ -5,6 +5,7 @@ Skipped where there is no gradio, no playwright or no Chromium; COND_DDPM_CHROMI
 
 import base64
 import contextlib
+import gc
 import io
 import os
 import re
@@ -56,6 +57,7 @@ def served():
     launch(page, prevent_thread_lock=True, quiet=True)
     yield page
     page.close()
+    gc.collect()  # what the server leaves, while warnings of it are ignored
 
 
 @pytest.fixture

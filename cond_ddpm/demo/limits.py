@@ -77,6 +77,9 @@ def read_picture(file: Path, size: int, channels: int, limits: Limits) -> np.nda
                 upright = ImageOps.exif_transpose(opened).convert("RGBA")
     except Refusal:
         raise
+    except Image.DecompressionBombError:
+        most = limits.upload_pixels / 1e6
+        raise Refusal(f"picture: expected at most {most:g} million pixels, got many more.") from None
     except Exception as error:  # Pillow raises errors of many types for damaged files
         raise Refusal(
             f"picture: expected a whole {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file, got one that cannot be read."

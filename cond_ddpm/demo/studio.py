@@ -229,8 +229,8 @@ class _Left(Exception):
 def _steps_of(load: Callable[[], DiffusionPipeline], turn: threading.Lock, **arguments: Any) -> Iterator[Any]:
     """A call of a pipeline, which runs in a thread of its own at most one step ahead of whoever iterates.
 
-    Closing the iterator ends the call at its next step. It does not wait for that, because a server closes it in its main loop:
-    the thread holds the turn until it has ended.
+    Closing the iterator ends the call at its next step. It does not wait for that, because a server closes it in its main
+    loop: the thread holds the turn until it has ended.
     """
     handed: queue.Queue = queue.Queue(maxsize=1)
     left = threading.Event()
