@@ -189,7 +189,7 @@ def test_compare(open_page):
     page.locator("#compared section").nth(4).wait_for()
     titles = page.locator("#compared h3")
     assert titles.all_inner_texts() == [f"guidance {w}" for w in (0, 1, 2, 4, 8)]
-    page.get_by_label("Models or moments", exact=True).locator("visible=true").first.click()
+    page.get_by_text("Models or moments", exact=True).locator("visible=true").first.click()
     page.wait_for_timeout(300)
     press(page, "Compare")
     page.wait_for_function("document.querySelectorAll('#compared h3').length === 2")
