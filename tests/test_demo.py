@@ -371,6 +371,29 @@ def test_a_full_queue_answers_in_words(studio, address):
 
 
 @pytest.mark.end_to_end
+def test_nothing_is_reachable_without_the_password(studio):
+    import httpx
+
+    page = make_demo(studio.models, LIMITS)
+    launch(page, prevent_thread_lock=True, quiet=True, auth=("demo", "right"))
+    url = page.local_url.rstrip("/")
+    try:
+        for path in ("/config", "/gradio_api/info", "/gradio_api/queue/data?session_hash=x", "/gradio_api/file=x"):
+            assert httpx.get(url + path).status_code == 401, path
+        assert httpx.post(f"{url}/gradio_api/upload", files={"files": ("x.png", b"x")}).status_code == 401
+        call = {"data": [["cross"], 1, 0, 1, 1, ""], "fn_index": 0, "session_hash": "x"}
+        assert httpx.post(f"{url}/gradio_api/queue/join", json=call).status_code == 401
+        assert httpx.post(f"{url}/gradio_api/mcp/", json={}).status_code in (401, 404, 405)
+        with pytest.raises(Exception, match="credentials|401|auth"):
+            gradio_client.Client(url, auth=("demo", "wrong"), verbose=False)
+        client = gradio_client.Client(url, auth=("demo", "right"), verbose=False)
+        assert json.loads(client.predict(api_name="/model_facts"))["model"] == "shapes"
+    finally:
+        page.close()
+        gc.collect()
+
+
+@pytest.mark.end_to_end
 def test_an_mcp_client_calls_it(studio, address):
     pytest.importorskip("mcp", reason='mcp is not installed; pip install "gradio[mcp]"')
     from mcp import ClientSession

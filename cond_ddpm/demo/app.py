@@ -69,7 +69,9 @@ def make_demo(
 
 
 def launch(page: gradio.Blocks, **arguments: Any) -> tuple:
-    """Serve the page, with its look and its bounds; as an MCP server too, where gradio's extra `mcp` is installed.
+    """Serve the page, with its look and its bounds.
+
+    It is an MCP server too, where gradio's extra `mcp` is installed, unless a password is required.
 
     Args:
         page: of `make_demo`.
@@ -85,7 +87,7 @@ def launch(page: gradio.Blocks, **arguments: Any) -> tuple:
         "run_history": False,
         "show_error": False,
         "max_file_size": page.studio.limits.upload_bytes,
-        "mcp_server": _has_mcp(),
+        "mcp_server": _has_mcp() and not arguments.get("auth"),  # gradio asks MCP clients for no password
         "ssr_mode": False,
         "share": False,
         "state_session_capacity": 200,
