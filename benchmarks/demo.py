@@ -27,6 +27,7 @@ from PIL import Image
 # A refusal tells the visitor what to do or what is the matter; anything else that is no picture counts as lost.
 _REFUSALS = ("queue is full", "expected")
 _SEEDS = 8
+_PATIENCE = 300  # seconds without any answer after which a request counts as lost
 
 
 def main() -> None:
@@ -75,11 +76,13 @@ def measure(given: argparse.Namespace, url: str, process: psutil.Process) -> dic
             session = uuid.uuid4().hex
             request = {"data": [["horse"], 16, index, 100, 1.0, ""], "fn_index": number, "session_hash": session}
             try:
-                joined = httpx.post(f"{url}/gradio_api/queue/join", json=request, timeout=60)
+                joined = httpx.post(f"{url}/gradio_api/queue/join", json=request, timeout=_PATIENCE)
                 if joined.status_code == 503:
                     outcomes["refused in words" if "full" in joined.text.lower() else "lost"] += 1
                 else:
-                    with httpx.stream("GET", f"{url}/gradio_api/queue/data?session_hash={session}", timeout=60) as lines:
+                    with httpx.stream(
+                        "GET", f"{url}/gradio_api/queue/data?session_hash={session}", timeout=_PATIENCE
+                    ) as lines:
                         next(lines.iter_lines())
                         time.sleep(1)
                     outcomes["left"] += 1
@@ -122,7 +125,7 @@ def connected(url: str, seconds: float) -> gradio_client.Client:
     end = time.monotonic() + seconds
     while True:
         try:
-            return gradio_client.Client(url, verbose=False)
+            return gradio_client.Client(url, verbose=False, httpx_kwargs={"timeout": _PATIENCE})
         except Exception:
             if time.monotonic() > end:
                 raise
