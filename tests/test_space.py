@@ -59,16 +59,16 @@ def test_the_space_runs_with_its_pins(space, tmp_path):
     for name, content in server.repos[f"spaces/{NAME}"].files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_TOKEN")}
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, env=kept)
     python = tmp_path / "venv" / "bin" / "python"
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "0"]
-    done = subprocess.run([*install, "-r", folder / "requirements.txt"], capture_output=True, text=True)
+    done = subprocess.run([*install, "-r", folder / "requirements.txt"], capture_output=True, text=True, env=kept)
     assert done.returncode == 0, done.stderr
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_TOKEN")}
     env = {**kept, "HF_HOME": str(tmp_path / "home"), "GRADIO_SERVER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
     log = tmp_path / "log"
     with log.open("w") as file, subprocess.Popen([python, "app.py"], cwd=folder, env=env, stdout=file, stderr=file) as app:
@@ -76,7 +76,7 @@ def test_the_space_runs_with_its_pins(space, tmp_path):
             script = f"""
 import json, time, numpy, gradio_client
 from PIL import Image
-for wait in range(120):
+for wait in range(300):
     try:
         client = gradio_client.Client("http://127.0.0.1:{port}", verbose=False)
         break
@@ -86,7 +86,7 @@ path = client.predict(class_names=["cross"], number=2, seed=4, steps=3, guidance
 facts = json.loads(client.predict(api_name="/model_facts"))
 print(json.dumps([numpy.asarray(Image.open(path)).tolist(), facts]))
 """
-            done = subprocess.run([python, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+            done = subprocess.run([python, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
         finally:
             app.terminate()
     assert done.returncode == 0, done.stderr + log.read_text()
@@ -99,6 +99,6 @@ print(json.dumps([numpy.asarray(Image.open(path)).tolist(), facts]))
         rows = [row[number * width : (number + 1) * width] for row in sheet]
         assert abs(image * 255 - rows).max() <= 1
     assert facts["classes"] == NAMES and facts["model"] == NAME
-    found = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True).stdout
+    found = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, env=kept).stdout
     assert "cond_ddpm" not in found and "cond-ddpm" not in found
     assert not list(Path(tmp_path / "venv").rglob("nvidia*")), "CPU hardware got torch with CUDA"
