@@ -128,7 +128,7 @@ def demo(config: DemoConfig) -> None:
             raise
         raise ValueError('demo: expected gradio, which is not installed; pip install "cond_ddpm[demo]"') from None
     models = _demo_models(config)
-    page = make_demo(models, real_pictures=_demo_pictures(config, models[0]) if config.dataset else None)
+    page = make_demo(models, real_pictures=_demo_pictures(config.dataset, models[0]) if config.dataset else None)
     password = config.visitors_password
     if config.host not in LOOPBACK and password is None:
         print(f"anyone who can reach {config.host}:{config.port} can use this machine's time: --password keeps others out")
@@ -353,12 +353,12 @@ def _newest_run() -> Path:
     return max(found, key=lambda path: path.stat().st_mtime).parents[1]
 
 
-def _demo_pictures(config: DemoConfig, model: "Model") -> "dict[str, np.ndarray]":
+def _demo_pictures(dataset: str, model: "Model") -> "dict[str, np.ndarray]":
     """The first real picture of each of the first classes."""
     from cond_ddpm.data import load_images
 
     unet = model.load().unet.config
-    data = load_images(config.dataset, "train", unet.sample_size, unet.in_channels)
+    data = load_images(dataset, "train", unet.sample_size, unet.in_channels)
     labels = list(data.labels)
     return {name: data.images[labels.index(label)] for label, name in enumerate(data.class_names[:12]) if label in labels}
 

@@ -38,7 +38,7 @@ def test_top_level(arguments, code, capsys):
         ),
         (["--password", "x", "--no_password"], "no_password: expected no --password beside it"),
         (["--password", ""], "password: expected one that is not empty"),
-        (["--port", "70000"], "port: expected 0 to 65535"),
+        (["--port", "70000"], "port: expected from 0 to 65535, got 70000"),
     ],
 )
 def test_a_demo_for_others_needs_a_password_or_a_flag(arguments, words, capsys, monkeypatch):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import gradio
 
-from cond_ddpm.demo import markup
+import cond_ddpm.demo.markup as markup
 from cond_ddpm.demo.studio import MOST_GUIDANCE, MOST_SEED, Studio
 
 _LOG = logging.getLogger("cond_ddpm.demo")

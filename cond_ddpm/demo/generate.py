@@ -10,7 +10,7 @@ from typing import Any
 import gradio
 import numpy as np
 
-from cond_ddpm.demo import markup
+import cond_ddpm.demo.markup as markup
 from cond_ddpm.demo.controls import class_chips, in_words, seed_field, settings_fields, start_and_stop
 from cond_ddpm.demo.studio import Step, Studio
 

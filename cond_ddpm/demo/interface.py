@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio
 
-from cond_ddpm.demo import markup
+import cond_ddpm.demo.markup as markup
 from cond_ddpm.demo.controls import QUEUE, UNEXPECTED, on_gpu
 from cond_ddpm.demo.studio import MOST_SEED, Step, Studio
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio
 
-from cond_ddpm.demo import markup
+import cond_ddpm.demo.markup as markup
 from cond_ddpm.demo.markup import escape
 from cond_ddpm.demo.studio import Studio
 
@@ -79,7 +79,7 @@ def _classes(samples: dict, real: dict) -> str:
     if not samples:
         return ""
     rows = []
-    distances = [_part(samples, name).get("frechet_distance") for name in samples]
+    distances: list[Any] = [_part(samples, name).get("frechet_distance") for name in samples]
     most = max((value for value in distances if _is_number(value)), default=1) or 1
     for name in samples:
         of_samples, of_real = _part(samples, name), _part(real, name)

@@ -11,7 +11,7 @@ import gradio
 import numpy as np
 import torch
 
-from cond_ddpm.demo import markup
+import cond_ddpm.demo.markup as markup
 from cond_ddpm.demo.controls import in_words, seed_field
 from cond_ddpm.demo.limits import Refusal, read_picture
 from cond_ddpm.demo.studio import Step, Studio

@@ -11,7 +11,7 @@ import gradio
 import numpy as np
 from PIL import Image
 
-from cond_ddpm.demo import markup
+import cond_ddpm.demo.markup as markup
 from cond_ddpm.demo.controls import class_chips, in_words, seed_field, settings_fields, start_and_stop
 from cond_ddpm.demo.limits import Refusal
 from cond_ddpm.demo.studio import Step, Studio
