@@ -5,7 +5,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: quickstart test-fast test integration quality style bench compat clean
+.PHONY: quickstart test-fast test integration demo-tests quality style bench compat clean
 .DEFAULT_GOAL := quickstart
 
 # Made anew when what is installed changes, else reused.
@@ -35,8 +35,21 @@ test-fast: .venv/installed
 test: .venv/installed
 	$(PYTEST) --dist worksteal -m "not integration and not slow"
 
-integration: .venv/installed
+integration: .venv/installed demo-tests
 	$(PYTEST) --dist loadfile -m "integration and not slow"
+
+# gradio needs an older Pillow and pydantic than the other tests: an environment with its own, and all else from .venv.
+DEMO := .venv-demo/bin/python
+.venv-demo/installed: .venv/installed Makefile
+	rm -rf .venv-demo && $(BIN)/python -m venv .venv-demo
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > `$(DEMO) -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`/dependencies.pth
+	grep -vE '^(pillow|pydantic|pydantic_core)==' constraints.txt > .venv-demo/constraints.txt
+	$(DEMO) -m pip install --quiet --disable-pip-version-check --constraint .venv-demo/constraints.txt \
+		"gradio[mcp]==6.31.0" playwright==1.65.2
+	@touch $@
+
+demo-tests: .venv-demo/installed
+	PYTHONPATH=. $(DEMO) -m pytest tests/test_demo.py tests/test_demo_browser.py
 
 # mypy sees a tree of links, in which pipelines/ and configs/ lie inside the package as they do once it is installed.
 quality: .venv/installed
@@ -66,4 +79,4 @@ style: .venv/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .mypy_cache build dist *.egg-info
+	rm -rf .venv .venv-demo .mypy_cache build dist *.egg-info

@@ -4,6 +4,7 @@ May import: everything but the command line, which calls these functions. Each c
 called, so that light commands start at once.
 """
 
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cond_ddpm.config import visualization
 from cond_ddpm.config.data import DataConfig, RealImagesConfig
+from cond_ddpm.config.demo import LOOPBACK, DemoConfig
 from cond_ddpm.config.evaluation import EvaluateConfig, EvaluationConfig
 from cond_ddpm.config.experiments import StudyConfig, TuneConfig
 from cond_ddpm.config.presets import PresetsConfig, preset_table
@@ -22,8 +24,13 @@ from cond_ddpm.config.training import TrainCommandConfig, TrainConfig
 from cond_ddpm.pretrained_models import pretrained, pretrained_pipelines
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from cond_ddpm.data import LabelledImages
+    from cond_ddpm.demo import Model
     from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
+
+MOMENTS_STD = 0.05  # the width of the averages of earlier moments of a training; training's own default
 
 
 def quickstart(config: QuickstartConfig) -> str:
@@ -122,6 +129,7 @@ def publish(config: PublishConfig) -> None:
         config.private,
         config.dry_run,
         config.space,
+        config.space_hardware,
         licences=(config.license, config.dataset_license),
     )
 
@@ -144,6 +152,27 @@ def export(config: ExportConfig) -> str:
 
     difference = export(pipeline, config.format, config.output)
     return f"{config.output}: the same as the network to within {difference:.1e}, over batches and timesteps"
+
+
+def demo(config: DemoConfig) -> None:
+    try:
+        from cond_ddpm.demo import launch, make_demo
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ValueError('demo: expected gradio, which is not installed; pip install "cond_ddpm[demo]"') from None
+    models = _demo_models(config)
+    page = make_demo(models, real_pictures=_demo_pictures(config.dataset, models[0]) if config.dataset else None)
+    password = config.visitors_password
+    if config.host not in LOOPBACK and password is None:
+        print(f"anyone who can reach {config.host}:{config.port} can use this machine's time: --password keeps others out")
+    launch(
+        page,
+        server_name=config.host,
+        server_port=config.port or None,
+        auth=None if password is None else ("demo", password),
+        inbrowser=config.open_browser and config.host in LOOPBACK,
+    )
 
 
 def ema(config: EmaConfig) -> str:
@@ -302,6 +331,70 @@ def _from_pretrained(model: str, revision: str | None = None) -> "CondDDPMPipeli
     from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 
     return CondDDPMPipeline.from_pretrained(model, revision=revision)
+
+
+def _demo_models(config: DemoConfig) -> list["Model"]:
+    """The model of the demo, and those to compare it with: all that are named, and the moments of their trainings."""
+    model = config.model
+    if model is None and pretrained_pipelines():
+        model = next(iter(pretrained_pipelines()))
+    if model in (None, "newest"):
+        model = str(_newest_run())
+    found = {one.name: one for name in [model, *(config.compare or ())] for one in _demo_model(name, config.revision)}
+    return list(found.values())
+
+
+def _demo_model(model: str, revision: str | None) -> list["Model"]:
+    """A model and, of a run, the earlier moments of its training that have a snapshot."""
+    from cond_ddpm.demo import Model
+    from cond_ddpm.ema import combine_snapshots, snapshot_steps
+    from cond_ddpm.processes import process_state
+
+    folder = Path(model)
+    run = folder if (folder / "pipeline" / "model_index.json").is_file() else folder.parent
+    source = str(folder / "pipeline") if run == folder else model
+    is_run = (run / "ema").is_dir() and (run / "pipeline").resolve() == Path(source).resolve()
+    if not folder.exists() and model in pretrained_pipelines():
+        imports, argument = "CondDDPMPipeline, pretrained", f"pretrained({model!r})"
+    else:
+        imports, argument = "CondDDPMPipeline", repr(source) + (f", revision={revision!r}" if revision else "")
+    lines = f"from cond_ddpm import {imports}\n\npipeline = CondDDPMPipeline.from_pretrained({argument})"
+
+    def load(step: int | None = None) -> "CondDDPMPipeline":
+        pipeline = _from_pretrained(source, revision)
+        if step is not None:
+            pipeline.unet.load_state_dict(combine_snapshots(run / "ema", MOMENTS_STD, step)[0])
+        return pipeline.to(process_state().device)
+
+    models = [Model(model, load, lines)]
+    for step in snapshot_steps(run / "ema")[:-1] if is_run else ():
+        averaged = f"{run}/pipeline-ema-{MOMENTS_STD}-step-{step}"
+        first = f"# first: cond-ddpm ema --run {run} --std {MOMENTS_STD} --step {step}\n"
+        moment = f"{first}from cond_ddpm import CondDDPMPipeline\n\npipeline = CondDDPMPipeline.from_pretrained({averaged!r})"
+        models.append(Model(f"{model}, step {step}", functools.partial(load, step), moment))
+    return models
+
+
+def _newest_run() -> Path:
+    """The run folder below this one whose pipeline was written last."""
+    found = [*Path().glob("pipeline/model_index.json"), *Path().glob("*/pipeline/model_index.json")]
+    found += Path().glob("*/*/pipeline/model_index.json")
+    if not found:
+        raise ValueError(
+            "model: expected a pipeline folder, a run folder or a Hub repository, or a run below this folder, found none;"
+            " train one by `cond-ddpm quickstart`, or name one."
+        )
+    return max(found, key=lambda path: path.stat().st_mtime).parents[1]
+
+
+def _demo_pictures(dataset: str, model: "Model") -> "dict[str, np.ndarray]":
+    """The first real picture of each of the first classes."""
+    from cond_ddpm.data import load_images
+
+    unet = model.load().unet.config
+    data = load_images(dataset, "train", unet.sample_size, unet.in_channels)
+    labels = list(data.labels)
+    return {name: data.images[labels.index(label)] for label, name in enumerate(data.class_names[:12]) if label in labels}
 
 
 def _labels(pipeline: "CondDDPMPipeline", given: Sequence[str | int] | None) -> list[int]:

@@ -26,10 +26,37 @@ def test_top_level(arguments, code, capsys):
     assert found == code
     printed = capsys.readouterr()
     if arguments == ["paint"]:
-        commands = "quickstart, presets, data, train, sample, visualize, evaluate, study, tune, publish, export, ema"
+        commands = "quickstart, presets, data, train, sample, visualize, evaluate, demo, study, tune, publish, export, ema"
         assert f"expected one of {commands}, got 'paint'" in printed.err
     if arguments == ["train", "--help"]:
         assert "--learning_rate" in printed.out and "Images in an optimizer step" in printed.out
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (
+            ["--host", "0.0.0.0"],
+            "host: expected 127.0.0.1, or --password or --no_password beside it, because others can reach",
+        ),
+        (["--password", "x", "--no_password"], "no_password: expected no --password beside it"),
+        (["--password", ""], "password: expected one that is not empty"),
+        (["--port", "70000"], "port: expected from 0 to 65535, got 70000"),
+    ],
+)
+def test_a_demo_for_others_needs_a_password_or_a_flag(arguments, words, capsys, monkeypatch):
+    monkeypatch.delenv("COND_DDPM_PASSWORD", raising=False)
+    with pytest.raises(SystemExit) as exit:
+        main(["demo", *arguments])
+    assert exit.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_demo_without_gradio_says_how_to_get_it(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in [name for name in sys.modules if name.startswith("cond_ddpm.demo")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["demo"]) == 1
+    assert 'demo: expected gradio, which is not installed; pip install "cond_ddpm[demo]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -327,8 +327,9 @@ def test_published_and_loaded_with_and_without_this_package(folder, server, tmp_
     lines = done.stdout[done.stdout.index("from diffusers") :].splitlines()[:3]
     assert f'revision="{repo.commits[-1][0]}"' in lines[1]
     assert repo.commits[-1][0].encode() in space.files["app.py"] and b"sdk: gradio" in space.files["README.md"]
-    for name in ("app.py", "demo.py"):
+    for name in [name for name in space.files if name.endswith(".py")]:
         compile(space.files[name], name, "exec")
+    assert {"app.py", "cond_ddpm/demo/__init__.py", "cond_ddpm/demo/style.css"} < set(space.files)
     assert b"cond_ddpm" not in space.files["requirements.txt"]
 
     expected = CondDDPMPipeline.from_pretrained(folder)(["cross", 0], seeds=[0, 1], output_type="np").images

@@ -42,6 +42,9 @@ class PublishConfig(LicenceConfig):
         default=False,
         help="Also publish a demo Space of the same name; static: as a page that draws in the browser and costs no computer.",
     )
+    space_hardware: Literal["cpu", "gpu"] = setting(
+        default="cpu", help="What the Space's packages are for; gpu is also for ZeroGPU. The hardware is chosen on the Hub."
+    )
     dry_run: bool = setting(default=False, help="Check, show what would be uploaded, and upload nothing.")
 
 

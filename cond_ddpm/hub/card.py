@@ -6,6 +6,7 @@ calls `complete` at the end of a run. Next in the data flow: `checks.py`.
 
 import io
 from pathlib import Path
+from typing import Any
 
 from cond_ddpm.hub.folder import OTHER_RESULTS, load_folder, one_line, read_results
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline

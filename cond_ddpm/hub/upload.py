@@ -23,6 +23,7 @@ def publish(
     private: bool = False,
     dry_run: bool = False,
     space: bool | str = False,
+    space_hardware: str = "cpu",
     licences: tuple[str | None, str | None] = (None, None),
     say: Callable[[str], None] = print,
 ) -> str | None:
@@ -35,6 +36,7 @@ def publish(
         dry_run: show what would be uploaded, and upload nothing.
         space: also publish a demo Space of the same name, which loads this commit; "static" for a page that draws in the
             browser, with its own copy of the network.
+        space_hardware: what the Space's packages are for: "cpu", or "gpu", ZeroGPU included.
         licences: of the weights and of the training images, as the Hub names them; None for what the card says already.
         say: called with each line of output.
 
@@ -66,7 +68,11 @@ def publish(
         demo: dict[str, Path | bytes] = {}
         if space:
             is_static = space == "static"
-            demo = _static_space_files(folder, repo_id, Path(work) / "site") if is_static else _space_files(folder, repo_id)
+            demo = (
+                _static_space_files(folder, repo_id, Path(work) / "site")
+                if is_static
+                else _space_files(folder, repo_id, "COMMIT", space_hardware)
+            )
             _show(f"Space {repo_id}", demo, say)
         if dry_run:
             say("dry run: nothing was uploaded")
@@ -78,7 +84,7 @@ def publish(
         say(f'pipeline = DiffusionPipeline.from_pretrained("{repo_id}", revision="{commit}", trust_remote_code=True)')
         say("pipeline(class_labels=[0], seeds=[0]).images[0]")
         if space:
-            demo = demo if is_static else _space_files(folder, repo_id, commit)
+            demo = demo if is_static else _space_files(folder, repo_id, commit, space_hardware)
             upload(repo_id, "space", demo, private, "static" if is_static else "gradio")
             say(f"{_endpoint()}/spaces/{repo_id}")
         return commit
@@ -116,26 +122,54 @@ def _show(what: str, files: Mapping[str, Path | bytes], say: Callable[[str], Non
         say(f"  {size:>12,}  {name}")
 
 
-def _space_files(folder: Path, repo_id: str, commit: str = "COMMIT") -> dict[str, Path | bytes]:
-    """A gradio app that loads this commit of the model, without this package."""
-    from importlib.metadata import version
+# What a Space is built of: versions that were tried together. ZeroGPU has this Python, and torch up to this version.
+SPACE_PYTHON, SPACE_GRADIO = "3.12.12", "6.31.0"
+SPACE_PINS = {"torch": "2.13.0", "diffusers": "0.42.1", "accelerate": "1.15.0", "safetensors": "0.8.0"}
+_APP = '''"""The demo of a model at one commit. Made by cond_ddpm, whose demo is in the folder beside this file."""
 
+import importlib.util
+
+if importlib.util.find_spec("spaces"):
+    import spaces  # noqa: F401  before torch: on ZeroGPU it lends a GPU to each call
+
+import torch
+from cond_ddpm.demo import Model, launch, make_demo
+from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
+
+REPO, COMMIT = "{repo_id}", "{commit}"
+LINES = f\'\'\'from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{{REPO}}", revision="{{COMMIT}}", trust_remote_code=True)\'\'\'
+
+pipeline = DiffusionPipeline.from_pretrained(snapshot_download(REPO, revision=COMMIT), trust_remote_code=True)
+pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+launch(make_demo([Model(REPO, lambda: pipeline, LINES)]))
+'''
+
+
+def _space_files(folder: Path, repo_id: str, commit: str, hardware: str = "cpu") -> dict[str, Path | bytes]:
+    """A gradio app that loads this commit of the model; of this package it has the demo alone.
+
+    Args:
+        hardware: "cpu" for torch without CUDA, "gpu" for one with it and for ZeroGPU.
+    """
+    on_gpu = hardware == "gpu"
     card = (
-        f"---\ntitle: {repo_id.rpartition('/')[2]}\nsdk: gradio\napp_file: app.py\nlicense: apache-2.0\n"
+        f"---\ntitle: {repo_id.rpartition('/')[2]}\nsdk: gradio\nsdk_version: {SPACE_GRADIO}\npython_version: {SPACE_PYTHON}\n"
+        f"app_file: app.py\nsuggested_hardware: {'zero-a10g' if on_gpu else 'cpu-basic'}\nlicense: apache-2.0\n"
         f"models:\n- {repo_id}\n---\n\n"
         f"Images of a class, by [{repo_id}](https://huggingface.co/{repo_id}). Made with cond_ddpm.\n"
     )
-    app = (
-        "from demo import make_demo\nfrom diffusers import DiffusionPipeline\n\n"
-        f'pipeline = DiffusionPipeline.from_pretrained("{repo_id}", revision="{commit}", trust_remote_code=True)\n'
-        "make_demo(pipeline).launch()\n"
-    )
-    requirements = [f"{name}=={version(name).partition('+')[0]}\n" for name in ("torch", "diffusers", "safetensors")]
+    pins = SPACE_PINS if on_gpu else {**SPACE_PINS, "torch": f"{SPACE_PINS['torch']}+cpu"}
+    index = [] if on_gpu else ["--extra-index-url https://download.pytorch.org/whl/cpu"]
+    requirements = [*index, *(f"{name}=={version}" for name, version in pins.items()), f"gradio[mcp]=={SPACE_GRADIO}"]
+    demo = Path(__file__).parents[1] / "demo"
     return {
         "README.md": card.encode(),
-        "app.py": app.encode(),
-        "demo.py": Path(__file__).parents[1] / "demo.py",
-        "requirements.txt": "".join([*requirements, "transformers\naccelerate\n"]).encode(),
+        "app.py": _APP.format(repo_id=repo_id, commit=commit).encode(),
+        "requirements.txt": "".join(f"{line}\n" for line in [*requirements, *(["spaces"] if on_gpu else [])]).encode(),
+        **{f"cond_ddpm/demo/{path.name}": path for path in sorted(demo.iterdir()) if path.suffix in (".py", ".css")},
     }
 
 
