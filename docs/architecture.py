@@ -1,6 +1,6 @@
 """Draws the networks as they are when they run: `python docs/architecture.py` writes docs/images/network-*.svg.
 
-Nothing in these drawings is written by hand but the colours. A picture is put through each network. Hooks note the blocks that
+Nothing in these drawings is written by hand but the colours. An image is put through each network. Hooks note the blocks that
 it passes, in their order, with the shapes of their outputs; and a function mode notes where an earlier output is used again,
 which is a skip connection.
 """
@@ -25,7 +25,7 @@ _COLOURS = {
 
 @dataclass
 class Trace(TorchFunctionMode):
-    """The parts that a picture passes, and which outputs are used again later: pairs of their numbers."""
+    """The parts that an image passes, and which outputs are used again later: pairs of their numbers."""
 
     parts: list[tuple[str, tuple[int, int, int]]] = field(default_factory=list)  # kind; channels, height, width
     skips: list[tuple[int, int]] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Trace(TorchFunctionMode):
 
 
 def trace(unet: torch.nn.Module) -> Trace:
-    """What a picture passes in a network."""
+    """What an image passes in a network."""
     found = Trace()
     for name, module in unet.named_modules():
         last = name.rpartition(".")[2]
@@ -126,7 +126,7 @@ def draw(name: str, path: Path) -> None:
         axes.axis("off")
         flop = forward_flop(unet) / 1e9
         axes.set_title(
-            f"{type(unet).__name__}: {parameters / 1e6:.2f} million parameters, {flop:.2f} GFLOP a picture", fontsize=10
+            f"{type(unet).__name__}: {parameters / 1e6:.2f} million parameters, {flop:.2f} GFLOP an image", fontsize=10
         )
         kinds = [kind for kind in _COLOURS if any(part[0] == kind for part in found.parts)]
         drawn.legend(

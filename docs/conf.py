@@ -3,6 +3,9 @@
 May import: `config` and the table of the commands, from which the reference of the command line is written.
 """
 
+from dataclasses import Field
+
+from docutils.nodes import SkipNode
 from latex2mathml.converter import convert
 
 import cond_ddpm
@@ -13,7 +16,8 @@ project, author, release = "cond_ddpm", "The cond_ddpm developers", cond_ddpm.__
 project_copyright = author
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["deflist", "dollarmath"]
+smartquotes = False  # two dashes begin a flag
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # a test runs the notebook; the site shows the outputs that it was saved with
 default_role = "code"  # docstrings write `names` as Markdown does
@@ -32,18 +36,16 @@ html_math_renderer = "mathml"
 
 def _inline_math(self, node) -> None:
     self.body.append(convert(node.astext()))
+    raise SkipNode
 
 
 def _block_math(self, node) -> None:
     self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
-
-
-def _leave(self, node) -> None:
-    """The whole formula is written when its node is entered."""
+    raise SkipNode
 
 
 def _command_line() -> str:
-    """A section for each command with a table of its settings, as `--help` shows them."""
+    """A section for each command, with its settings as `--help` shows them."""
     return "\n\n".join(_section(name, command) for name, command in COMMANDS.items())
 
 
@@ -57,24 +59,21 @@ def _section(name: str, command: Command) -> str:
 
 def _settings(command: Command) -> str:
     class_ = settings_class(command)
-    fields, required = typed_fields(class_), required_names(class_)
-    rows = [
-        [f"`--{field.name}`", describe(field, type_), _default(field, required), field.metadata["help"]]
-        for field, type_ in sorted(
-            fields, key=lambda pair: (pair[0].name not in required, pair[0].name not in class_.__annotations__)
-        )
-    ]
-    if not rows:
-        return "It has no settings."
-    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
-    return "\n".join(["| flag | value | default | meaning |", "|---|---|---|---|", *(f"| {line} |" for line in lines)])
+    required = required_names(class_)
+    order = lambda pair: (pair[0].name not in required, pair[0].name not in class_.__annotations__)  # noqa: E731  as in --help
+    lines = []
+    for field, type_ in sorted(typed_fields(class_), key=order):
+        words = "; ".join([describe(field, type_), *_default(field, required)])
+        lines.append(f"`--{field.name}` ({words})\n: {field.metadata['help']}")
+    return "\n\n".join(lines) or "It has no settings."
 
 
-def _default(field, required: list[str]) -> str:
+def _default(field: Field, required: list[str]) -> list[str]:
     default = default_of(field)
     if field.name in required:
-        return "required"
-    return "" if default in (None, {}) else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        return ["required"]
+    shown = str(default).lower() if isinstance(default, bool) else str(default)
+    return [] if default in (None, {}) else [f"default: `{shown}`"]
 
 
 def _complete(app, docname: str, source: list[str]) -> None:
@@ -84,5 +83,5 @@ def _complete(app, docname: str, source: list[str]) -> None:
 
 
 def setup(app) -> None:
-    app.add_html_math_renderer("mathml", (_inline_math, _leave), (_block_math, _leave))
+    app.add_html_math_renderer("mathml", (_inline_math, None), (_block_math, None))
     app.connect("source-read", _complete)
