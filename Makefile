@@ -5,7 +5,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: quickstart test-fast test integration demo-tests quality style bench compat clean
+.PHONY: quickstart test-fast test integration demo-tests quality docs style bench compat clean
 .DEFAULT_GOAL := quickstart
 
 # Made anew when what is installed changes, else reused.
@@ -13,6 +13,11 @@ BIN := .venv/bin
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "expected Python 3.11 or newer, got " + sys.version.split()[0] + "; name another: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable ".[test]"
+	@touch $@
+
+# What only the site and the notebook need.
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable ".[docs]"
 	@touch $@
 
 quickstart: .venv/installed
@@ -35,7 +40,7 @@ test-fast: .venv/installed
 test: .venv/installed
 	$(PYTEST) --dist worksteal -m "not integration and not slow"
 
-integration: .venv/installed demo-tests
+integration: .venv/installed .venv/docs demo-tests
 	$(PYTEST) --dist loadfile -m "integration and not slow"
 
 # gradio needs an older Pillow and pydantic than the other tests: an environment with its own, and all else from .venv.
@@ -58,6 +63,10 @@ quality: .venv/installed
 	rm -rf build/types && mkdir -p build/types/cond_ddpm
 	ln -s $(CURDIR)/cond_ddpm/* $(CURDIR)/pipelines $(CURDIR)/configs build/types/cond_ddpm/
 	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache
+
+# The site, in build/docs/index.html; the internet is not needed.
+docs: .venv/docs
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
 
 # An hour and more, with nothing else running; DATASET is CIFAR-10, by its Hub id or a local folder.
 DATASET ?= cifar10

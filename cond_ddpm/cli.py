@@ -99,13 +99,16 @@ COMMANDS = {
 }
 
 
+def settings_class(command: Command) -> "type[Settings]":
+    module, _, name = command.settings.rpartition(".")
+    return getattr(importlib.import_module(f"cond_ddpm.config.{module}"), name)
+
+
 def settings_of(command: Command, arguments: list[str] | None = None, prog: str | None = None) -> "Settings":
     """The settings of a command from `--config FILE` and flags; exits with code 2 if any of them is invalid."""
     from cond_ddpm.config.flags import parse
 
-    module, _, name = command.settings.rpartition(".")
-    class_ = getattr(importlib.import_module(f"cond_ddpm.config.{module}"), name)
-    return parse(class_, sys.argv[1:] if arguments is None else arguments, prog, command.text)
+    return parse(settings_class(command), sys.argv[1:] if arguments is None else arguments, prog, command.text)
 
 
 def run(command: Command, arguments: list[str] | None = None, prog: str | None = None) -> None:

@@ -99,7 +99,7 @@ def test_the_checks_before_a_commit_and_on_github_are_those_here():
     assert all(re.search(r"@v\d+$", step["uses"]) for step in steps[:-1])
     makefile, ci = ((ROOT / name).read_text() for name in ("Makefile", ".ci/run"))
     targets = re.findall(r"^make (.*)$", ci, re.MULTILINE)
-    assert targets == ["quality", "test", "integration"] and all(f"\n{target}:" in makefile for target in targets)
+    assert targets == ["quality", "docs", "test", "integration"] and all(f"\n{target}:" in makefile for target in targets)
 
 
 def test_the_table_of_versions_is_of_todays_bounds():

@@ -55,8 +55,8 @@ def evaluate(
         output: path of results.json; the names of the pictures begin with its stem.
         model: where the pipeline comes from, for the record.
         pipeline: what is measured.
-        samples: instead of a pipeline, a folder of CLASS/*.png, or an .npz with `images` (N, H, W, C) uint8 and `class_labels`
-            (or `arr_0` and `arr_1`, as other programs write them).
+        samples: instead of a pipeline, a folder of `CLASS/*.png`, or an .npz with `images` (N, H, W, C) uint8 and
+            `class_labels` (or `arr_0` and `arr_1`, as other programs write them).
         keep: where to keep the samples: an .npz or a new folder.
         training: how the model was trained, for the record; by default what the model's own results.json says.
         progress: show progress bars.

@@ -389,8 +389,8 @@ class AttentionUNet2DModel(_UNet):
     """The study's attention UNet: the simple UNet with self-attention after each residual block of the inner resolutions.
 
     Args:
-        sample_size, in_channels, out_channels, num_classes, block_out_channels, layers_per_block, pos_dim, dropout,
-            patch_size: as for `SimpleUNet2DModel`.
+        sample_size, in_channels, out_channels, num_classes, dropout, patch_size: as for `SimpleUNet2DModel`.
+        block_out_channels, layers_per_block, pos_dim: as for `SimpleUNet2DModel`.
         attention_resolutions: sizes of the feature maps with attention, such as (16, 8), counted in patches; None for all but
             the outermost.
         attention_head_dim: channels of each head. 64 makes the matrix products large enough to be fast.
