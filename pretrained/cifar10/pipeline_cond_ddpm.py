@@ -578,8 +578,9 @@ class CondDDPMPipeline(DiffusionPipeline):
             dtype: of the network, or, as in diffusers, a dict with the entry "unet" or "default"; `torch_dtype` is its old
                 name.
             device_map: as in the UNet's `from_pretrained`; "balanced" is the accelerator, if there is one.
-            variant, max_memory, low_cpu_mem_usage, offload_folder, offload_state_dict, use_safetensors, disable_mmap,
-                quantization_config: as in the UNet's `from_pretrained`; None is its default.
+            variant, max_memory, low_cpu_mem_usage, offload_folder, offload_state_dict, use_safetensors, disable_mmap: as in
+                the UNet's `from_pretrained`; None is its default.
+            quantization_config: likewise.
             trust_remote_code: accepted as everywhere in diffusers; no code of the repository is run in either case.
             cache_dir, force_download, local_files_only, proxies, revision, token: as everywhere in diffusers.
 
