@@ -303,6 +303,9 @@ def test_api_gives_the_pipelines_pictures(studio, client):
     )
     _, images = drawn(studio)
     np.testing.assert_array_equal(_sheet(path), markup.sheet(images, 2))
+    again = client.predict(class_names=["cross"], steps=1, api_name="/generate")
+    other = client.predict(class_names=["cross"], steps=1, api_name="/generate")
+    assert Image.open(again).info["request"] != Image.open(other).info["request"]  # so no file is written while it is read
     facts = json.loads(client.predict(api_name="/model_facts"))
     assert facts["classes"] == NAMES and facts["most_pictures"] == 8 and facts["model"] == "shapes"
 

@@ -6,6 +6,7 @@ told, so each says what it returns before its arguments: nothing after `Returns:
 
 import json
 import logging
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +36,11 @@ def add_interface(studio: Studio) -> None:
             for item in studio.draw(name, **arguments):
                 if isinstance(item, Step):
                     yield gradio.skip()  # at each step a caller that has left is noticed
-            yield markup.sheet(markup.pixels(item.images), int(number))
+            sheet = markup.sheet(markup.pixels(item.images), int(number))
+            # gradio names its file by the content, and would write the file of an equal picture anew while another caller
+            # is reading it.
+            sheet.info["request"] = uuid.uuid4().hex
+            yield sheet
         except ValueError as refusal:
             raise gradio.Error(" ".join(str(refusal).split()), print_exception=False) from None
         except Exception:
