@@ -42,7 +42,7 @@ class _Recipe:
     batch_size: int = 128
     destroyed: int = 32  # images of a batch that lose their shapes, and with them their class
     epochs: int = 20  # within the limits of the next two
-    min_images_seen: int = 40_000
+    min_images_seen: int = 12_800
     max_images_seen: int = 640_000
 
     def steps(self, count: int) -> int:
