@@ -387,7 +387,7 @@ def test_nothing_is_reachable_without_the_password(studio):
         call = {"data": [["cross"], 1, 0, 1, 1, ""], "fn_index": 0, "session_hash": "x"}
         assert httpx.post(f"{url}/gradio_api/queue/join", json=call).status_code == 401
         assert httpx.post(f"{url}/gradio_api/mcp/", json={}).status_code in (401, 404, 405)
-        with pytest.raises(Exception, match=r"credentials|401|auth"):
+        with pytest.raises(Exception, match="Could not login"):
             gradio_client.Client(url, auth=("demo", "wrong"), verbose=False)
         client = gradio_client.Client(url, auth=("demo", "right"), verbose=False)
         assert json.loads(client.predict(api_name="/model_facts"))["model"] == "shapes"
