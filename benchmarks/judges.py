@@ -44,7 +44,7 @@ def main(dataset: str, samples: list[str]) -> None:
         counts = np.zeros((len(judges), 2))
         count = min(len(data), 2000)
         for start in range(0, count, 500):
-            images = change(torch.from_numpy(data.images[start : start + 500]).float() / 127.5 - 1)
+            images = change(torch.from_numpy(data.images[start : start + 500].copy()).float() / 127.5 - 1)
             labels = torch.from_numpy(data.labels[start : start + 500].astype(np.int64))
             for row, judge in zip(counts, judges.values()):
                 with torch.no_grad():

@@ -95,7 +95,7 @@ def test_the_shipped_judges_of_cifar10_look_at_shapes(cifar10, name, tmp_path):
     file = pretrained_folder() / "judges" / f"classifier-{name}-{classifier_key(train, test)}.safetensors"
     assert file.is_file() and not list(tmp_path.iterdir())
     judge = get_classifier(name, train, test, tmp_path)
-    images = torch.from_numpy(test.images[:1000]).float() / 127.5 - 1
+    images = torch.from_numpy(test.images[:1000].copy()).float() / 127.5 - 1
     labels = torch.from_numpy(test.labels[:1000].astype(np.int64))
 
     def accuracy(changed):

@@ -247,7 +247,7 @@ def test_the_extrapolated_distance_of_ten_classes(tmp_path_factory):
         return noise + torch.from_numpy(images[:, 1, :1, :1].reshape(-1, 1).astype(np.float32)), None
 
     def tally(count, seed):
-        found = Tally(Extractor("x", extract, 8, False, {}), 10, 100, (2, 4, 4))
+        found = Tally(Extractor("x", extract, 8, (), {}), 10, 100, (2, 4, 4))
         labels = np.arange(count) % 10
         images = np.random.default_rng(seed).integers(0, 256, (count, 2, 4, 4), dtype=np.uint8)
         images[:, 1, 0, 0] = labels
@@ -295,7 +295,8 @@ def test_what_is_kept_does_not_grow_with_the_number_of_images(pipeline, dataset)
     from cond_ddpm.evaluate.extractors import Extractor
     from cond_ddpm.evaluate.statistics import Tally
 
-    extractor = Extractor("x", lambda images: (torch.ones(len(images), 4), torch.zeros(len(images), 3)), 4, True, {})
+    extract = lambda images: (torch.ones(len(images), 4), torch.zeros(2, len(images), 4))  # noqa: E731
+    extractor = Extractor("x", extract, 4, ("one", "other"), {})
     tally = Tally(extractor, 3, subset=50, image_shape=(1, 2, 2))
     sizes = []
     for start in range(0, 5000, 1000):

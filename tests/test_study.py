@@ -115,7 +115,7 @@ def test_study_by_the_command_line(base, tmp_path, capsys):
         ({"evaluate": {"num_samples": 1}}, "num_samples: expected 2 or more"),
         pytest.param(
             {"evaluate": {"num_samples": "x"}},
-            "evaluate.num_samples: expected a whole number, 2 or more, got 'x'",
+            "evaluate.num_samples: expected a whole number, 2 or more, or null, got 'x'",
             marks=pytest.mark.hostile(22),
         ),
         pytest.param(
