@@ -20,6 +20,7 @@ myst_enable_extensions = ["deflist", "dollarmath"]
 smartquotes = False  # two dashes begin a flag
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # a test runs the notebook; the site shows the outputs that it was saved with
+nb_merge_streams = True
 default_role = "code"  # docstrings write `names` as Markdown does
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
