@@ -48,6 +48,8 @@ def test_the_wheel_has_what_is_needed_and_nothing_else(wheel):
     ours |= {"cond_ddpm/pipelines/pipeline_cond_ddpm.py", "cond_ddpm/configs/__init__.py"}
     ours |= {f"cond_ddpm/web/site/{path.name}" for path in (ROOT / "cond_ddpm" / "web" / "site").iterdir() if path.is_file()}
     ours |= {f"cond_ddpm/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    trained = (path.relative_to(ROOT / "pretrained") for path in (ROOT / "pretrained").rglob("*") if path.is_file())
+    ours |= {f"cond_ddpm/pretrained_data/{path.as_posix()}" for path in trained if path.suffix != ".pyc"}
     assert names == ours
     assert re.search(r"^License(-Expression)?: Apache-2.0$", metadata, re.MULTILINE) and len(licences) == 1
     assert f"Version: {cond_ddpm.__version__}\n" in metadata
@@ -71,9 +73,10 @@ from cond_ddpm.config import TrainConfig
 from cond_ddpm.pipelines import pipeline_cond_ddpm
 for module in (cond_ddpm, cond_ddpm.configs, pipeline_cond_ddpm):
     print(module.__file__)
+print(cond_ddpm.pretrained("cifar10") / "model_index.json")
 """
     files = _run([python, "-c", script], tmp_path).split()
-    assert all(file.startswith(site) for file in files) and len(files) == 3
+    assert all(file.startswith(site) for file in files) and len(files) == 4 and Path(files[3]).is_file()
     arguments = ["--dataset", shapes_parquet, "--resolution", "8", "--batch_size", "16", "--num_validation_images", "16"]
     arguments += ["--unet.size", "tiny", "--num_train_timesteps", "20", "--max_train_steps", "2", "--report_to", "none"]
     arguments += ["--save_images_epochs", "0", "--num_inference_steps", "2", "--output_dir", "run"]
