@@ -185,7 +185,9 @@ def run(given: argparse.Namespace, commit: str, name: str, settings: dict, seed:
     if dtype:
         model = folder / f"pipeline-{dtype}"
         call([python, "-c", STORE_AS, folder / "pipeline", model, dtype], code, log, given)
-    for key in missing:
+    for key in sorted(
+        missing, key=lambda key: "samples_of" in settings["evaluate"][key]
+    ):  # first the samples, then other judges
         results = lab / "evaluations" / trial / f"{key}.json"
         results.parent.mkdir(parents=True, exist_ok=True)
         flags = dict(settings["evaluate"][key])
