@@ -89,12 +89,13 @@ def cifar10():
 def test_the_shipped_judges_of_cifar10_look_at_shapes(cifar10, name, tmp_path):
     """Real test images keep their class when they are slightly blurred, and lose it when their parts are shuffled.
 
-    A classifier trained on whole images alone still names a third to a half of the shuffled ones (docs/LOG.md).
+    A classifier that was trained on whole images alone still named 28% of the shuffled ones (docs/LOG.md).
     """
     train, test = cifar10
     file = pretrained_folder() / "judges" / f"classifier-{name}-{classifier_key(train, test)}.safetensors"
-    assert file.is_file() and not list(tmp_path.iterdir())
+    assert file.is_file()
     judge = get_classifier(name, train, test, tmp_path)
+    assert not list(tmp_path.iterdir())  # none was trained
     images = torch.from_numpy(test.images[:1000].copy()).float() / 127.5 - 1
     labels = torch.from_numpy(test.labels[:1000].astype(np.int64))
 

@@ -124,13 +124,15 @@ def test_loss_by_hand_and_noising_stays_in_float32_under_autocast():
 
 
 class _TwoNumbers(torch.nn.Module):
-    """Predicts one number for class 0 and another for the null label, 1."""
+    """Predicts one number for class 0 and another for the null label, 1; without a gradient, `noise` more, as dropout has."""
 
-    def __init__(self, conditional, unconditional):
+    def __init__(self, conditional, unconditional, noise=0.0):
         super().__init__()
-        self.numbers = torch.nn.Parameter(torch.tensor([conditional, unconditional]))
+        self.numbers, self.noise = torch.nn.Parameter(torch.tensor([conditional, unconditional])), noise
 
     def forward(self, noisy, timesteps, class_labels):
+        if not torch.is_grad_enabled():
+            return UNet2DOutput((self.numbers + self.noise)[class_labels][:, None, None, None].expand_as(noisy))
         return UNet2DOutput(self.numbers[class_labels][:, None, None, None].expand_as(noisy))
 
 
@@ -142,8 +144,8 @@ def test_model_guidance_is_least_where_the_prediction_is_a_guided_one():
     draw = StepRandomness(timesteps, noise, torch.tensor([False, False]), np.zeros(2, bool), 0)
     labels = torch.tensor([0, 0])
 
-    def gradient(prediction, draw=draw):
-        network = _TwoNumbers(prediction, u)
+    def gradient(prediction, draw=draw, noise=0.0):
+        network = _TwoNumbers(prediction, u, noise)
         diffusion_losses(network, scheduler, images, labels, draw, null_label=1, model_guidance_scale=scale).mean().backward()
         return network.numbers.grad.tolist()
 
@@ -151,4 +153,4 @@ def test_model_guidance_is_least_where_the_prediction_is_a_guided_one():
     assert gradient(u + scale * (target - u) + 0.1)[0] == pytest.approx(2 * 0.1 / scale, rel=1e-4)  # d/dp (p - target)^2
     # An image whose label was dropped trains the unconditional prediction, as without guidance.
     dropped = StepRandomness(timesteps, noise, torch.tensor([True, True]), np.zeros(2, bool), 0)
-    assert gradient(5.0, dropped) == pytest.approx([0, 2 * (u - target)], rel=1e-5)
+    assert gradient(5.0, dropped, noise=0.5) == pytest.approx([0, 2 * (u - target)], rel=1e-5)

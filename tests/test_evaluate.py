@@ -259,6 +259,23 @@ def test_the_extrapolated_distance_of_ten_classes(tmp_path_factory):
     assert abs(found["frechet_distance_infinite"]) < found["frechet_distance"] / 2
 
 
+def test_the_stricter_judge_is_quoted():
+    """Of four images, the first judge names three as their class and one as none, the second one and two."""
+    from cond_ddpm.evaluate.extractors import Extractor
+    from cond_ddpm.evaluate.metrics import compute_metrics
+    from cond_ddpm.evaluate.statistics import Tally
+
+    named = torch.tensor([[0, 1, 0, 2], [0, 0, 2, 2]])  # judge, image; class 2 is none
+    extractor = Extractor("x", lambda images: (torch.rand(4, 3), torch.eye(3)[named]), 3, ("one", "other"), {})
+    images = np.random.default_rng(0).integers(0, 256, (4, 1, 2, 2), dtype=np.uint8)
+    tally = Tally(extractor, 2, 4, (1, 2, 2))
+    tally.update(range(4), images, [0, 1, 0, 1])
+    found = compute_metrics(tally, tally, ["a", "b"], images)
+    assert found["label_accuracies"] == {"one": 0.75, "other": 0.25} and found["label_accuracy"] == 0.25
+    assert found["recognised_as_no_class"] == 0.5
+    assert [row["accuracy"] for row in found["classes"].values()] == [0.5, 0]
+
+
 @pytest.mark.end_to_end
 def test_mixed_precision_of_sampling_does_not_affect_the_classifier(pipeline, dataset, tmp_path):
     """bf16 changes the samples, but not the metrics of real images."""

@@ -40,7 +40,7 @@ def compute_metrics(tally: Tally, real: Tally, class_names: list[str], training_
     if judged:
         # Samples may please one judge by accident, so the lower accuracy is the one that counts.
         accuracies = [confusion.trace().item() / count for confusion in tally.confusion]
-        found["label_accuracy"] = min(accuracies)
+        found["label_accuracy"] = accuracies[tally.strictest]
         found["label_accuracies"] = dict(zip(tally.extractor.judges, accuracies))
         confusion = tally.confusion[tally.strictest]
         found["recognised_as_no_class"] = confusion[:, -1].sum().item() / count
