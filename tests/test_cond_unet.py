@@ -146,6 +146,17 @@ def test_class_tokens_are_read_beside_those_of_the_image():
     torch.testing.assert_close(one, other)
 
 
+def test_the_tokens_of_the_image_are_those_that_go_on():
+    """While the gates are closed, the transformer passes all tokens on unchanged: class tokens then change nothing."""
+    with_tokens, without = make_unet("hybrid", num_class_tokens=2), make_unet("hybrid")
+    for block in with_tokens.transformer_blocks:
+        nn.init.zeros_(block.to_film.weight)
+        nn.init.zeros_(block.to_film.bias)
+    without.load_state_dict({k: v for k, v in with_tokens.state_dict().items() if not k.startswith("class_tokens")})
+    sample, labels = _inputs()
+    torch.testing.assert_close(with_tokens(sample, 5, labels).sample, without(sample, 5, labels).sample)
+
+
 def test_squared_relu_by_hand():
     block = make_unet("hybrid", activation="squared_relu").transformer_blocks[0]
     assert block.activation(torch.tensor([-2.0, 0.0, 3.0])).tolist() == [0, 0, 9]
