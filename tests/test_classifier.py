@@ -57,6 +57,12 @@ def test_changed_images_are_images(change, size, channels):
     assert all((new - old).abs().max() > 0.1 for new, old in zip(changed, images)) or change is varied
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_few_images_are_destroyed_too(count):
+    """A small training split has few images a batch, which do not fill the kinds of destruction."""
+    assert destroyed(_images(count)).shape == (count, 3, 16, 16)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("size, channels", [(8, 1), (30, 3), (64, 3), (128, 4)])
 def test_networks_take_any_size(name, size, channels):

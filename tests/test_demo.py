@@ -102,7 +102,7 @@ def test_too_much_is_refused_in_words(studio):
     with pytest.raises(Refusal, match="class: expected names among circle, square, cross, got triangle"):
         studio.labels(["triangle"])
     for wrong in (True, 3, -1, None, {"path": "/etc/passwd"}, "7" * 200):
-        with pytest.raises((Refusal, TypeError)):
+        with pytest.raises(Refusal):
             studio.labels([wrong])
     assert studio.labels([]) is None and studio.labels("cross") == [2] and studio.labels(["cross", 0, 2]) == [2, 0]
 

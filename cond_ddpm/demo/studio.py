@@ -115,7 +115,7 @@ class Studio:
         """Ids of the chosen classes, given by id or name; None if none was chosen."""
         given = classes if isinstance(classes, (list, tuple)) else [classes]
         ids = {name: label for label, name in self.names.items()}
-        labels: list[Any] = [ids.get(one, one) for one in given]
+        labels: list[Any] = [ids.get(one, one) if isinstance(one, str) else one for one in given]
         wrong = [str(one)[:40] for one in labels if not isinstance(one, int) or isinstance(one, bool) or one not in self.names]
         if wrong:
             few = list(self.names.values())[:20]

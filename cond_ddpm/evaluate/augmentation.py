@@ -93,6 +93,8 @@ def _displaced(images: torch.Tensor, cells: int, distance: float, mode: str) -> 
         distance: how far away the place may be, where the image's size is 2.
     """
     batch, _, height, width = images.shape
+    if not batch:  # torch's sampling takes no empty batch
+        return images
     offsets = distance * (2 * torch.rand(batch, 2, cells, cells, device=images.device) - 1)
     offsets = F.interpolate(offsets, size=(height, width), mode=mode)
     same = torch.eye(2, 3, device=images.device).expand(batch, 2, 3)
@@ -103,6 +105,8 @@ def _displaced(images: torch.Tensor, cells: int, distance: float, mode: str) -> 
 
 def _scrambled(images: torch.Tensor) -> torch.Tensor:
     """Waves of the same strengths at other places: the phases of the Fourier transform are moved at random."""
+    if not len(images):  # nor do its transforms
+        return images
     noise = torch.fft.rfft2(torch.randn_like(images[:, :1]))
     moved = torch.fft.rfft2(images) * noise / noise.abs()
     return torch.fft.irfft2(moved, s=images.shape[-2:]).clamp(-1, 1)
