@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cond_ddpm.demo import Model
     from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 
-MOMENTS_STD = 0.05  # the width of the averages of earlier moments of a training; training's own default
+MOMENTS_STD = TrainConfig.ema_std  # the width of the averages of earlier moments of a training
 
 
 def quickstart(config: QuickstartConfig) -> str:
@@ -390,9 +390,11 @@ def _newest_run() -> Path:
 def _demo_pictures(dataset: str, model: "Model") -> "dict[str, np.ndarray]":
     """The first real picture of each of the first classes."""
     from cond_ddpm.data import load_images
+    from cond_ddpm.hub.folder import trained_fit
 
-    unet = model.load().unet.config
-    data = load_images(dataset, "train", unet.sample_size, unet.in_channels)
+    pipeline = model.load()
+    unet = pipeline.unet.config
+    data = load_images(dataset, "train", unet.sample_size, unet.in_channels, fit=trained_fit(pipeline.companions))
     labels = list(data.labels)
     return {name: data.images[labels.index(label)] for label, name in enumerate(data.class_names[:12]) if label in labels}
 

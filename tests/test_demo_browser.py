@@ -122,7 +122,7 @@ def test_draw_by_mouse_and_keyboard(open_page, studio):
         files[download.value.suggested_filename] = download.value.path()
     arrays = np.load(files["pictures.npz"])
     np.testing.assert_array_equal(arrays["images"], wanted.transpose(0, 2, 3, 1))
-    assert arrays["class_names"].tolist() == ["circle", "circle", "cross", "cross"] and arrays["seeds"].tolist() == [4, 5] * 2
+    assert arrays["class_labels"].tolist() == [0, 0, 2, 2] and arrays["seeds"].tolist() == [4, 5] * 2
     np.testing.assert_array_equal(np.asarray(Image.open(files["pictures.png"])), markup.sheet(wanted, 2))
     assert len(zipfile.ZipFile(files["pictures.zip"]).namelist()) == 4
     assert "guidance_scale=2.0" in page.locator("#code").inner_text()

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_pipeline, make_unet, shapes
+from conftest import TINY, make_pipeline, make_unet
 from PIL import Image
 from test_hub import results_of
 
@@ -255,7 +256,7 @@ def test_a_number_of_held_out_images_that_does_not_fit_says_what_does(shapes_par
     prepared = prepare(str(shapes_parquet), "train", DataConfig(dataset=str(shapes_parquet), num_validation_images=60))
     with pytest.raises(ValueError, match="leave it out to hold out a twentieth of each class"):
         report(str(shapes_parquet), prepared)
-    assert prepared.config.resolution == 32 and len(shapes(1)) == 2
+    assert prepared.config.resolution == 32
 
 
 # Copies
@@ -286,7 +287,7 @@ def test_copies_light_up_and_new_images_do_not(tmp_path):
     assert found["copied"]["pixels"]["classes"]["a"] == pytest.approx(0.5, abs=0.05)
     assert found["copied"]["pixels"]["classes"]["b"] < 0.05
     (warning,) = warn_of_copies(found["copied"])
-    assert warning.startswith("2") and "in pixels, than 99% of the held-out real images are" in warning
+    assert re.match(r"2\d%", warning) and "in pixels, than 99% of the held-out real images are" in warning
     assert "by chance 1.0% would be" in copies_text(found["copied"])
     with Image.open(tmp_path / "copied.png") as opened:
         assert opened.size[0] > 500
@@ -298,7 +299,6 @@ def test_few_held_out_images_do_not_promise_more_than_they_can_say(tmp_path):
     tallies = [_tally(part, torch.zeros(len(part), 2)) for part in (images[:10], images[10:19], images[19:22])]
     found = find_copies(*tallies, images[19:], images[19:], ["a", "b"], tmp_path / "copies.png")
     assert found["pixels"]["by_chance"] == 0.1 and "features" not in found  # the least of 9 numbers
-    tallies = [_tally(part, torch.zeros(len(part), 2)) for part in (images[:10], images[10:19], images[19:22])]
     none = find_copies(*tallies, images[19:22], images[19:22], ["a", "b"], tmp_path / "none.png")
     assert "too few training images" in copies_text(none) and not warn_of_copies(none)
 
@@ -359,6 +359,11 @@ def test_own_files_are_published_and_secrets_in_them_are_found(published):
     assert own <= published_files(published)
     complete(published)
     assert own <= published_files(published)  # still there
+    (published / "__pycache__").mkdir()
+    for name in ("license.key", "NOTICE.safetensors", "__pycache__/a.txt"):
+        (published / name).write_text("")
+        assert name not in published_files(published)
+        (published / name).unlink()
     (published / "use.ipynb").write_text(json.dumps({"cells": [{"source": "open('/home/me/data/x.png')"}]}))
     (published / "weights.bin").write_bytes(b"")
     problems = "\n".join(check(published))

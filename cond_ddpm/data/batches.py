@@ -38,7 +38,7 @@ def balanced_order(indices: np.ndarray, labels: np.ndarray, seed: int, epoch: in
     for place, label in enumerate(classes):
         of_class, count = indices[labels == label], (len(indices) + len(classes) - 1 - place) // len(classes)
         rounds = -(-count // len(of_class))
-        chosen.append(np.concatenate([rng.permutation(of_class) for _ in range(rounds)] or [of_class])[:count])
+        chosen.append(np.concatenate([rng.permutation(of_class) for _ in range(rounds)])[:count])
     return rng.permutation(np.concatenate(chosen))
 
 

@@ -22,7 +22,7 @@ _MOST_COMPARED = 4000
 
 
 def choose_fit(survey: Survey) -> tuple[Fit, str]:
-    """crop, pad or stretch."""
+    """crop or pad; never stretch, which changes proportions."""
     sizes = survey.sizes[survey.readable]
     oblong = sizes.max(1) > _SQUARE * sizes.min(1)
     if not oblong.any():

@@ -1,17 +1,19 @@
 """One picture of any format, size and mode -> one array (C, H, W) uint8.
 
-May import: nothing of ours. Here a picture is what a file holds, and an image is the array made of it. Next: `cache.py`.
+May import: `config.data`. Here a picture is what a file holds, and an image is the array made of it. Next: `cache.py`.
 """
 
 import io
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from cond_ddpm.config.data import Fit
+
 RULE = 2  # version of the rule in `to_array`: part of the cache's name, so that changing the rule decodes all pictures again
-FITS = ("crop", "pad", "stretch")
+FITS = get_args(Fit)
 GREY = ("1", "L", "I;16", "I;16B", "I;16L", "I;16N", "I")
 # What `losses` finds, and how a warning says it.
 LOSSES = {

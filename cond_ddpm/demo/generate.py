@@ -4,7 +4,7 @@ May import: `demo.{controls, markup, studio}`, gradio. `demo.app` puts it on the
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio
@@ -41,7 +41,9 @@ def generate_panel(studio: Studio) -> None:
                 drawn = markup.rows_of_pictures(rows(markup.pixels(item.sample / 2 + 0.5)), captions)
                 yield status, drawn, gradio.skip()
         images = markup.pixels(item.images)
-        files = _files(images, [name for name in names for _ in seeds], arguments["seeds"], len(seeds))
+        ids = labels or [len(studio.names)]  # the null label
+        of_each = [(label, name) for label, name in zip(ids, names) for _ in seeds]
+        files = _files(images, *zip(*of_each), arguments["seeds"], len(seeds))
         drawn = markup.rows_of_pictures(rows(images), captions) + markup.downloads(files)
         yield "", drawn, gradio.update(value=studio.code(name, arguments), visible=True)
 
@@ -69,16 +71,17 @@ def generate_panel(studio: Studio) -> None:
             start_and_stop("Draw", draw, inputs, [status, pictures, code], status)
 
 
-def _files(images: np.ndarray, names: list[str], seeds: list[int], columns: int) -> dict[str, tuple[bytes, str]]:
+def _files(
+    images: np.ndarray, labels: Sequence[int], names: Sequence[str], seeds: list[int], columns: int
+) -> dict[str, tuple[bytes, str]]:
     """One PNG of all, an npz of the arrays as `cond-ddpm sample` writes it, and a zip of a PNG for each."""
     safe = ["".join(c if c.isalnum() or c in "-_" else "_" for c in name) for name in names]
     each = {
         f"{number:02d}-{name}-{seed}.png": markup.png(markup.picture(image))
         for number, (image, name, seed) in enumerate(zip(images, safe, seeds))
     }
-    arrays = markup.npz(
-        images=images.transpose(0, 2, 3, 1), class_names=np.array(names), seeds=np.array(seeds, dtype=np.int64)
-    )
+    numbers = {"class_labels": np.array(labels, np.int64), "seeds": np.array(seeds, np.int64)}
+    arrays = markup.npz(images=images.transpose(0, 2, 3, 1), **numbers)
     return {
         "pictures.png": (markup.png(markup.sheet(images, columns)), "image/png"),
         "pictures.npz": (arrays, "application/octet-stream"),

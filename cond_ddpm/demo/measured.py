@@ -28,7 +28,8 @@ _METRICS = (
 _SHARES = ("precision", "recall", "label_accuracy")
 _PICTURES = {
     "results-confusion.png": ("Confusion", "which share of each requested class is recognised as which class"),
-    "results-neighbours.png": ("Copies", "samples, each beside the training images that are nearest to it"),
+    "results-neighbours.png": ("Neighbours", "samples, each beside the training images that are nearest to it"),
+    "results-copies.png": ("Copies", "the samples that are nearest to a training image, each beside it"),
 }
 
 

@@ -8,7 +8,7 @@ classifier_networks.py  their networks
 augmentation.py      the images that they are trained on
 extractors.py        images -> features: the classifier, Inception, DINOv2 or EfficientNet
 statistics.py        features -> statistics, folded in batch by batch
-copies.py            how many samples are nearer to a training image than real images ever are, and the worst pairs
+copies.py            how many samples are nearer to a training image than 99% of real images are, and the worst pairs
 metrics.py           statistics -> metrics; a new metric is a function here and a line in `compute_metrics`
 report.py            metrics -> results.json, its pictures and the printed summary
 """

@@ -1,9 +1,9 @@
-"""Whether samples are copies of training images: how many are nearer to one than held-out real images ever are.
+"""Whether samples are copies of training images: how many are nearer to one than 99% of held-out real images are.
 
 May import: `data, evaluate.statistics, files, visualize`. Next: `evaluate.py` puts what is found into results.json.
 
-An image is as near as its distance to the nearest training image is smaller than the mean distance to the next ones. The
-distance alone would not do: a smooth image is near to many others, and a copy of a detailed one is not as near as that.
+Nearness is the distance to the nearest training image divided by the mean distance to the next four. The distance alone would
+not do: a smooth image is near to many training images, and even a copy of a detailed one is farther away than that.
 """
 
 from collections.abc import Sequence

@@ -302,7 +302,7 @@ def _protocol_text(results: dict) -> str:
 
 
 def copies_text(copies: dict) -> str:
-    """How many samples are nearer to a training image than held-out real images ever are, in a sentence."""
+    """How many samples are nearer to a training image than 99% of held-out real images are, in a sentence."""
     kinds = {name: copies[name] for name in ("pixels", "features") if name in copies}
     if not kinds:
         return "There are too few training images to say how many samples are copies of them."

@@ -69,8 +69,8 @@ def is_extra(name: str) -> bool:
     """Whether a file that this package does not write may be published beside the pipeline: texts, notebooks and pictures."""
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") for part in path.parts)
-    of_parts = path.parts[0] in ("unet", "scheduler")
-    return not hidden and not of_parts and (path.stem.upper() in _EXTRA_NAMES or path.suffix.lower() in _EXTRA_SUFFIXES)
+    not_own = path.parts[0] in ("unet", "scheduler") or "__pycache__" in path.parts
+    return not hidden and not not_own and (path.name.upper() in _EXTRA_NAMES or path.suffix.lower() in _EXTRA_SUFFIXES)
 
 
 def published_files(folder: Path) -> set[str]:

@@ -120,7 +120,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
             print(f"stopped early: the validation loss has not improved for {config.patience} epochs")
         if (run / "pipeline").is_dir():  # a finished run that is resumed in another folder has none
             with accelerator.autocast():
-                hub.complete(run / "pipeline", pictures={"loss.png": (run / "loss.png").read_bytes()})
+                licences = (config.license, config.dataset_license)  # also where a resume gives others
+                hub.complete(run / "pipeline", pictures={"loss.png": (run / "loss.png").read_bytes()}, licences=licences)
         if config.hub_model_id is not None:  # as it is with push_to_hub, and only then
             hub.publish(run / "pipeline", config.hub_model_id, private=config.hub_private_repo)
     accelerator.wait_for_everyone()
