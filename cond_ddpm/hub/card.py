@@ -14,7 +14,7 @@ from cond_ddpm.text import literal, markdown, shown
 
 # As long as a card contains this line, it may be overwritten.
 MARKER = "<!-- Written by cond_ddpm, and written anew when it publishes, unless you delete this line. -->"
-TRIED = {"diffusers": ("0.39.0", "0.42.1"), "torch": ("2.9.1", "2.14.1")}  # the lowest and the newest; docs/compatibility.md
+TRIED = {"diffusers": ("0.39.0", "0.42.1"), "torch": ("2.9.1", "2.13.0")}  # the lowest and the newest; docs/compatibility.md
 TASK = "unconditional-image-generation"  # the nearest that the Hub lists; the tag says class-conditional
 FEATURES = {
     "classifier": "a classifier's features",
