@@ -21,9 +21,10 @@ from cond_ddpm.data.load import load_digits, named_labels
 from cond_ddpm.data.pictures import converted, edge, location, with_picture
 from cond_ddpm.data.source import MNIST5K, load_table
 
-_VERSION = 1  # of what a survey holds: part of the cache's name
+_VERSION = 2  # of what a survey holds: part of the cache's name
 _BITS = 10  # of 64, by which the perceptual hashes of similar pictures differ at most
 MOST_COMPARED = 100_000  # pictures; of more, similar ones are not searched, because all pairs are compared
+_BLOCK = 100  # pictures that are compared with all others at a time: 80 MB for the most that are compared
 _PLAIN = 10  # the greatest difference, of 255, of the pixels of a plain edge from their median
 
 
@@ -161,9 +162,9 @@ def similar_pairs(
     """
     found = [np.zeros((0, 2), np.int64)]
     if max(len(rows), len(other_rows)) <= MOST_COMPARED:
-        for start in range(0, len(rows), 1000):
-            block = rows[start : start + 1000]
-            compared = other_rows[: start + 1000] if within else other_rows
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            compared = other_rows[: start + _BLOCK] if within else other_rows
             differ = np.bitwise_count(hashes[block, None] ^ others[None, compared])
             left, right = np.nonzero(differ <= _BITS)
             pairs = np.stack([block[left], compared[right]], axis=1)

@@ -4,6 +4,7 @@ May import: `config, data`. Next in the data flow: `step.py` makes a batch of th
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,13 @@ class TrainingData:
     seed: int
     random_flip: bool
     class_sampling: str
-    report: Report
+    prepared: Prepared[TrainConfig]
     _order: tuple[int, np.ndarray] | None = None  # of the current epoch
+
+    @functools.cached_property
+    def report(self) -> Report:
+        """What was found in the data. Only the main process asks for it: near doubles take their time."""
+        return report(self.prepared.config.dataset, self.prepared)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -107,7 +113,7 @@ def load_training_data(
         config.seed,
         prepared.random_flip,
         config.class_sampling,
-        report(config.dataset, prepared),
+        prepared,
     )
 
 
