@@ -83,7 +83,8 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path, half_weights: 
         if not difference <= tolerance:
             raise FloatingPointError(
                 f"{format}: expected a difference of at most {tolerance} from the network, got {difference:.1e};"
-                " its exporter is at fault: try a newer torch, or the other format."
+                + (" weights in half precision" if half_weights else " its exporter")
+                + " may be at fault: try a newer torch, or another format."
             )
         output.mkdir(parents=True, exist_ok=True)
         partial.rename(output)

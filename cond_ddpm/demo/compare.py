@@ -40,7 +40,9 @@ def compare_panel(studio: Studio) -> None:
         elif mode == "models":
             if not isinstance(chosen, list) or not 2 <= len(chosen) <= 8:
                 raise Refusal(
-                    "models: expected 2 to 8 of them, got fewer or more." if len(models) > 1 else _HOW_TO_HAVE_MODELS
+                    f"models: expected 2 to 8 of them, got {len(chosen) if isinstance(chosen, list) else 1}."
+                    if len(models) > 1
+                    else _HOW_TO_HAVE_MODELS
                 )
             calls = [(studio.model(one).name, one, settings) for one in chosen]
         else:
@@ -70,7 +72,8 @@ def compare_panel(studio: Studio) -> None:
                 )
                 gradio.Markdown(_HOW_TO_HAVE_MODELS, visible=len(models) == 1, elem_classes="lesson")
             label = class_chips(studio, several=False)
-            count = gradio.Slider(1, 8, value=4, step=1, label="Pictures")
+            most = min(8, studio.limits.images)
+            count = gradio.Slider(1, most, value=min(4, most), step=1, label="Pictures")
             seed = seed_field()
             settings = settings_fields(studio)
             actions = gradio.Column()

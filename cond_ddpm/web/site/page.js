@@ -434,6 +434,7 @@ function fail(words) {
   say(words);
   $("state").className = "problem";
   $("draw").disabled = $("stop").disabled = true;
+  $("device").disabled = false; // another one may do it
   $("again").hidden = !model;
 }
 

@@ -26,15 +26,17 @@ onmessage = async ({ data }) => {
 async function load({ model: given, device, threads }) {
   model = given;
   const report = (what, received, total) => postMessage({ type: "progress", what, received, total });
-  if (device !== "wasm" && (await hasGraphicsCard(device === "webgpu"))) {
+  if (device !== "wasm") {
     try {
-      network = await loadNetwork(model, "webgpu", 1, report);
-      const size = model.channels * model.sample_size ** 2;
-      if (await computesRight(network, model, new Generator(model.check.seed).randn(size))) {
-        return postMessage({ type: "ready", device: "webgpu", threads: 1 });
+      if (await hasGraphicsCard(device === "webgpu")) {
+        network = await loadNetwork(model, "webgpu", 1, report);
+        const size = model.channels * model.sample_size ** 2;
+        if (await computesRight(network, model, new Generator(model.check.seed).randn(size))) {
+          return postMessage({ type: "ready", device: "webgpu", threads: 1 });
+        }
       }
     } catch (error) {
-      if (error instanceof Problem) throw error; // a file is missing, which the processor would need too
+      // Without the network's file the processor fails next, and says so; WebGPU's other files it does not need.
       console.warn("WebGPU failed, so the processor computes:", error);
     }
   }
