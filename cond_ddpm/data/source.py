@@ -160,8 +160,9 @@ def _load_from_hub(dataset: str, split: str, config_name: str | None):
             return datasets.load_dataset(name, config_name, split=split)
     except ConnectionError:
         raise ConnectionError(
-            f"dataset: {dataset!r} is not in the cache and the Hub cannot be reached. Give the path of a local copy"
-            f" (--dataset path/to/folder), use the digits that come with a package (--dataset {MNIST5K}), or go online."
+            f"dataset: there is no folder {dataset!r} here; as a Hub id it is not in the cache, and the Hub cannot be reached."
+            " Give the path of a local copy (--dataset path/to/folder), use the digits that come with a package"
+            f" (--dataset {MNIST5K}), or go online."
         ) from None
     except Exception as error:  # as for local data sets
         raise _unreadable(dataset, split, error) from error

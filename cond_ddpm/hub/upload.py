@@ -61,7 +61,7 @@ def publish(
         raise ValueError(f"model: {folder} cannot be published:\n" + "\n".join(f"  {problem}" for problem in problems))
     files = {name: folder / name for name in sorted(published_files(folder))}
     if licence_of(folder) is None:
-        say("no licence is given for the weights, so that others may not use them; --license NAME gives one")
+        say("no licence is given for the weights, and without one others have no right to use them; --license NAME gives one")
     say(f"checked: {folder} loads and samples without cond_ddpm, and its weights are finite")
     _show(f"{'private ' if private else ''}model {repo_id}", files, say)
     with tempfile.TemporaryDirectory() as work:
