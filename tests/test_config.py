@@ -216,10 +216,9 @@ def test_a_home_is_the_users_in_every_path(source, monkeypatch, tmp_path):
 
 
 def test_samplers_and_spacings_are_those_of_the_pipeline():
-    from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS, SPACINGS
-
     from cond_ddpm.config.training import Model
     from cond_ddpm.models import MODELS
+    from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS, SPACINGS
 
     assert (get_args(Sampler), get_args(TimestepSpacing)) == (tuple(SAMPLERS), tuple(SPACINGS))
     assert set(get_args(Model)) == set(MODELS)

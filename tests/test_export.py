@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS
 from conftest import NAMES, ROOT, make_unet
 from diffusers import DDPMScheduler
 
 from cond_ddpm import CondDDPMPipeline
 from cond_ddpm.cli import main
 from cond_ddpm.export import ExportedUNet, export, load_exported
+from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS
 
 
 @pytest.fixture(params=["onnx", "torch"], scope="module")

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS
 from conftest import NAMES, ROOT, make_unet
 from hub_server import TOKEN, HubServer
 
 from cond_ddpm import CondDDPMPipeline, hub
 from cond_ddpm.cli import main
 from cond_ddpm.fingerprints import weights_checksum
+from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS
 
 NAME = "someone/shapes"
 

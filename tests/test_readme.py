@@ -38,9 +38,8 @@ def test_make_targets_exist():
 def test_arguments_and_names_of_the_sampling_table():
     import inspect
 
-    from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS, SPACINGS
-
     from cond_ddpm import CondDDPMPipeline
+    from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS, SPACINGS
 
     rows = re.findall(r"^\| (`.*?`) \| (.*) \|$", README.partition("## Sampling")[2].partition("## Eval")[0], re.MULTILINE)
     arguments = {name for row, _ in rows for name in re.findall(r"`(\w+)`", row)}

@@ -11,7 +11,6 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS, TESTED_SCHEDULERS, Guidance
 from conftest import NAMES, ROOT, make_unet
 from diffusers import (
     DDIMScheduler,
@@ -26,6 +25,7 @@ from diffusers import (
 )
 
 from cond_ddpm import CondDDPMPipeline
+from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS, TESTED_SCHEDULERS, Guidance
 
 MEAN, STD = 0.3, 0.15  # of the pixels of class 0; class 1 has the opposite mean; the null label has 0
 STOCHASTIC = ("ddpm", "dpm++sde")

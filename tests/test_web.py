@@ -9,12 +9,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from cond_ddpm.pipelines.pipeline_cond_ddpm import _noise_levels, _set_timesteps
 from conftest import NAMES, ROOT, make_pipeline, make_unet
 from diffusers import DDPMScheduler
 
 from cond_ddpm import CondDDPMPipeline
 from cond_ddpm.cli import main
+from cond_ddpm.pipelines.pipeline_cond_ddpm import _noise_levels, _set_timesteps
 from cond_ddpm.web import export_page
 from cond_ddpm.web.runtime import BUILDS, copy_runtime
 from cond_ddpm.web.schedule import sampler, samplers_of

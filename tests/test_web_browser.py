@@ -19,12 +19,12 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 import torch
-from cond_ddpm.pipelines.pipeline_cond_ddpm import DEFAULT_SAMPLER
 from conftest import NAMES, ROOT, make_unet
 from diffusers import DDPMScheduler
 from test_web import RANDOMS, SEEDS, SIZES, check_randoms
 
 from cond_ddpm import CondDDPMPipeline
+from cond_ddpm.pipelines.pipeline_cond_ddpm import DEFAULT_SAMPLER
 from cond_ddpm.web import export_page
 
 pytestmark = pytest.mark.integration

@@ -42,8 +42,8 @@ def generate_panel(studio: Studio) -> None:
                 yield status, drawn, gradio.skip()
         images = markup.pixels(item.images)
         ids = labels or [len(studio.names)]  # the null label
-        of_each = [(label, name) for label, name in zip(ids, names) for _ in seeds]
-        files = _files(images, *zip(*of_each), arguments["seeds"], len(seeds))
+        each_label, each_name = [label for label in ids for _ in seeds], [name for name in names for _ in seeds]
+        files = _files(images, each_label, each_name, arguments["seeds"], len(seeds))
         drawn = markup.rows_of_pictures(rows(images), captions) + markup.downloads(files)
         yield "", drawn, gradio.update(value=studio.code(name, arguments), visible=True)
 
