@@ -303,9 +303,10 @@ def _load(model: str, revision: str | None, config: NetworksConfig) -> tuple["Co
     from cond_ddpm.processes import process_state
 
     device = process_state().device
-    pipeline, arguments = _from_pretrained(model, revision).to(device), call_arguments(config)
+    pipeline = _from_pretrained(model, revision, config.trust_remote_code).to(device)
+    arguments = call_arguments(config)
     if config.guide is not None:
-        arguments["guide"] = _from_pretrained(config.guide).to(device)
+        arguments["guide"] = _from_pretrained(config.guide, trust_remote_code=config.trust_remote_code).to(device)
     is_exported = next(pipeline.unet.parameters(), None) is None
     if (config.fast or config.mixed_precision != "no") and is_exported:
         raise ValueError("fast, mixed_precision: expected neither with an exported model, which runs as it was exported.")
@@ -317,14 +318,14 @@ def _load(model: str, revision: str | None, config: NetworksConfig) -> tuple["Co
     return pipeline, arguments
 
 
-def _from_pretrained(model: str, revision: str | None = None) -> "CondDDPMPipeline":
+def _from_pretrained(model: str, revision: str | None = None, trust_remote_code: bool = False) -> "CondDDPMPipeline":
     folder = Path(model)
     if not folder.exists() and model in pretrained_pipelines():
         model, revision = str(pretrained(model)), None
     if (folder / "export.json").is_file():
         from cond_ddpm.export import load_exported
 
-        return load_exported(folder)
+        return load_exported(folder, trust_remote_code=trust_remote_code)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         hint = "; a run's is its pipeline/, and `cond-ddpm ema --run RUN --std 0.05 --step N` writes one of an earlier step"
         raise ValueError(f"expected a pipeline folder, with a model_index.json, got {model}{hint}")

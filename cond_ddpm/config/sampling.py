@@ -83,6 +83,10 @@ class NetworksConfig(SeedConfig, SamplerConfig):
     fast: bool = setting(
         default=False, help="bf16 and compiled: half a minute to start, then the fastest way for many images."
     )
+    trust_remote_code: bool = setting(
+        default=False,
+        help="Load a network that was exported with --format torch, which can run any code of whoever exported it.",
+    )
 
     def check(self) -> None:
         super().check()
