@@ -47,7 +47,7 @@ def _judge(model: Path, num_images_per_class: int, output: Path) -> str:
 
     pipeline = CondDDPMPipeline.from_pretrained(model).to(process_state().device)
     labels = np.repeat(np.arange(10), num_images_per_class)
-    images = generate(pipeline, labels.tolist(), range(len(labels)), num_inference_steps=20, mixed_precision="bf16")
+    images = generate(pipeline, labels.tolist(), range(len(labels)), num_inference_steps=20, mixed_precision="auto")
     classifier, held_out = _digit_classifier()
     accuracy = float(np.mean(classifier.predict(_features(images)) == labels))
     shown = images.reshape(10, num_images_per_class, *images.shape[1:])[:, :10]
