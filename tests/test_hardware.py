@@ -157,7 +157,7 @@ def test_other_errors_of_a_compiled_network_are_raised():
 
 @pytest.mark.integration
 def test_without_a_compiler_on_the_machine(shapes_parquet, tmp_path):
-    """The real compiler of torch, which finds no other: one warning, and the run and the samples are there."""
+    """The real compiler of torch, which finds no other: one warning, and the run is there."""
     (tmp_path / "empty").mkdir()
     nothing = {"PATH": str(tmp_path / "empty"), "CXX": "no-such-compiler", "CC": "no-such-compiler"}
     env = {**os.environ, **nothing, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
@@ -165,12 +165,9 @@ def test_without_a_compiler_on_the_machine(shapes_parquet, tmp_path):
     small = ["--dataset", shapes_parquet, "--resolution", "8", "--batch_size", "16", "--num_validation_images", "16"]
     small += ["--unet.size", "tiny", "--max_train_steps", "3", "--report_to", "none", "--output_dir", "run"]
     small += ["--num_inference_steps", "2"]
-    for arguments in (
-        ["train", "--config", "hybrid_cifar10_cpu", *small],
-        ["sample", "--fast", "--model", "run/pipeline", "--num_inference_steps", "2", "--output", "out.png"],
-    ):
-        done = subprocess.run([*command, *map(str, arguments)], cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("cannot be compiled here and runs without") == 1, done.stderr
-        assert "install one (g++, clang or Visual Studio), or leave out compile" in done.stderr
-    assert (tmp_path / "run" / "pipeline" / "README.md").is_file() and (tmp_path / "out.png").is_file()
+    arguments = ["train", "--config", "hybrid_cifar10_cpu", *small]
+    done = subprocess.run([*command, *map(str, arguments)], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("cannot be compiled here and runs without") == 1, done.stderr
+    assert "install one (g++, clang or Visual Studio), or leave out compile" in done.stderr
+    assert (tmp_path / "run" / "pipeline" / "README.md").is_file()
