@@ -2,10 +2,9 @@
 
     python benchmarks/step_time.py FILE.yaml [FILE.yaml ...] --dataset PATH [--rounds 9] [--seconds 4] [--threads 2]
 
-A file is what `train_cond_ddpm.py --config` takes, with the run's own batch size, precision and compilation. Flags that
-override it, and variables of the environment, may follow it: `FILE.yaml,--batch_size=16,ONEDNN_MAX_CPU_ISA=AVX2`. All are
-started, then stopped by SIGSTOP, and go on one at a time, round after round, so that the machine's drift meets all alike. Nothing
-else should run. The queue of experiments compares recipes at equal steps; this says what a step costs.
+A file is what `train_cond_ddpm.py --config` takes, with the run's own batch size, precision and compilation. All are started,
+then stopped by SIGSTOP, and go on one at a time, round after round, so that the machine's drift meets all alike. Nothing else
+should run. The queue of experiments compares recipes at equal steps; this says what a step costs.
 """
 
 import argparse
@@ -26,12 +25,8 @@ def main(files: list[str], dataset: str, rounds: int, seconds: float, threads: i
     with tempfile.TemporaryDirectory() as folder:
         try:
             for number, file in enumerate(files):
-                file, *changes = file.split(",")
                 flags = ["--dataset", dataset, "--num_cpu_threads", str(threads)]
-                flags += [change for change in changes if change.startswith("--")]
-                environment = dict(change.split("=", 1) for change in changes if not change.startswith("--"))
-                run = Path(folder) / str(number)
-                programs.append(neighbours.Program(str(Path(file).resolve()), flags, environment, run))
+                programs.append(neighbours.Program(str(Path(file).resolve()), flags, {}, Path(folder) / str(number)))
             for _ in range(rounds):
                 for found, program in zip(rates, programs):
                     found.append(neighbours.rate([program], seconds))
@@ -43,13 +38,13 @@ def main(files: list[str], dataset: str, rounds: int, seconds: float, threads: i
     for file, found in zip(files, rates):
         ratios = sorted(first / mine for mine, first in zip(found, rates[0]))
         spread = f"{ratios[len(ratios) // 4]:.3f} to {ratios[-1 - len(ratios) // 4]:.3f}"
-        rows.append({"recipe": Path(file).name, "step over the first": statistics.median(ratios), "quartiles": spread})
+        rows.append({"recipe": Path(file).stem, "step over the first": statistics.median(ratios), "quartiles": spread})
     machine.show(rows, versions=machine.versions(), seconds=seconds, rounds=rounds, threads=threads)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", metavar="FILE.yaml[,--FLAG=VALUE][,VARIABLE=VALUE]")
+    parser.add_argument("files", nargs="+", metavar="FILE.yaml")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=4)
