@@ -300,6 +300,7 @@ def loss(config: visualization.LossConfig) -> str:
 
 def _load(model: str, revision: str | None, config: NetworksConfig) -> tuple["CondDDPMPipeline", dict[str, Any]]:
     """The pipeline, on this process's device, and the arguments to call it with."""
+    from cond_ddpm.hardware import precision_for
     from cond_ddpm.processes import process_state
 
     device = process_state().device
@@ -311,7 +312,7 @@ def _load(model: str, revision: str | None, config: NetworksConfig) -> tuple["Co
     if (config.fast or config.mixed_precision != "no") and is_exported:
         raise ValueError("fast, mixed_precision: expected neither with an exported model, which runs as it was exported.")
     if config.fast:
-        arguments["mixed_precision"] = "bf16"
+        arguments["mixed_precision"] = "bf16" if config.mixed_precision == "bf16" else precision_for(device)
         for one in (pipeline, arguments.get("guide")):
             if one is not None:
                 one.unet.compile()

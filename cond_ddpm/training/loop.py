@@ -17,7 +17,14 @@ from cond_ddpm.diffusion import draw_validation
 from cond_ddpm.ema import save_snapshot
 from cond_ddpm.processes import Stopping, make_accelerator, memory_for, on_main
 from cond_ddpm.training.batches import load_training_data
-from cond_ddpm.training.checkpoint import made_with, prune_checkpoints, recorded_settings, resume, save_checkpoint
+from cond_ddpm.training.checkpoint import (
+    made_with,
+    prune_checkpoints,
+    recorded_precision,
+    recorded_settings,
+    resume,
+    save_checkpoint,
+)
 from cond_ddpm.training.epoch import end_epoch
 from cond_ddpm.training.horizon import Horizon
 from cond_ddpm.training.log import Log, start_trackers
@@ -54,7 +61,7 @@ def train(
         MemoryError: a step that does not fit into the memory; the error says which settings to change.
         SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with a checkpoint of the last step.
     """
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, recorded_precision(config))
     with open_run(config, accelerator) as run:
         return _train(config, accelerator, run, on_epoch, clock)
 
