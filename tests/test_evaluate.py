@@ -147,7 +147,9 @@ def _evaluated(pipeline, dataset, folder, **settings):
 
 
 @pytest.mark.end_to_end
-def test_a_pipeline_is_measured_and_everything_is_recorded(pipeline, dataset, tmp_path):
+def test_a_pipeline_is_measured_and_everything_is_recorded(pipeline, dataset, tmp_path, monkeypatch):
+    searches, search = [], module.nearest_training_images
+    monkeypatch.setattr(module, "nearest_training_images", lambda *given: searches.append(1) or search(*given))
     results = _evaluated(pipeline, dataset, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text()) == results
     record = results["protocol"]
@@ -162,6 +164,7 @@ def test_a_pipeline_is_measured_and_everything_is_recorded(pipeline, dataset, tm
     assert any("singular" in warning for warning in results["warnings"])
     pictures = {f"results-{name}.png" for name in ("confusion", "copies", "neighbours")}
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", *pictures}
+    assert len(searches) == 2  # of samples and of held-out images; it is not repeated for the copies
     assert "warning: 30 samples" in summary(results) and "label accuracy" in summary(results)
 
 
@@ -252,10 +255,11 @@ def test_the_extrapolated_distance_of_ten_classes(tmp_path_factory):
         images = np.random.default_rng(seed).integers(0, 256, (count, 2, 4, 4), dtype=np.uint8)
         images[:, 1, 0, 0] = labels
         found.update(range(count), images, labels)
-        return found, images
+        return found
 
-    (reference, images), (samples, _) = tally(20_000, 0), tally(600, 1)
-    found = compute_metrics(samples, reference, [str(label) for label in range(10)], images)
+    reference, samples = tally(20_000, 0), tally(600, 1)
+    distances = np.ones((600, 1))
+    found = compute_metrics(samples, reference, [str(label) for label in range(10)], distances)
     assert abs(found["frechet_distance_infinite"]) < found["frechet_distance"] / 2
 
 
@@ -270,7 +274,8 @@ def test_the_stricter_judge_is_quoted():
     images = np.random.default_rng(0).integers(0, 256, (4, 1, 2, 2), dtype=np.uint8)
     tally = Tally(extractor, 2, 4, (1, 2, 2))
     tally.update(range(4), images, [0, 1, 0, 1])
-    found = compute_metrics(tally, tally, ["a", "b"], images)
+    found = compute_metrics(tally, tally, ["a", "b"], np.array([[1.0], [5.0], [2.0], [4.0]]))
+    assert found["nearest_training_distance"] == 3
     assert found["label_accuracies"] == {"one": 0.75, "other": 0.25} and found["label_accuracy"] == 0.25
     assert found["recognised_as_no_class"] == 0.5
     assert [row["accuracy"] for row in found["classes"].values()] == [0.5, 0]

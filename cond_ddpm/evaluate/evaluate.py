@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from cond_ddpm.config.evaluation import EvaluationConfig
 from cond_ddpm.data import LabelledImages, data_fingerprint
 from cond_ddpm.data.cache import cache_folder
-from cond_ddpm.evaluate.copies import find_copies, warn_of_copies
+from cond_ddpm.evaluate.copies import find_copies, nearest_training_images, warn_of_copies
 from cond_ddpm.evaluate.external_samples import UNKNOWN, load_samples, with_class_ids
 from cond_ddpm.evaluate.extractors import Extractor, make_extractor
 from cond_ddpm.evaluate.metrics import compute_metrics, frechet_distance
@@ -144,19 +144,20 @@ def evaluate(
         tally, unfinished, before = _fold(stream, extractor, train_tally, output, key, state)
         files, earlier = files + unfinished, earlier + before
         if state.is_main_process:
-            measured.append(compute_metrics(tally, train_tally, class_names, real.whole.images))
+            nearest = nearest_training_images(tally.images.numpy(), real.whole.images)
+            measured.append(compute_metrics(tally, train_tally, class_names, nearest.distances))
     if state.is_main_process:
         results["samples"], results["samples_std"] = mean_and_deviation(measured)
         # Samples may be copies of any image that was trained on, but held-out images must not be compared with themselves.
-        results["held_out_real"] = compute_metrics(held_out_tally, train_tally, class_names, real.train.images)
+        of_held_out = nearest_training_images(held_out_tally.images.numpy(), real.train.images)
+        results["held_out_real"] = compute_metrics(held_out_tally, train_tally, class_names, of_held_out.distances)
         groups = held_out_tally.groups
         halves = [sum(half[1:], half[0]) for half in (groups[: GROUPS // 2], groups[GROUPS // 2 :])]
         if min(int(half.count) for half in halves) > 1:
             results["held_out_real"]["frechet_distance_between_halves"] = frechet_distance(*halves)
-        results["seconds"] = time.perf_counter() - started + earlier
-        copies = output.with_name(f"{output.stem}-copies.png")
-        searched = (real.whole.images, real.train.images)
+        copies, searched = output.with_name(f"{output.stem}-copies.png"), (nearest, of_held_out, real.whole.images)
         results["copies"] = find_copies(tally, held_out_tally, train_tally, *searched, class_names, copies)
+        results["seconds"] = time.perf_counter() - started + earlier
         results["warnings"] = [*list_warnings(results, extractor.dim, real), *warn_of_copies(results["copies"])]
         write_report(output, results, tally, class_names, real.whole.images)
         for file in files:

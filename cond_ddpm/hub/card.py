@@ -14,6 +14,7 @@ from cond_ddpm.text import literal, markdown, shown
 
 # As long as a card contains this line, it may be overwritten.
 MARKER = "<!-- Written by cond_ddpm, and written anew when it publishes, unless you delete this line. -->"
+_ASKED_NOBODY = "The weights and the code are under Apache-2.0."  # in the cards of versions that had no --license
 TRIED = {"diffusers": ("0.39.0", "0.42.1"), "torch": ("2.9.1", "2.13.0")}  # the lowest and the newest; docs/compatibility.md
 TASK = "unconditional-image-generation"  # the nearest that the Hub lists; the tag says class-conditional
 FEATURES = {
@@ -114,7 +115,10 @@ def _licences(card: bytes | None, results: dict) -> tuple[str | None, str | None
     config = training.get("config") if isinstance(training, dict) else None
     found = config if isinstance(config, dict) else {}
     if card is not None:
-        found = {**found, **{name: value for name, value in ModelCard(card.decode()).data.to_dict().items() if value}}
+        said = {name: value for name, value in ModelCard(card.decode()).data.to_dict().items() if value}
+        if MARKER.encode() in card and _ASKED_NOBODY.encode() in card:
+            said.pop("license", None)
+        found = {**found, **said}
     return found.get("license"), found.get("dataset_license")
 
 
