@@ -503,7 +503,7 @@ def quick_classifier(monkeypatch):
     """A classifier trained for three epochs, for tests in which its accuracy does not matter."""
     from cond_ddpm.evaluate import classifier
 
-    monkeypatch.setattr(classifier, "_RECIPE", classifier._Recipe(epochs=3, min_images_seen=0))
+    monkeypatch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=3, min_images_seen=0))
 
 
 def _without_test(dataset, folder):
@@ -615,7 +615,7 @@ import os, sys
 from cond_ddpm import sampling
 from cond_ddpm.cli import main
 from cond_ddpm.evaluate import classifier
-classifier._RECIPE = classifier._Recipe(epochs=3, min_images_seen=0)
+classifier.RECIPE = classifier.Recipe(epochs=3, min_images_seen=0)
 if sys.argv.pop(1) == "kill":
     original, seen = sampling.sample_batches, []
     def killed(*given, **named):
@@ -739,14 +739,14 @@ def test_two_evaluations_of_the_same_data_train_one_classifier(dataset, tmp_path
     from cond_ddpm.evaluate import classifier
 
     train = load_images(str(dataset), "train", SIZE)
-    started, original, calls = threading.Event(), classifier._train, []
+    started, original, calls = threading.Event(), classifier.new_judge, []
 
     def slow(*arguments):
         calls.append(arguments)
         started.set()
         return original(*arguments)
 
-    monkeypatch.setattr(classifier, "_train", slow)
+    monkeypatch.setattr(classifier, "new_judge", slow)
     found = []
     get = lambda: found.append(classifier.get_classifier("convolutional", train, train, tmp_path))  # noqa: E731
     threads = [threading.Thread(target=get) for _ in "ab"]

@@ -59,7 +59,7 @@ def find_copies(
         class_names: of the data set.
         picture: of the PNG.
     """
-    images, labels = samples.images.numpy(), samples.image_rows[:, 1].numpy()
+    images, labels = samples.images[:NEIGHBOURS].numpy(), samples.image_rows[:NEIGHBOURS, 1].numpy()
     found: dict[str, Any] = {"quantile": QUANTILE, "num_samples": len(images), "num_held_out": len(held_out.images)}
     if min(nearest.distances.shape[1], of_held_out.distances.shape[1]) > _NEXT:
         scores, real = nearness(nearest.distances), nearness(of_held_out.distances)
@@ -68,7 +68,7 @@ def find_copies(
     if len(training.kept) > _NEXT:
         features, real_features = (tally.kept[tally.rows < NEIGHBOURS] for tally in (samples, held_out))
         scores, real = (_nearness_of_features(part, training.kept) for part in (features, real_features))
-        of_features = labels[samples.image_rows[:, 0].numpy() < samples.subset]
+        of_features = labels[samples.image_rows[:NEIGHBOURS, 0].numpy() < samples.subset]
         found["features"] = {"searched": len(training.kept), **_shares(scores, real, of_features, class_names)}
     return found
 

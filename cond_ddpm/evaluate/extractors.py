@@ -96,6 +96,8 @@ def _classifier(train: LabelledImages, test: LabelledImages, cache: Path, device
             name: {
                 "checksum": checksums[name],
                 "held_out_accuracy": judge.accuracy,
+                "held_out_accuracy_interval": list(judge.interval),
+                "tested_images": judge.tested,
                 "held_out_accuracy_shuffled": judge.shuffled_accuracy,
             }
             for name, judge in judges.items()

@@ -1,7 +1,7 @@
 """Completing a pipeline folder: the grid of samples, and the model card with the metadata that the Hub reads.
 
-May import: `hub.folder, processes, text, visualize`, the pipeline. It reads only the folder and its results.json; training
-calls `complete` at the end of a run. Next in the data flow: `checks.py`.
+May import: `hub.folder, hub.measured, processes, text, visualize`, the pipeline. It reads only the folder and its
+results.json; training calls `complete` at the end of a run. Next in the data flow: `checks.py`.
 """
 
 import io
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cond_ddpm.hub.folder import OTHER_RESULTS, load_folder, one_line, read_results
+from cond_ddpm.hub.measured import judge_text, usefulness_text
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.text import literal, markdown, shown
 
@@ -166,6 +167,7 @@ def model_card(
         "FID with Inception-v3, as in the literature": protocol.get("features") == "inception",
         "Fréchet distance with DINOv2": protocol.get("features") == "dinov2",
         "the spread over seeds": results.get("samples_std"),
+        "whether a classifier can be trained on the samples": results.get("usefulness"),
         "the spread over trainings": False,
     }
     copies, accuracy = "Whether samples are copies of training images has not been measured.", ""
@@ -201,6 +203,7 @@ def model_card(
         has_confusion=samples is not None and "results-confusion.png" in files,
         has_copies=samples is not None and "results-copies.png" in files,
         has_neighbours=samples is not None and "results-neighbours.png" in files,
+        usefulness=markdown(usefulness_text(results["usefulness"])) if results.get("usefulness") else "",
         warnings=[markdown(warning) for warning in results.get("warnings", [])],
         not_measured="; ".join(what for what, found in measured.items() if not found),
         memorisation=copies,
@@ -292,8 +295,7 @@ def _protocol_text(results: dict) -> str:
         )
     extractor = protocol["feature_extractor"]
     features = FEATURES.get(protocol["features"], protocol["features"])
-    held_out = extractor.get("held_out_accuracy")
-    accuracy = f", {held_out:.1%} accuracy on unseen real images" if held_out else ""
+    accuracy = f", {judge_text(extractor)}" if judge_text(extractor) else ""
     reference = f"{real['num_images']:,} real images that were not trained on (split: {protocol['test_split']})"
     text = (
         f"{made}; compared with the {protocol['split_images']:,} images of {protocol['dataset']}'s split"
