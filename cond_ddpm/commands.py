@@ -64,8 +64,20 @@ def train(config: TrainCommandConfig) -> str | None:
     if config.dry_run:
         text = dry_run(config.part(TrainConfig))
         return text if os.environ.get("RANK", "0") == "0" else None
-    run = train(config.part(TrainConfig))
+    chooses = config.guidance_scale == TrainConfig.guidance_scale if config.choose_guidance is None else config.choose_guidance
+    run = train(config.part(TrainConfig), on_trained=functools.partial(_choose_guidance, config) if chooses else None)
     return f"run folder: {run}" if os.environ.get("RANK", "0") == "0" else None
+
+
+def _choose_guidance(config: TrainCommandConfig, run: Path, seconds: float) -> None:
+    from cond_ddpm.evaluate.guidance import choose_guidance
+
+    try:
+        found = choose_guidance(run, config.part(TrainConfig), seconds)
+    except (ValueError, OSError) as error:  # the training is done, and is not lost by what comes after it
+        found = f"guidance_scale was not chosen: {error}"
+    if found is not None:
+        print(found)
 
 
 def sample(config: SampleConfig) -> str | None:

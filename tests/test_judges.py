@@ -1,18 +1,25 @@
 """How far judges are trusted, what samples are useful for, and which guidance is chosen."""
 
 import dataclasses
+import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
-from conftest import NAMES, shapes
+from conftest import NAMES, TINY, shapes
+from PIL import Image
 
+from cond_ddpm import CondDDPMPipeline, commands
+from cond_ddpm.config.training import TrainCommandConfig
 from cond_ddpm.data import LabelledImages
-from cond_ddpm.evaluate import classifier, usefulness
+from cond_ddpm.evaluate import classifier, guidance, usefulness
 from cond_ddpm.evaluate.classifier import Recipe, get_classifier, new_judge
+from cond_ddpm.evaluate.guidance import choose_guidance
 from cond_ddpm.evaluate.trust import least_accuracy, why_not_trusted, wilson_interval, withhold
 from cond_ddpm.evaluate.usefulness import measure_usefulness
 from cond_ddpm.hub.measured import judge_text, usefulness_text
+from cond_ddpm.training import train
 
 CPU = torch.device("cpu")
 
@@ -94,7 +101,7 @@ def test_few_held_out_images_are_not_all_that_a_judge_is_tested_on(tmp_path, mon
 
 @pytest.mark.end_to_end
 def test_useful_samples_are_told_from_useless_ones(monkeypatch):
-    """Samples that are real images are as useful as these; with labels by chance they are not, but do less harm beside them."""
+    """Samples that are real images are as useful as these; with labels by chance they are not, but do less harm beside."""
     monkeypatch.setattr(usefulness, "_RECIPE", Recipe(destroyed=0, epochs=0, min_images_seen=1280))
     real, more, held_out = _shapes(120, 0), _shapes(150, 1), _shapes(150, 2)
     found = measure_usefulness(more, real, held_out, CPU)
@@ -112,3 +119,98 @@ def test_usefulness_in_words():
     }
     text = usefulness_text({**found, "num_images": 100, "num_held_out": 50, "steps": 400, "seeds": 3})
     assert "of 50.0% (+- 1.0%) if trained on samples, of 75.0% (+- 0.0%) if trained on as many real images" in text
+
+
+# Which guidance is chosen
+
+
+@pytest.fixture
+def config(shapes_parquet, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "RECIPE", Recipe(epochs=0, min_images_seen=640))
+    monkeypatch.setattr(guidance, "RECIPE", classifier.RECIPE)
+    monkeypatch.setattr(guidance, "SCALES", (1.0, 4.0, 8.0))
+    monkeypatch.setattr(guidance, "_MOST", 60)
+    monkeypatch.setattr(guidance, "cache_folder", lambda: tmp_path)
+    return TrainCommandConfig(
+        dataset=str(shapes_parquet),
+        resolution=8,
+        model="simple",
+        unet={**TINY, "block_out_channels": [8, 16]},
+        batch_size=16,
+        max_train_steps=2,
+        checkpointing_steps=0,
+        save_images_epochs=0,
+        num_ema_snapshots=0,
+        report_to="none",
+        output_dir=str(tmp_path / "run"),
+    )
+
+
+def _clock(seconds=0.001):
+    """So much passes between two looks at it."""
+    ticks = itertools.count()
+    return lambda: next(ticks) * seconds
+
+
+@pytest.mark.end_to_end
+def test_the_best_guidance_becomes_the_default_before_the_card_is_written(config, monkeypatch):
+    monkeypatch.setattr(guidance, "why_not_trusted", lambda *given: None)
+    said = []
+
+    def choose(run, seconds):
+        assert not (run / "pipeline" / "README.md").exists() and 0 < seconds < 100
+        said.append(choose_guidance(run, config, 4000, _clock()))
+
+    run = train(config, on_trained=choose)
+    results = json.loads((run / "pipeline" / "results.json").read_text())
+    found = results["guidance"]
+    rows = {row["guidance_scale"]: row for row in found["scales"]}
+    assert list(rows) == [1, 4, 8] and {row["num_images"] for row in rows.values()} == {60}
+    assert found["chosen"] == min(rows, key=lambda scale: rows[scale]["kernel_distance"])
+    assert CondDDPMPipeline.from_pretrained(run / "pipeline").guidance_scale == found["chosen"]
+    card = (run / "pipeline" / "README.md").read_text()
+    assert said[0].startswith(f"guidance_scale {found['chosen']:g} was chosen after the training among 1, 4, 8")
+    assert "![quality of the samples against their guidance scale](guidance.png)" in card and "was chosen after" in card
+    for folder in (run, run / "pipeline"):
+        with Image.open(folder / "guidance.png") as opened:
+            assert opened.size[0] > 500
+    assert choose_guidance(run, config, 4000, _clock()) is None  # it is chosen
+
+
+@pytest.mark.end_to_end
+def test_guidance_is_not_chosen_by_a_judge_that_is_not_trusted_nor_without_time(config, monkeypatch):
+    run = train(config)
+    assert choose_guidance(run, config, 119) is None
+    assert "too little to train a judge" in choose_guidance(run, config, 120, _clock(10))
+    monkeypatch.setattr(guidance, "why_not_trusted", lambda *given: "nobody knows")
+    assert choose_guidance(run, config, 4000, _clock()) == "guidance_scale stays 1: nobody knows"
+    monkeypatch.setattr(guidance, "why_not_trusted", lambda *given: None)
+    assert "too little to draw 48 samples" in choose_guidance(run, config, 120, _clock(10))  # the judge is there by now
+    assert not (run / "guidance.png").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, chooses",
+    [
+        ({}, True),
+        ({"choose_guidance": False}, False),
+        ({"guidance_scale": 2.0}, False),  # it is the user's
+        ({"guidance_scale": 2.0, "choose_guidance": True}, True),
+    ],
+)
+def test_who_chooses_guidance(config, settings, chooses, monkeypatch, capsys):
+    """Also train_cond_ddpm.py calls this command. What goes wrong after the training does not lose it."""
+    import cond_ddpm.training
+
+    def trained(config, on_trained):
+        if on_trained is not None:
+            on_trained("run", 1000.0)
+        return "run"
+
+    def refuse(*given):
+        raise ValueError("no pictures")
+
+    monkeypatch.setattr(cond_ddpm.training, "train", trained)
+    monkeypatch.setattr(guidance, "choose_guidance", refuse)
+    assert commands.train(dataclasses.replace(config, **settings)) == "run folder: run"
+    assert ("guidance_scale was not chosen: no pictures" in capsys.readouterr().out) == chooses

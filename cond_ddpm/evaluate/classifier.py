@@ -9,6 +9,8 @@ of the recipe (`classifier_key`), and none is trained.
 """
 
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +67,7 @@ class Recipe:
 RECIPE = Recipe()
 _FEW_HELD_OUT = 200  # images; if fewer leave it open whether a judge can be trusted, it is tested by cross-fitting too
 _FOLDS = 3
+_TIMED_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,17 @@ def new_judge(
         part, rest = everything.part(fold_of == fold), everything.part(fold_of != fold)
         right += len(part) * accuracy(trained_network(name, rest, device, recipe), part, device)
     return Judge(network, right / len(everything), len(everything), shuffled_accuracy)
+
+
+def seconds_per_step(
+    name: str, data: LabelledImages, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """How long a step of the training takes here, by a few steps of a network that is thrown away."""
+    size = RECIPE.batch_size(len(data))
+    recipe = Recipe(epochs=0, min_images_seen=_TIMED_STEPS * size, min_batch_size=size, max_batch_size=size)
+    started = clock()
+    trained_network(name, data, device, recipe)
+    return (clock() - started) / _TIMED_STEPS
 
 
 def _new_network(name: str, data: LabelledImages) -> ConvolutionalClassifier | AttentionClassifier:

@@ -112,9 +112,11 @@ def evaluate(
 
     if pipeline is not None and arguments.get("guidance_scale") is None:
         arguments["guidance_scale"] = pipeline.guidance_scale  # for the record
+    own: dict[str, Any] = {}
     if training is None and pipeline is not None:
         content = pipeline.companions.get("results.json", b"{}")
-        training = read_json(content, "results.json", "remove or correct it").get("training")
+        own = read_json(content, "results.json", "remove or correct it")
+        training = own.get("training")
     record = protocol_record(protocol, extractor, real)
     if pipeline is not None:
         record |= sampling_record(protocol, model, pipeline, arguments)
@@ -122,6 +124,8 @@ def evaluate(
         del record["seed"], record["repeats"]
         record["samples"] = samples.name
     results: dict[str, Any] = {"training": training or "not known", "protocol": record}
+    if own.get("guidance"):  # how the default was chosen
+        results["guidance"] = own["guidance"]
     files: list[Path] = []
     measured, started, earlier = [], time.perf_counter(), 0.0
     for repeat in range(protocol.repeats):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cond_ddpm.hub.folder import OTHER_RESULTS, load_folder, one_line, read_results
-from cond_ddpm.hub.measured import judge_text, usefulness_text
+from cond_ddpm.hub.measured import guidance_text, judge_text, usefulness_text
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.text import literal, markdown, shown
 
@@ -203,6 +203,8 @@ def model_card(
         has_confusion=samples is not None and "results-confusion.png" in files,
         has_copies=samples is not None and "results-copies.png" in files,
         has_neighbours=samples is not None and "results-neighbours.png" in files,
+        guidance=markdown(guidance_text(results["guidance"])) if results.get("guidance") else "",
+        has_guidance="guidance.png" in files,
         usefulness=markdown(usefulness_text(results["usefulness"])) if results.get("usefulness") else "",
         warnings=[markdown(warning) for warning in results.get("warnings", [])],
         not_measured="; ".join(what for what, found in measured.items() if not found),

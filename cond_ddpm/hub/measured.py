@@ -31,3 +31,20 @@ def usefulness_text(usefulness: dict[str, Any]) -> str:
         f" {usefulness['num_held_out']:,} held-out real images ({usefulness['num_images']:,} images of each,"
         f" {usefulness['steps']} steps, {usefulness['seeds']} seeds)."
     )
+
+
+def guidance_text(guidance: dict[str, Any]) -> str:
+    """How the default guidance scale was chosen, in sentences."""
+    judge, rows = guidance["judge"], guidance["scales"]
+    low, high = judge["held_out_accuracy_interval"]
+    tried = ", ".join(f"{row['guidance_scale']:g}" for row in rows)
+    text = (
+        f"guidance_scale {guidance['chosen']:g} was chosen after the training among {tried}: the kernel distance of"
+        f" {rows[0]['num_images']:,} samples of each scale ({guidance['num_inference_steps']} steps, seeds from"
+        f" {guidance['first_seed']:,}) to real images is least with it. The judge, a {judge['network']} classifier, names the"
+        f" class of {judge['held_out_accuracy']:.0%} of {judge['tested_images']:,} real images that it was not trained on"
+        f" ({low:.0%} to {high:.0%} with 95% confidence)."
+    )
+    if guidance["learned_in_training"]:
+        text += f" The network itself has learned guidance {guidance['learned_in_training']:g}, to which 1 adds none."
+    return text

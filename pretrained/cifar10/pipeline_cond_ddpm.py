@@ -60,7 +60,7 @@ TESTED_SCHEDULERS = (
 )
 # Optional files of a pipeline folder: the model card, the results, pictures. A loaded pipeline saves them again.
 COMPANIONS = (
-    *("README.md", "results.json", "samples.png", "loss.png"),
+    *("README.md", "results.json", "samples.png", "loss.png", "guidance.png"),
     *("results-confusion.png", "results-neighbours.png", "results-copies.png"),
 )
 
