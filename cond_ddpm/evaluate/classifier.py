@@ -45,12 +45,12 @@ class Recipe:
     """How classifiers are trained. The names of cached classifiers depend on what it says for their data."""
 
     version: int = 2
-    min_steps: int = 400  # smaller batches see to that: what little can be learned of few images takes steps, not passes
+    min_steps: int = 625  # smaller batches see to that: what little can be learned of few images takes steps, not passes
     min_batch_size: int = 32
     max_batch_size: int = 128
     destroyed: float = 0.25  # share of a batch that loses its shapes, and with them its class
     epochs: int = 20  # within the limits of the next two
-    min_images_seen: int = 12_800
+    min_images_seen: int = 25_600
     max_images_seen: int = 640_000
 
     def images_seen(self, count: int) -> int:
