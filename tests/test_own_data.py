@@ -402,6 +402,17 @@ def test_own_files_are_published_and_secrets_in_them_are_found(published):
     assert "weights.bin does not belong in a pipeline folder" in problems and "LICENSE" not in problems
 
 
+def test_the_card_names_the_base_model(published):
+    pipeline = make_pipeline(make_unet())
+    training = results_of(pipeline)["training"]
+    assert "base" not in model_card(pipeline, {"training": training}, set(), "me/pets").partition("## Training")[2][:200]
+    for on_hub in (True, False):
+        found = {**training, "base_model": "someone/animals", "base_model_on_hub": on_hub}
+        text = model_card(pipeline, {"training": found}, set(), "me/pets")
+        assert "| base model | someone/animals, from whose weights it started |" in text
+        assert ("base_model: someone/animals" in text) == on_hub  # the Hub links to it
+
+
 def test_the_card_has_the_data_report_without_file_names(published, folder):
     prepared = prepare(str(folder), "train", DataConfig(dataset=str(folder)))
     facts = report(str(folder), prepared).facts

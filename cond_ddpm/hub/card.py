@@ -155,6 +155,7 @@ def model_card(
     data = ModelCardData(
         library_name="diffusers",
         license=licences[0],
+        base_model=shown(training["base_model"]) if training.get("base_model_on_hub") else None,
         **more,
         pipeline_tag=TASK,
         tags=["diffusers", "class-conditional-image-generation", "ddpm", "cond_ddpm"],
@@ -235,6 +236,7 @@ def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
     guided_from = training.get("guided_from")
     precision = {"no": "float32", None: "float32"}.get(training["mixed_precision"], training["mixed_precision"])
     return [
+        *([("base model", f"{training['base_model']}, from whose weights it started")] if training.get("base_model") else []),
         ("data", f"{training['dataset']}, split {config['train_split']}: {training['num_images']:,} images"),
         ("held out", f"{training['num_validation_images']:,} of that split, to choose the epoch"),
         ("mirrored", "half of the images" if training["random_flip"] else "no"),
