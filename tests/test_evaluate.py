@@ -180,6 +180,39 @@ def test_the_guidance_recorded_is_the_pipelines_own_where_none_is_given(pipeline
 
 
 @pytest.mark.end_to_end
+@pytest.mark.usefixtures("quick_classifier")
+def test_a_judge_that_is_not_trusted_gives_no_figures(pipeline, dataset, tmp_path, monkeypatch):
+    """The distances stay; what rests on the judges' opinions is null, and the summary and the card say why."""
+    from cond_ddpm.hub import model_card
+
+    monkeypatch.setattr(module, "why_not_trusted", lambda judges, classes: f"{len(judges)} judges know nothing")
+    (tmp_path / "results-confusion.png").write_bytes(b"of earlier")
+    pipeline = CondDDPMPipeline(pipeline.unet, pipeline.scheduler, pipeline.id2label)
+    pipeline.companions = {"results.json": b'{"guidance": {"chosen": 2.0}}'}
+    results = _evaluated(pipeline, dataset, tmp_path, repeats=2)
+    for part in (results["samples"], results["held_out_real"]):
+        assert part["label_accuracy"] is None and part["label_accuracies"] is None and part["frechet_distance"] > 0
+        assert {row["accuracy"] for row in part["classes"].values()} == {None}
+        assert {row["frechet_distance"] for row in part["classes"].values()} == {None}
+    assert results["protocol"]["judges_not_trusted"] == "2 judges know nothing"
+    assert not (tmp_path / "results-confusion.png").exists()
+    assert "figures of the classes are left out: 2 judges know nothing; more real images" in summary(results)
+    assert results.pop("guidance") == {"chosen": 2.0}  # how the default was chosen is kept
+    assert "left out: 2 judges know nothing" in model_card(pipeline, results, set(), "me/shapes")
+
+
+@pytest.mark.end_to_end
+@pytest.mark.usefixtures("quick_classifier")
+def test_usefulness_is_measured_of_the_first_samples(pipeline, dataset, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "measure_usefulness", lambda *given: seen.append(given) or None)
+    results = _evaluated(pipeline, dataset, tmp_path, usefulness=True, usefulness_images=20)
+    samples, real, held_out, _ = seen[0]
+    assert len(samples) == 20 and samples.labels.tolist() == [row % 3 for row in range(20)] and samples.images.any()
+    assert len(real) == 600 and len(held_out) == 450 and results["protocol"]["usefulness"]
+
+
+@pytest.mark.end_to_end
 def test_repeats_have_other_seeds(pipeline, dataset, tmp_path):
     both = _evaluated(pipeline, dataset, tmp_path, repeats=2)
     one, two = (_evaluated(pipeline, dataset, tmp_path, seed=seed) for seed in (0, 30))

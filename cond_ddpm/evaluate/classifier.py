@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,6 +93,16 @@ class Judge:
     def interval(self) -> tuple[float, float]:
         """Where the accuracy is with 95% confidence."""
         return wilson_interval(self.accuracy, self.tested)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """How far it can be trusted, for results.json."""
+        return {
+            "held_out_accuracy": self.accuracy,
+            "held_out_accuracy_interval": list(self.interval),
+            "tested_images": self.tested,
+            "held_out_accuracy_shuffled": self.shuffled_accuracy,
+        }
 
 
 def get_classifier(name: str, data: LabelledImages, test: LabelledImages, cache: Path) -> Judge:
@@ -200,6 +211,11 @@ def seconds_per_step(
     started = clock()
     trained_network(name, data, device, recipe)
     return (clock() - started) / _TIMED_STEPS
+
+
+def most_trainings(test: LabelledImages) -> int:
+    """How many networks `new_judge` trains at most, if it is given these held-out images."""
+    return 1 + _FOLDS if len(test) < _FEW_HELD_OUT else 1
 
 
 def _new_network(name: str, data: LabelledImages) -> ConvolutionalClassifier | AttentionClassifier:

@@ -24,6 +24,7 @@ from cond_ddpm.evaluate.classifier import (
     Recipe,
     classifier_file,
     load_classifier,
+    most_trainings,
     new_judge,
     seconds_per_step,
     train_classifier,
@@ -78,6 +79,7 @@ def choose_guidance(
     folder = run / "pipeline"
     pipeline = CondDDPMPipeline.from_pretrained(folder)
     results = read_results(pipeline.companions)
+    training = results.get("training") or {}
     if results.get("guidance") or pipeline.class_dropout_prob == 0:
         return None
     ends = clock() + min(_SHARE * seconds, _MOST_SECONDS)
@@ -91,15 +93,9 @@ def choose_guidance(
     judge = _judge(real, device, (ends - clock()) * _OF_JUDGE, clock)
     if judge is None:
         return f"{kept}: {_SHARE:.0%} of the training's time is too little to train a judge that would choose it"
-    record = {
-        "held_out_accuracy": judge.accuracy,
-        "held_out_accuracy_interval": list(judge.interval),
-        "tested_images": judge.tested,
-    }
-    if reason := why_not_trusted({_JUDGE: record}, len(real.train.class_names)):
+    if reason := why_not_trusted({_JUDGE: judge.record}, len(real.train.class_names)):
         return f"{kept}: {reason}"
-    precision = (results.get("training") or {}).get("mixed_precision") or "no"
-    rows = _try(pipeline.to(device), judge, real.train, ends, precision, clock)
+    rows = _try(pipeline.to(device), judge, real.train, ends, training.get("mixed_precision") or "no", clock)
     if rows is None:
         return f"{kept}: {_SHARE:.0%} of the training's time is too little to draw {_FEWEST} samples with each guidance scale"
     best = min(rows, key=lambda row: row["kernel_distance"])
@@ -108,8 +104,8 @@ def choose_guidance(
         "scales": rows,
         "num_inference_steps": min(_STEPS, pipeline.scheduler.config.num_train_timesteps),
         "first_seed": _FIRST_SEED,
-        "judge": {"network": _JUDGE, **record},
-        "learned_in_training": config.model_guidance_scale if (results.get("training") or {}).get("guided_from") else None,
+        "judge": {"network": _JUDGE, **judge.record},
+        "learned_in_training": config.model_guidance_scale if training.get("guided_from") else None,
     }
     picture = io.BytesIO()
     guidance_curve(rows, best["guidance_scale"], picture)
@@ -126,8 +122,8 @@ def _judge(real: RealImages, device: torch.device, seconds: float, clock: Callab
         return load_classifier(*data, cache, device)
     started = clock()
     step = seconds_per_step(_JUDGE, real.train, device, clock)
-    left, steps = seconds - (clock() - started), RECIPE.steps(len(real.train))
-    if steps * step <= left:
+    left = seconds - (clock() - started)
+    if most_trainings(real.held_out) * RECIPE.steps(len(real.train)) * step <= left:
         train_classifier(*data, cache, device)
         return load_classifier(*data, cache, device)
     fewer = int(left / step)

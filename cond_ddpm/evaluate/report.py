@@ -146,10 +146,11 @@ def mean_and_deviation(measured: list[dict]) -> tuple[dict, dict | None]:
 
 def write_report(output: Path, results: dict, tally: Tally, class_names: list[str], training_images: np.ndarray) -> None:
     """Write results.json, and pictures of the last repeat: confused classes, and the neighbours of a sample of each class."""
-    if results["samples"].get("label_accuracy") is not None:  # and the judges are trusted
-        confusion_picture(
-            tally.confusion[tally.strictest].numpy(), class_names, output.with_name(f"{output.stem}-confusion.png")
-        )
+    confusion = output.with_name(f"{output.stem}-confusion.png")
+    if results["samples"].get("label_accuracy") is not None:  # there are judges, and they are trusted
+        confusion_picture(tally.confusion[tally.strictest].numpy(), class_names, confusion)
+    else:  # one of an earlier evaluation would be shown beside results that do not have it
+        confusion.unlink(missing_ok=True)
     labels = tally.image_rows[:, 1].tolist()
     first_of_class = sorted({label: labels.index(label) for label in labels}.items()) if labels[0] != UNKNOWN else []
     rows = [row for _, row in first_of_class[:10]] or list(range(min(10, len(labels))))
