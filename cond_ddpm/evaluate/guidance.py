@@ -150,14 +150,15 @@ def _try(
 
     def draw(scale: float, numbers: Sequence[int]) -> np.ndarray:
         with autocast(precision, pipeline.device):
-            images = pipeline(
+            (images,) = pipeline(
                 [number % classes for number in numbers],
                 seeds=[_FIRST_SEED + number for number in numbers],
                 guidance_scale=scale,
                 num_inference_steps=min(_STEPS, pipeline.scheduler.config.num_train_timesteps),
                 batch_size=_BATCH,
                 output_type="pt",
-            ).images
+                return_dict=False,
+            )
         return (images * 255).round().to(torch.uint8).cpu().numpy()
 
     started = clock()

@@ -12,7 +12,8 @@ def judge_text(extractor: dict[str, Any]) -> str:
     if accuracy is None:
         return ""
     text = f"{accuracy:.1%} accuracy on unseen real images"
-    judge = min(extractor.get("judges", {}).values(), key=lambda one: one["held_out_accuracy"], default={})
+    judges = extractor.get("judges", {}).values()
+    judge: dict[str, Any] = min(judges, key=lambda one: one["held_out_accuracy"], default={})
     if "held_out_accuracy_interval" in judge:  # earlier versions did not record it
         low, high = judge["held_out_accuracy_interval"]
         text += f" ({low:.1%} to {high:.1%} with 95% confidence, by {judge['tested_images']:,} of them)"
