@@ -1,6 +1,6 @@
 """Exports the network to one file for other runtimes, and makes a pipeline that samples from such a file.
 
-May import: `fingerprints`, the pipeline. Next in the data flow: `CondDDPMPipeline` samples with the exported network in
+May import: `files, fingerprints`, the pipeline. Next in the data flow: `CondDDPMPipeline` samples with the exported network in
 place of the UNet.
 """
 
@@ -15,6 +15,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
+from cond_ddpm.files import is_free
 from cond_ddpm.fingerprints import file_checksum
 from cond_ddpm.pipelines.pipeline_cond_ddpm import (
     SAMPLERS,
@@ -47,7 +48,7 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path, half_weights: 
     """
     if format not in FILES:
         raise ValueError(f"format: expected one of {', '.join(FILES)}, got {format!r}.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not is_free(output):
         raise ValueError(f"output: expected a new or empty folder, got {output}.")
     unet: ModelMixin = getattr(pipeline.unet, "_orig_mod", pipeline.unet)  # without torch.compile's wrapper
     if isinstance(unet, ExportedUNet):

@@ -164,6 +164,28 @@ def memory_for(device: torch.device, what: str, advice: str) -> Iterator[None]:
         raise NotEnoughMemory(f"out of memory on {device}: {what} does not fit; {advice}. ({said[:200]})") from error
 
 
+@contextlib.contextmanager
+def ends_in_order() -> Iterator[None]:
+    """Within, SIGTERM raises SystemExit with its code, 143, as Ctrl-C raises KeyboardInterrupt; so what was begun is removed.
+
+    Raises:
+        SystemExit: 143 after SIGTERM.
+    """
+
+    def leave(number: int, frame) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # only the main thread may handle signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Stopping:
     """A context manager, within which SIGTERM or Ctrl-C asks for a stop after the current step; a second one stops at once."""
 

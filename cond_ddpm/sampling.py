@@ -1,6 +1,6 @@
 """Draws images for seeds and class labels, in batches of any size and on any number of processes.
 
-May import: `data, fingerprints, hardware, processes`, the pipelines. Next in the data flow: `visualize/` shows the images, and
+May import: `data, files, fingerprints, hardware, processes`, the pipelines. Next: `visualize/` shows the images, and
 `evaluate/` measures them.
 """
 
@@ -26,10 +26,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from cond_ddpm.data import CLASSES_FILE
+from cond_ddpm.files import is_free
 from cond_ddpm.fingerprints import SHORT, sha256, value_fingerprint
 from cond_ddpm.hardware import eager_if_not_compiled, precision_for
 from cond_ddpm.pipelines.pipeline_cond_ddpm import whole_number
-from cond_ddpm.processes import memory_for, process_state
+from cond_ddpm.processes import ends_in_order, memory_for, process_state
 
 
 def sample_batches(
@@ -198,7 +199,8 @@ def save_samples(
             record.write(number + 1, earlier_seconds + time.perf_counter() - started)
 
     try:
-        writer.write(sampled(), state)
+        with ends_in_order():
+            writer.write(sampled(), state)
     except BaseException:
         for file in writer.unfinished_files if resume_key is None else ():
             file.unlink(missing_ok=True)
@@ -213,8 +215,7 @@ class _FolderWriter:
     def __init__(self, output: Path, pipeline: DiffusionPipeline, labels: list[int], seeds: Sequence[int], resuming: bool):
         if output.suffix and not output.suffix[1:].isdecimal():
             raise ValueError(f"output: expected a folder, or a name ending in .npz, got {output}.")
-        others = [] if resuming or not output.is_dir() else [file for file in output.iterdir() if file.name[0] != "."]
-        if others or (output.exists() and not output.is_dir()):
+        if not is_free(output, hidden_files=True) and not (resuming and output.is_dir()):
             raise ValueError(f"output: expected a new or empty folder, or a name ending in .npz, got {output}.")
         if len(set(zip(labels, seeds))) < len(seeds):
             raise ValueError("seeds: expected a different one for each image of a class, since files are named by them.")

@@ -60,7 +60,7 @@ TESTED_SCHEDULERS = (
 )
 # Optional files of a pipeline folder: the model card, the results, pictures. A loaded pipeline saves them again.
 COMPANIONS = (
-    *("README.md", "results.json", "samples.png", "loss.png"),
+    *("README.md", "results.json", "samples.png", "loss.png", "guidance.png"),
     *("results-confusion.png", "results-neighbours.png", "results-copies.png"),
 )
 
@@ -195,7 +195,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         self._make_guidance(guidance_scale)  # refuses a scale that no call could use
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
         self._companions: dict[str, bytes] | None = None
-        self._loaded_from: dict | None = None  # the arguments that find another file of the same repository on the Hub
+        self._of_hub: dict | None = None  # arguments that find other files of the repository on the Hub it was loaded from
 
     def class_name(self, label: int | None) -> str:
         """The name of a class id: "horse", or "class 7" where classes have no names; "any class" for None."""
@@ -538,7 +538,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         Hub, because diffusers does not keep the revision.)
         """
         if self._companions is None:
-            where, hub, self._companions = self.name_or_path, self._loaded_from or {}, {}
+            where, hub, self._companions = self.name_or_path, self._of_hub or {}, {}
             is_folder = bool(where) and Path(where).is_dir()
             for name in COMPANIONS if is_folder or hub else ():
                 file = Path(where, name) if is_folder else _installed("files").hub_file(where, name, **hub)
@@ -653,7 +653,7 @@ class CondDDPMPipeline(DiffusionPipeline):
             guidance_scale = index.get("guidance_scale", 1.0)
         pipeline = cls(unet, scheduler, id2label or index.get("id2label"), class_dropout_prob, guidance_scale)
         pipeline.register_to_config(_name_or_path=where)
-        pipeline._loaded_from = hub
+        pipeline._of_hub = None if Path(where).is_dir() else hub
         if isinstance(device_map, str):  # as in diffusers
             pipeline.hf_device_map = device_map
         return pipeline
@@ -674,7 +674,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         other = cls(**{name: value for name, value in given.items() if name in names} | kwargs)
         if pipeline.name_or_path is not None:
             other.register_to_config(_name_or_path=pipeline.name_or_path)
-        other._loaded_from = getattr(pipeline, "_loaded_from", None)
+        other._of_hub = getattr(pipeline, "_of_hub", None)
         other._companions = getattr(pipeline, "_companions", None)
         return other if dtype is None else other.to(dtype=dtype)
 

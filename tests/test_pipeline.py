@@ -428,6 +428,7 @@ def test_a_pipeline_from_a_pipeline_shares_the_network_and_leaves_its_type(dtype
     assert other.unet is pipeline.unet and other.unet.dtype == dtype
     assert other.id2label == pipeline.id2label and other.guidance_scale == 2 and other.companions == pipeline.companions
     assert np.array_equal(_sample(other), _sample(pipeline))
+    assert pipeline._of_hub is None  # a folder that is gone is not asked for on the Hub
     named = CondDDPMPipeline.from_pipe(pipeline, id2label={0: "a", 1: "b", 2: "c"}, scheduler=DDIMScheduler())
     assert named.id2label[1] == "b" and pipeline.id2label[1] == "square" and isinstance(named.scheduler, DDIMScheduler)
 

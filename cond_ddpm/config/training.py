@@ -227,6 +227,12 @@ class TrainConfig(PreparationConfig, LicenceConfig):
 
 
 class TrainCommandConfig(TrainConfig):
-    """Those of `cond-ddpm train`, which can also only look."""
+    """Those of `cond-ddpm train`, which can also only look, and measures."""
 
+    choose_guidance: bool | None = setting(
+        default=None,
+        help="After the training, try several values of guidance_scale, and make the best, by a judge, the pipeline's default;"
+        " this takes at most 5% of the training's time, and is not done after less than two minutes. If not given, it is done"
+        " unless guidance_scale is given.",
+    )
     dry_run: bool = setting(default=False, help="Print what would run and how long, and run nothing.")

@@ -71,7 +71,7 @@ def publish(
             demo = (
                 _static_space_files(folder, repo_id, Path(work) / "site")
                 if is_static
-                else _space_files(folder, repo_id, "COMMIT", space_hardware)
+                else _space_files(repo_id, "COMMIT", space_hardware)
             )
             _show(f"Space {repo_id}", demo, say)
         if dry_run:
@@ -84,7 +84,7 @@ def publish(
         say(f'pipeline = DiffusionPipeline.from_pretrained("{repo_id}", revision="{commit}", trust_remote_code=True)')
         say("pipeline(class_labels=[0], seeds=[0]).images[0]")
         if space:
-            demo = demo if is_static else _space_files(folder, repo_id, commit, space_hardware)
+            demo = demo if is_static else _space_files(repo_id, commit, space_hardware)
             upload(repo_id, "space", demo, private, "static" if is_static else "gradio")
             say(f"{_endpoint()}/spaces/{repo_id}")
         return commit
@@ -148,7 +148,7 @@ launch(make_demo([Model(REPO, lambda: pipeline, LINES)]))
 '''
 
 
-def _space_files(folder: Path, repo_id: str, commit: str, hardware: str = "cpu") -> dict[str, Path | bytes]:
+def _space_files(repo_id: str, commit: str, hardware: str = "cpu") -> dict[str, Path | bytes]:
     """A gradio app that loads this commit of the model; of this package it has the demo alone.
 
     Args:

@@ -36,7 +36,10 @@ from cond_ddpm.training.step import train_step
 
 
 def train(
-    config: TrainConfig, on_epoch: Callable[[dict], None] | None = None, clock: Callable[[], float] = time.perf_counter
+    config: TrainConfig,
+    on_epoch: Callable[[dict], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    on_trained: Callable[[Path, float], None] | None = None,
 ) -> Path:
     """Train a class-conditional UNet, on as many processes as `accelerate launch` or `torchrun` started.
 
@@ -44,6 +47,8 @@ def train(
         config: the settings.
         on_epoch: called on the main process with each epoch's row of metrics.csv; an exception that it raises ends the run.
         clock: returns the time in seconds, for `max_train_minutes` and the images per second.
+        on_trained: called on the main process with the run's folder and the seconds of its training, once its pipeline has its
+            weights, and before that gets its card and is published. The other processes wait.
 
     Returns:
         The run's folder: `config.json`, `data.txt` and `data.png` (what was found in the data, and images as the network sees
@@ -63,10 +68,10 @@ def train(
     """
     accelerator = make_accelerator(config, recorded_precision(config))
     with open_run(config, accelerator) as run:
-        return _train(config, accelerator, run, on_epoch, clock)
+        return _train(config, accelerator, run, on_epoch, clock, on_trained)
 
 
-def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, clock) -> Path:
+def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, clock, on_trained) -> Path:
     # 1. The data and the state, new or from a checkpoint. The run folder is not touched until everything has been checked.
     checkpoint, resuming = on_main(accelerator, lambda: starting_point(config))
     recorded = None if checkpoint is None else recorded_settings(checkpoint)
@@ -125,6 +130,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
     if is_main:
         if horizon.stops_early(progress):
             print(f"stopped early: the validation loss has not improved for {config.patience} epochs")
+        if on_trained is not None and (run / "pipeline").is_dir():
+            on_trained(run, progress.elapsed_seconds)
         if (run / "pipeline").is_dir():  # a finished run that is resumed in another folder has none
             with accelerator.autocast():
                 licences = (config.license, config.dataset_license)  # also where a resume gives others

@@ -33,6 +33,7 @@ RUN_FILES = (
     "metrics.csv",
     "metrics.jsonl",
     "loss.png",
+    "guidance.png",
     "samples",
     "pipeline",
     "ema",

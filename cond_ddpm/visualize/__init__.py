@@ -11,7 +11,7 @@ curves.py      losses of a run, and the quality of several models against their 
 Its files may import `data, ema, sampling, text`, the pipeline and each other. Nothing follows in the data flow.
 """
 
-from cond_ddpm.visualize.curves import loss_curve, quality_curves, read_metrics
+from cond_ddpm.visualize.curves import guidance_curve, loss_curve, quality_curves, read_metrics
 from cond_ddpm.visualize.evaluation import confusion_picture, nearest_neighbours
 from cond_ddpm.visualize.grids import class_grid
 from cond_ddpm.visualize.sheet import contact_sheet
@@ -26,6 +26,7 @@ __all__ = [
     "denoising_strip",
     "epochs_strip",
     "forward_strip",
+    "guidance_curve",
     "guidance_sweep",
     "loss_curve",
     "nearest_neighbours",
