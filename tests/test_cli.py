@@ -26,8 +26,8 @@ def test_top_level(arguments, code, capsys):
     assert found == code
     printed = capsys.readouterr()
     if arguments == ["paint"]:
-        commands = "quickstart, presets, data, train, sample, visualize, evaluate, demo, study, tune, publish, export, ema"
-        assert f"expected one of {commands}, got 'paint'" in printed.err
+        commands = "quickstart, presets, data, train, sample, visualize, report, evaluate, demo, study, tune, publish"
+        assert f"expected one of {commands}, export, ema, got 'paint'" in printed.err
     if arguments == ["train", "--help"]:
         assert "--learning_rate" in printed.out and "Images in an optimizer step" in printed.out
 
