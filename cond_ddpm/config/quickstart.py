@@ -22,6 +22,6 @@ class QuickstartConfig(Settings):
     )
     resume_from_checkpoint: str | None = setting(
         default=None,
-        help="Resume a training that was stopped: `latest` (or start, if there is no checkpoint yet), or a checkpoint-N of it.",
+        help="Resume a training that was stopped: `latest` (or start, if there is no checkpoint yet), or a checkpoint-N.",
         is_path=True,
     )
