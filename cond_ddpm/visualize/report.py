@@ -102,8 +102,8 @@ def _guidance(run: Path) -> dict | None:
 
 
 def _evaluation(run: Path) -> dict:
-    files = [path for folder in (run / "pipeline", run) for path in sorted(folder.glob("*.json"))]
-    found = [one for one in map(_one_evaluation, files) if one]
+    files = [path for folder in (*sorted(run.glob("pipeline*")), run) for path in sorted(folder.glob("*.json"))]
+    found = [{"title": str(path.relative_to(run)), **one} for path in files if (one := _one_evaluation(path))]
     model = run / "pipeline"
     return {
         "title": "Evaluation",
@@ -152,7 +152,6 @@ def _one_evaluation(path: Path) -> dict | None:
     warnings = results.get("warnings")
     names = {f"{path.stem}-{kind}.png": text for kind, text in _OF_EVALUATION.items()}
     return {
-        "title": path.name,
         "facts": "; ".join(f"{name}: {_text(value)}" for name, value in facts.items() if value is not None),
         "warnings": [shown(str(text)) for text in warnings] if isinstance(warnings, list) else [],
         "metrics": metrics,
