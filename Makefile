@@ -23,12 +23,7 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/cond-ddpm quickstart
 	@echo
-	@echo "Next, for example:"
-	@echo "  . .venv/bin/activate"
-	@echo "  accelerate launch train_cond_ddpm.py --config configs/quickstart.yaml --model simple --output_dir runs/simple"
-	@echo "  accelerate launch train_cond_ddpm.py --dataset path/to/folder/of/classes --output_dir runs/mine"
-	@echo "  accelerate launch train_cond_ddpm.py --config configs/attention_cifar10.yaml      (the study; wants a GPU)"
-	@echo "  cond-ddpm train --help"
+	@echo "Before these commands, once in each terminal: . .venv/bin/activate"
 
 # Each worker has one torch thread, which tests/conftest.py sets: threads of several programs would wait for each other.
 JOBS ?= 2

@@ -111,12 +111,23 @@ def evaluate(config: EvaluateConfig) -> str | None:
     else:
         pipeline, arguments = _load(config.model, config.revision, config)
         results = evaluate(protocol, config.output, config.model, pipeline, keep=config.save_samples, **arguments)
-        is_its_own = config.output.resolve() == Path(config.model).resolve() / "results.json"
-        if is_its_own and process_state().is_main_process:
-            from cond_ddpm.hub import complete
+        output, folder = config.output.resolve(), Path(config.model).resolve()
+        if process_state().is_main_process:
+            if output == folder / "results.json":
+                from cond_ddpm.hub import complete
 
-            complete(config.output.parent)  # its card reports the metrics
+                complete(config.output.parent)  # its card reports the metrics
+            if output.parent in (folder, folder.parent) and (folder.parent / "config.json").is_file():
+                from cond_ddpm.visualize import run_report
+
+                run_report(folder.parent)  # it shows them too
     return f"{summary(results)}\n{config.output}" if process_state().is_main_process else None
+
+
+def report(config: visualization.ReportConfig) -> str:
+    from cond_ddpm.visualize import run_report
+
+    return str(run_report(config.run))
 
 
 def study(config: StudyConfig) -> str:

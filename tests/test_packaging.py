@@ -88,11 +88,12 @@ print(cond_ddpm.pretrained("cifar10") / "model_index.json")
     _run([command, "sample", "--model", "run/pipeline", "--num_images_per_class", "1", "--output", "out.png"], tmp_path)
     assert (tmp_path / "out.png").is_file()
     assert "hybrid_cifar10_cpu  train " in _run([command, "presets"], tmp_path)
-    last = _run([command, "quickstart", "--max_train_steps", "2", "--num_images_per_class", "1"], tmp_path).splitlines()[-4:]
+    printed = _run([command, "quickstart", "--max_train_steps", "2", "--num_images_per_class", "1"], tmp_path)
+    last = printed.partition("\n\nOpen ")[0].splitlines()[-5:]
     assert re.fullmatch(r"held-out real digits that the classifier recognises: 9\d\.\d% of 1000", last[0])
     assert re.fullmatch(r"samples recognised as the requested digit: \d+\.\d% of 10", last[1])
     pictures = [tmp_path / line.partition(":")[2].strip() for line in last[2:]]
-    assert pictures == [tmp_path / "runs/quickstart" / name for name in ("digits.png", "loss.png")]
+    assert pictures == [tmp_path / "runs/quickstart" / name for name in ("digits.png", "loss.png", "report.html")]
     assert all(picture.is_file() for picture in pictures) and (tmp_path / "runs/quickstart/pipeline/README.md").is_file()
 
 

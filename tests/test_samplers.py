@@ -201,7 +201,7 @@ def _converges(errors):
 @pytest.mark.hostile(12)
 @pytest.mark.parametrize("name", [name for name in TESTED_SCHEDULERS if name not in _RANDOM])
 def test_deterministic_schedulers_that_are_accepted_solve_the_ode(name):
-    """Made by `from_config`, as the README says, they converge to the exact solution about as fast as 1 / steps, or faster."""
+    """Made by `from_config`, as the page on sampling says, they converge to the exact solution as 1 / steps, or faster."""
     errors = _relative_errors(_with_scheduler(name))
     assert _converges(errors), errors
 
