@@ -47,7 +47,7 @@ class Limit:
         return self.end - self.to_stop - time.monotonic()
 
     def run(self, command: list, log: Path | None = None, **environment: str) -> tuple[int, str]:
-        """A program's exit code and what it printed, with its errors if it is logged. It is told to stop in time, or killed."""
+        """A program's exit code and what it printed, its errors if logged. It is told to stop in time, or killed."""
         command, env = [str(part) for part in command], {**os.environ, "PYTHONPATH": str(ROOT), **environment}
         with log.open("w+") if log else tempfile.TemporaryFile("w+") as output:
             child = subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT if log else None)
