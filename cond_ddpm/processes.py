@@ -46,7 +46,7 @@ def make_accelerator(config: TrainConfig, recorded_precision: str | None = None)
             f"report_to: expected an installed tracker, got {config.report_to}, which is not; pip install {config.report_to},"
             " or --report_to none."
         )
-    precision = config.mixed_precision
+    precision: str | None = config.mixed_precision
     if precision == "auto":
         here = precision_for(PartialState(cpu=_several_on_cpus()).device)
         precision = recorded_precision or here
