@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 import cond_ddpm
-from cond_ddpm.data import public_name
+from cond_ddpm.data import is_local, public_name
 from cond_ddpm.files import append, beside, remove, write
 from cond_ddpm.models import forward_flop
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS, CondDDPMPipeline
@@ -75,7 +75,7 @@ def training_record(state: TrainingState, data: TrainingData, row: dict[str, Any
         flop = forward_flop(state.pipeline.unet)
     return {
         "dataset": dataset,
-        "dataset_on_hub": dataset == config.dataset and dataset != "mnist5k",
+        "dataset_on_hub": not is_local(config.dataset) and dataset != "mnist5k",
         "num_images": len(data.train_indices),
         "num_validation_images": len(data.val_indices),
         "random_flip": data.random_flip,
