@@ -69,6 +69,9 @@ COMMANDS = {
         "images of the requested classes (on several processes: accelerate launch -m cond_ddpm.cli sample)",
     ),
     "visualize": Command("", "", "pictures: noising, denoising, classes, guidance, steps, epochs, neighbours, losses", KINDS),
+    "report": Command(
+        "report", "visualization.ReportConfig", "report.html: a run's pictures, losses and measurements on one page"
+    ),
     "evaluate": Command(
         "evaluate",
         "evaluation.EvaluateConfig",

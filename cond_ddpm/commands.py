@@ -111,12 +111,23 @@ def evaluate(config: EvaluateConfig) -> str | None:
     else:
         pipeline, arguments = _load(config.model, config.revision, config)
         results = evaluate(protocol, config.output, config.model, pipeline, keep=config.save_samples, **arguments)
-        is_its_own = config.output.resolve() == Path(config.model).resolve() / "results.json"
-        if is_its_own and process_state().is_main_process:
-            from cond_ddpm.hub import complete
+        output, folder = config.output.resolve(), Path(config.model).resolve()
+        if process_state().is_main_process:
+            if output == folder / "results.json":
+                from cond_ddpm.hub import complete
 
-            complete(config.output.parent)  # its card reports the metrics
+                complete(config.output.parent)  # its card reports the metrics
+            if output.parent in (folder, folder.parent) and (folder.parent / "config.json").is_file():
+                from cond_ddpm.visualize import run_report
+
+                run_report(folder.parent)  # it shows them too
     return f"{summary(results)}\n{config.output}" if process_state().is_main_process else None
+
+
+def report(config: visualization.ReportConfig) -> str:
+    from cond_ddpm.visualize import run_report
+
+    return str(run_report(config.run))
 
 
 def study(config: StudyConfig) -> str:
@@ -317,31 +328,33 @@ def loss(config: visualization.LossConfig) -> str:
 
 def _load(model: str, revision: str | None, config: NetworksConfig) -> tuple["CondDDPMPipeline", dict[str, Any]]:
     """The pipeline, on this process's device, and the arguments to call it with."""
+    from cond_ddpm.hardware import precision_for
     from cond_ddpm.processes import process_state
 
     device = process_state().device
-    pipeline, arguments = _from_pretrained(model, revision).to(device), call_arguments(config)
+    pipeline = _from_pretrained(model, revision, config.trust_remote_code).to(device)
+    arguments = call_arguments(config)
     if config.guide is not None:
-        arguments["guide"] = _from_pretrained(config.guide).to(device)
+        arguments["guide"] = _from_pretrained(config.guide, trust_remote_code=config.trust_remote_code).to(device)
     is_exported = next(pipeline.unet.parameters(), None) is None
     if (config.fast or config.mixed_precision != "no") and is_exported:
         raise ValueError("fast, mixed_precision: expected neither with an exported model, which runs as it was exported.")
     if config.fast:
-        arguments["mixed_precision"] = "bf16"
+        arguments["mixed_precision"] = "bf16" if config.mixed_precision == "bf16" else precision_for(device)
         for one in (pipeline, arguments.get("guide")):
             if one is not None:
                 one.unet.compile()
     return pipeline, arguments
 
 
-def _from_pretrained(model: str, revision: str | None = None) -> "CondDDPMPipeline":
+def _from_pretrained(model: str, revision: str | None = None, trust_remote_code: bool = False) -> "CondDDPMPipeline":
     folder = Path(model)
     if not folder.exists() and model in pretrained_pipelines():
         model, revision = str(pretrained(model)), None
     if (folder / "export.json").is_file():
         from cond_ddpm.export import load_exported
 
-        return load_exported(folder)
+        return load_exported(folder, trust_remote_code=trust_remote_code)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         hint = "; a run's is its pipeline/, and `cond-ddpm ema --run RUN --std 0.05 --step N` writes one of an earlier step"
         raise ValueError(f"expected a pipeline folder, with a model_index.json, got {model}{hint}")

@@ -79,7 +79,7 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path, half_weights: 
         }
         (partial / "export.json").write_text(json.dumps(record, indent=2) + "\n")
         pipeline.scheduler.save_pretrained(partial / "scheduler")
-        difference = _difference(network, load_exported(partial).unet, _timesteps(pipeline))
+        difference = _difference(network, load_exported(partial, trust_remote_code=True).unet, _timesteps(pipeline))
         tolerance = HALF_TOLERANCE if half_weights else TOLERANCE
         if not difference <= tolerance:
             raise FloatingPointError(
@@ -94,7 +94,7 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path, half_weights: 
     return difference
 
 
-def load_exported(folder: Path, threads: int | None = None) -> CondDDPMPipeline:
+def load_exported(folder: Path, threads: int | None = None, trust_remote_code: bool = False) -> CondDDPMPipeline:
     """A pipeline that samples with an exported network. It needs neither torch's weights nor the network's code.
 
     Folders that an earlier version exported take whole timesteps only, so they refuse the samplers heun and euler.
@@ -102,13 +102,20 @@ def load_exported(folder: Path, threads: int | None = None) -> CondDDPMPipeline:
     Args:
         folder: a folder that `export` wrote.
         threads: number of threads for onnxruntime; None for as many as torch has.
+        trust_remote_code: load a program that torch exported. torch unpickles parts of it and evaluates its expressions, so it
+            can run any code. ONNX files contain no code.
 
     Raises:
-        ValueError: onnxruntime is not installed; a file is not what `export` wrote.
+        ValueError: onnxruntime is not installed; a file is not what `export` wrote; a program that is not trusted.
     """
     with one_line_errors(str(folder)):
         record = json.loads((folder / "export.json").read_text())
         file = folder / FILES[record["format"]]
+        if record["format"] == "torch" and not trust_remote_code:
+            raise ValueError(
+                f"expected a network that can be loaded without running code, got {file}, a program that torch exported, which"
+                " can run any code; if you trust whoever made it, give trust_remote_code, else export it with --format onnx."
+            )
         run = _OnnxRun(file, threads or torch.get_num_threads()) if record["format"] == "onnx" else _TorchRun(file)
         timestep_dtype = getattr(torch, record.get("timestep_dtype", "int64"))
         unet = ExportedUNet(run, record["unet"], file_checksum(file), timestep_dtype)

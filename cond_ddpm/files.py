@@ -1,4 +1,4 @@
-"""Folders to which one command at a time may write, and files that are written completely or not at all.
+"""Folders that one command at a time may write to, files that are written whole or not at all, and the lines that a run logs.
 
 May import: nothing of ours. Everything that a run keeps on disk is written by these functions.
 """
@@ -103,6 +103,17 @@ def is_free(path: Path, hidden_files: bool = False) -> bool:
     if path.is_dir():
         return all(hidden_files and inner.name.startswith(".") for inner in path.iterdir())
     return not path.exists()
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl. A line that is not a row is left out, since a killed run may have half written its last."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            if row["step"] >= 0:
+                rows.append(row)
+    return rows
 
 
 def remove(path: Path) -> None:

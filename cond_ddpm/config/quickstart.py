@@ -20,3 +20,8 @@ class QuickstartConfig(Settings):
     num_images_per_class: int = setting(
         default=50, help="Samples of each digit that the classifier judges; up to 10 of them are drawn.", at_least=1
     )
+    resume_from_checkpoint: str | None = setting(
+        default=None,
+        help="Resume a training that was stopped: `latest` (or start, if there is no checkpoint yet), or a checkpoint-N.",
+        is_path=True,
+    )

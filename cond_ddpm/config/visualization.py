@@ -1,4 +1,4 @@
-"""The settings of `cond-ddpm visualize KIND`, a class a kind of picture.
+"""The settings of `cond-ddpm visualize KIND`, a class a kind of picture, and of `cond-ddpm report`.
 
 May import: `config.settings, config.data, config.sampling`. Next in the data flow: `visualize/` draws the picture.
 """
@@ -99,3 +99,9 @@ class LossConfig(PictureConfig):
     """Losses of one run or several."""
 
     run: list[Path] = setting(help="Run folder, or several.")
+
+
+class ReportConfig(Settings):
+    """Settings of `cond-ddpm report`."""
+
+    run: Path = setting(help="Run folder; report.html is written into it.")

@@ -1,8 +1,8 @@
 """Classifiers of the real images, trained once, so that samples of any data set can be measured without the internet.
 
-May import: `data, files, fingerprints, pretrained_models, processes, evaluate.{augmentation, classifier_networks, trust}`. The
-features of the first give a Frechet distance; both say which samples are of the requested class. Next: `extractors.py` wraps
-them; `usefulness.py` and `guidance.py` train others by the same functions.
+May import: `data, files, fingerprints, hardware, pretrained_models, processes, evaluate.{augmentation, classifier_networks,
+trust}`. The features of the first give a Frechet distance; both say which samples are of the requested class. Next:
+`extractors.py` wraps them; `usefulness.py` and `guidance.py` train others by the same functions.
 
 Those of CIFAR-10 come with the package, in `pretrained/judges`. A file there is taken where its name is that of the data and
 of the recipe (`classifier_key`), and none is trained.
@@ -30,6 +30,7 @@ from cond_ddpm.evaluate.classifier_networks import AttentionClassifier, Convolut
 from cond_ddpm.evaluate.trust import least_accuracy, wilson_interval
 from cond_ddpm.files import replacing
 from cond_ddpm.fingerprints import value_fingerprint
+from cond_ddpm.hardware import precision_for
 from cond_ddpm.pretrained_models import pretrained_folder
 from cond_ddpm.processes import process_state
 
@@ -272,7 +273,7 @@ def trained_network(
             labels[:lost] = len(data.class_names)
             if device.type == "cpu":
                 images = images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, dtype=torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision_for(device) == "bf16"):
                 logits = network(images)[1]
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=0.1)
             optimizer.zero_grad()

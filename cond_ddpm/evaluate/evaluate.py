@@ -1,7 +1,7 @@
 """`evaluate`: measure a pipeline, or samples from elsewhere, against real images.
 
-May import: `config, data, files, fingerprints, processes, sampling, text`, the pipeline, the rest of `evaluate/`. Next in the
-data flow: `hub/` reads results.json for the model card.
+May import: `config, data, files, fingerprints, hardware, processes, sampling, text`, the pipeline, the rest of `evaluate/`.
+Next in the data flow: `hub/` reads results.json for the model card.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ from cond_ddpm.evaluate.trust import why_not_trusted, withhold
 from cond_ddpm.evaluate.usefulness import measure_usefulness
 from cond_ddpm.files import replacing
 from cond_ddpm.fingerprints import value_fingerprint, weights_checksum
+from cond_ddpm.hardware import precision_for
 from cond_ddpm.hub.folder import trained_fit
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
@@ -112,6 +113,8 @@ def evaluate(
 
     if pipeline is not None and arguments.get("guidance_scale") is None:
         arguments["guidance_scale"] = pipeline.guidance_scale  # for the record
+    if pipeline is not None and arguments.get("mixed_precision") == "auto":
+        arguments["mixed_precision"] = precision_for(pipeline.device)
     own: dict[str, Any] = {}
     if training is None and pipeline is not None:
         content = pipeline.companions.get("results.json", b"{}")

@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from cond_ddpm import REPOSITORY
 from cond_ddpm.hub.folder import OTHER_RESULTS, load_folder, one_line, read_results
 from cond_ddpm.hub.measured import guidance_text, judge_text, usefulness_text
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
@@ -15,6 +16,7 @@ from cond_ddpm.text import literal, markdown, shown
 
 # As long as a card contains this line, it may be overwritten.
 MARKER = "<!-- Written by cond_ddpm, and written anew when it publishes, unless you delete this line. -->"
+MADE_WITH = f"[cond_ddpm]({REPOSITORY})" if REPOSITORY else "cond_ddpm"
 _ASKED_NOBODY = "The weights and the code are under Apache-2.0."  # in the cards of versions that had no --license
 TRIED = {"diffusers": ("0.39.0", "0.42.1"), "torch": ("2.9.1", "2.13.0")}  # the lowest and the newest; docs/compatibility.md
 TASK = "unconditional-image-generation"  # the nearest that the Hub lists; the tag says class-conditional
@@ -214,6 +216,7 @@ def model_card(
         licence=markdown(licences[0] or ""),
         dataset_licence=markdown(licences[1] or ""),
         data=[(name, markdown(value)) for name, value in _data_rows(training.get("data") or {})],
+        made_with=MADE_WITH,
         marker=MARKER,
     )
     return card.content.strip() + "\n"

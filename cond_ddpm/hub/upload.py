@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cond_ddpm
-from cond_ddpm.hub.card import complete, licence_of
+from cond_ddpm.hub.card import MADE_WITH, complete, licence_of
 from cond_ddpm.hub.checks import check
 from cond_ddpm.hub.folder import is_extra, load_folder, published_files, require_pipeline_folder
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS
@@ -159,7 +159,7 @@ def _space_files(repo_id: str, commit: str, hardware: str = "cpu") -> dict[str, 
         f"---\ntitle: {repo_id.rpartition('/')[2]}\nsdk: gradio\nsdk_version: {SPACE_GRADIO}\npython_version: {SPACE_PYTHON}\n"
         f"app_file: app.py\nsuggested_hardware: {'zero-a10g' if on_gpu else 'cpu-basic'}\nlicense: apache-2.0\n"
         f"models:\n- {repo_id}\n---\n\n"
-        f"Images of a class, by [{repo_id}](https://huggingface.co/{repo_id}). Made with cond_ddpm.\n"
+        f"Images of a class, by [{repo_id}](https://huggingface.co/{repo_id}). Made with {MADE_WITH}.\n"
     )
     pins = SPACE_PINS if on_gpu else {**SPACE_PINS, "torch": f"{SPACE_PINS['torch']}+cpu"}
     index = [] if on_gpu else ["--extra-index-url https://download.pytorch.org/whl/cpu"]
@@ -183,7 +183,7 @@ def _static_space_files(folder: Path, repo_id: str, work: Path) -> dict[str, Pat
         f"---\ntitle: {repo_id.rpartition('/')[2]}\nsdk: static\napp_file: index.html\nlicense: {licence}\n"
         f"models:\n- {repo_id}\ncustom_headers:\n  cross-origin-embedder-policy: require-corp\n"
         "  cross-origin-opener-policy: same-origin\n  cross-origin-resource-policy: cross-origin\n---\n\n"
-        f"Images of a class, by [{repo_id}](https://huggingface.co/{repo_id}), drawn in the browser. Made with cond_ddpm.\n"
+        f"Images of a class, by [{repo_id}](https://huggingface.co/{repo_id}), drawn in the browser. Made with {MADE_WITH}.\n"
     )
     page = {path.name: path for path in sorted(work.iterdir()) if path.name != "serve.py"}  # which is for one's own machine
     return {"README.md": card.encode(), **page}

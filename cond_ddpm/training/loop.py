@@ -1,7 +1,7 @@
 """The training loop: it reads top to bottom.
 
-May import: everything of `training`, and `config, diffusion, ema, hub, processes`. Next in the data flow: the folder
-`pipeline/`, which everything else reads.
+May import: everything of `training`, and `config, diffusion, ema, hub, processes, visualize`. Next in the data flow: the
+folder `pipeline/`, which everything else reads.
 """
 
 import sys
@@ -17,15 +17,23 @@ from cond_ddpm.diffusion import draw_validation
 from cond_ddpm.ema import save_snapshot
 from cond_ddpm.processes import Stopping, make_accelerator, memory_for, on_main
 from cond_ddpm.training.batches import load_training_data
-from cond_ddpm.training.checkpoint import made_with, prune_checkpoints, recorded_settings, resume, save_checkpoint
+from cond_ddpm.training.checkpoint import (
+    made_with,
+    prune_checkpoints,
+    recorded_precision,
+    recorded_settings,
+    resume,
+    save_checkpoint,
+)
 from cond_ddpm.training.epoch import end_epoch
 from cond_ddpm.training.horizon import Horizon
 from cond_ddpm.training.log import Log, start_trackers
 from cond_ddpm.training.optimizer import learning_rate_at
-from cond_ddpm.training.records import write_report
+from cond_ddpm.training.records import write_first_batch, write_report
 from cond_ddpm.training.run_folder import open_run, prepare_run, starting_point
 from cond_ddpm.training.state import TrainingState
 from cond_ddpm.training.step import train_step
+from cond_ddpm.visualize import run_report
 
 
 def train(
@@ -45,10 +53,11 @@ def train(
 
     Returns:
         The run's folder: `config.json`, `data.txt` and `data.png` (what was found in the data, and images as the network sees
-        them), `metrics.csv` (a row for each epoch), `metrics.jsonl` (a row for each step), `loss.png`,
-        `samples/epoch_NNNN.png`, `checkpoint-N/` for resuming, `ema/`, `logs/`, and `pipeline/`, the weights of the epoch with
-        the lowest validation loss (their moving average, unless `use_ema` is off), with a card, ready to be published. If the
-        run resumed from an earlier checkpoint, `abandoned-STEP-N/` holds what was written after it.
+        them), `first_batch.png`, `metrics.csv` (a row for each epoch), `metrics.jsonl` (a row for each step), `loss.png`,
+        `samples/epoch_NNNN.png`, `report.html` (all of that on one page), `checkpoint-N/` for resuming, `ema/`, `logs/`, and
+        `pipeline/`, the weights of the epoch with the lowest validation loss (their moving average, unless `use_ema` is off),
+        with a card, ready to be published. If the run resumed from an earlier checkpoint, `abandoned-STEP-N/` holds what was
+        written after it.
 
     Raises:
         ValueError: settings that do not fit the data, the network, the checkpoint or the number of processes; data other
@@ -59,7 +68,7 @@ def train(
         MemoryError: a step that does not fit into the memory; the error says which settings to change.
         SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with a checkpoint of the last step.
     """
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, recorded_precision(config))
     with open_run(config, accelerator) as run:
         return _train(config, accelerator, run, on_epoch, clock, on_trained)
 
@@ -80,6 +89,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
         print(f"{progress.step} steps are done, and the run ends after {horizon}: nothing is left to do")
     if is_main and not resuming:
         write_report(run, data)
+        write_first_batch(run, state, data)
     start_trackers(state, resumed=checkpoint is not None)
     val_randomness = draw_validation(len(data.val_indices), config.num_train_timesteps, data.image_shape)
 
@@ -119,7 +129,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
             if signal and not is_over:
                 _stop(accelerator, log, progress.step, signal)
 
-    # 5. The published folder gets its card, and is pushed to the Hub if requested.
+    # 5. The published folder gets its card, the run its report; and the folder is pushed to the Hub if requested.
     if is_main:
         if horizon.stops_early(progress):
             print(f"stopped early: the validation loss has not improved for {config.patience} epochs")
@@ -129,6 +139,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
             with accelerator.autocast():
                 licences = (config.license, config.dataset_license)  # also where a resume gives others
                 hub.complete(run / "pipeline", pictures={"loss.png": (run / "loss.png").read_bytes()}, licences=licences)
+        run_report(run)
         if config.hub_model_id is not None:  # as it is with push_to_hub, and only then
             hub.publish(run / "pipeline", config.hub_model_id, private=config.hub_private_repo)
     accelerator.wait_for_everyone()

@@ -1,10 +1,9 @@
 """What a run writes down: its settings, its metrics, and its pipeline folder with the record of how the weights came to be.
 
-May import: `config, data, files, models, pipelines, visualize`, and `training.state` and `training.batches`.
+May import: `config, data, diffusion, files, models, pipelines, visualize`, and `training.state` and `training.batches`.
 Next in the data flow: the folder `pipeline/`, which all else reads.
 """
 
-import contextlib
 import csv
 import dataclasses
 import io
@@ -19,13 +18,14 @@ from typing import Any
 import yaml
 
 import cond_ddpm
-from cond_ddpm.data import is_local, public_name
+from cond_ddpm.data import is_local, make_batch, public_name
+from cond_ddpm.diffusion import draw_training
 from cond_ddpm.files import append, beside, remove, write
 from cond_ddpm.models import forward_flop
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS, CondDDPMPipeline
 from cond_ddpm.training.batches import TrainingData
 from cond_ddpm.training.state import TrainingState
-from cond_ddpm.visualize import contact_sheet, loss_curve
+from cond_ddpm.visualize import batch_picture, contact_sheet, loss_curve
 
 
 def write_config(run: Path, state: TrainingState, data: TrainingData) -> None:
@@ -57,6 +57,22 @@ def write_report(run: Path, data: TrainingData) -> None:
     picture = io.BytesIO()
     contact_sheet(data.images, data.random_flip, picture)
     write(run / "data.png", picture.getvalue())
+
+
+def write_first_batch(run: Path, state: TrainingState, data: TrainingData) -> None:
+    """first_batch.png: the images of the next step and their noise, as `train_step` will see them."""
+    step, device = state.progress.step, state.accelerator.device
+    indices = data.batch_indices(step)
+    randomness = draw_training(state.config, step, data.image_shape, device)
+    batch = make_batch(data.images, indices, randomness.flip if data.random_flip else None, device=device)
+    noisy = state.noise_scheduler.add_noise(batch.images, randomness.noise, randomness.timesteps)
+    names = [
+        None if dropped else data.images.class_names[label]
+        for label, dropped in zip(batch.class_labels.tolist(), randomness.drop_label.tolist())
+    ]
+    picture = io.BytesIO()
+    batch_picture(batch.images, noisy, randomness.timesteps, names, picture)
+    write(run / "first_batch.png", picture.getvalue())
 
 
 def training_record(state: TrainingState, data: TrainingData, row: dict[str, Any]) -> dict[str, Any]:
@@ -141,14 +157,3 @@ def to_lines(rows: list[dict]) -> str:
 
 def append_lines(path: Path, rows: list[dict]) -> None:
     append(path, to_lines(rows))
-
-
-def read_lines(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl. A line that is not a row is left out, since a killed run may have half written its last."""
-    rows = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            row = json.loads(line)
-            if row["step"] >= 0:
-                rows.append(row)
-    return rows

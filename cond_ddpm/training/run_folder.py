@@ -18,22 +18,24 @@ from safetensors.torch import load_file
 
 from cond_ddpm import hub
 from cond_ddpm.config import TrainConfig
-from cond_ddpm.files import LOCK, NotWritten, held, is_full, remove, steps_of, write
+from cond_ddpm.files import LOCK, NotWritten, held, is_full, read_lines, remove, steps_of, write
 from cond_ddpm.processes import on_main
 from cond_ddpm.training.batches import TrainingData
 from cond_ddpm.training.checkpoint import checkpoints, find_checkpoint, what_is_good
 from cond_ddpm.training.horizon import Horizon
-from cond_ddpm.training.records import read_lines, save_pipeline, to_lines, write_config, write_metrics
+from cond_ddpm.training.records import save_pipeline, to_lines, write_config, write_metrics
 from cond_ddpm.training.state import Progress, TrainingState
 
 RUN_FILES = (
     "config.yaml",
     "data.txt",
     "data.png",
+    "first_batch.png",
     "metrics.csv",
     "metrics.jsonl",
     "loss.png",
     "guidance.png",
+    "report.html",
     "samples",
     "pipeline",
     "ema",
@@ -203,7 +205,7 @@ def _written_after(run: Path, progress: Progress, best: dict | None) -> list[Pat
     epoch = max((row["epoch"] for row in progress.metrics), default=0)
     later += [path for path in run.glob("samples/epoch_*.png") if path.stem[6:].isdecimal() and int(path.stem[6:]) > epoch]
     if any("val_loss" in row and row["step"] > progress.step for row in read_lines(run / "metrics.jsonl")):
-        later += [path for path in (run / "metrics.csv", run / "loss.png") if path.exists()]
+        later += [path for name in ("metrics.csv", "loss.png", "report.html") if (path := run / name).exists()]
     has_later_weights = _published_step(run) > progress.step if best is None else not _holds(run / "pipeline", best["weights"])
     if has_later_weights and (run / "pipeline").exists():
         later.append(run / "pipeline")

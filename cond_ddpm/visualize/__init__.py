@@ -5,20 +5,25 @@ grids.py       `class_grid`, a labelled row of images for each class; most other
 strips.py      noising and denoising, step by step
 sheet.py       the contact sheet of a data set
 sweeps.py      the same noise under different guidance scales, numbers of steps, or moments of training
+batch.py       a batch of training, without and with its noise
 evaluation.py  nearest training images, and which classes a classifier confuses
-curves.py      losses of a run, and the quality of several models against their costs
+curves.py      losses of a run by epoch and by step, and the quality of several models against their costs
+report.py      a run's pictures and numbers on one page, report.html
 
-Its files may import `data, ema, sampling, text`, the pipeline and each other. Nothing follows in the data flow.
+Its files may import `data, ema, files, sampling, text`, the pipeline and each other. Nothing follows in the data flow.
 """
 
-from cond_ddpm.visualize.curves import guidance_curve, loss_curve, quality_curves, read_metrics
+from cond_ddpm.visualize.batch import batch_picture
+from cond_ddpm.visualize.curves import guidance_curve, loss_curve, quality_curves, read_metrics, training_curve
 from cond_ddpm.visualize.evaluation import confusion_picture, nearest_neighbours
 from cond_ddpm.visualize.grids import class_grid
+from cond_ddpm.visualize.report import run_report
 from cond_ddpm.visualize.sheet import contact_sheet
 from cond_ddpm.visualize.strips import denoising_gif, denoising_strip, forward_strip
 from cond_ddpm.visualize.sweeps import epochs_strip, guidance_sweep, steps_sweep
 
 __all__ = [
+    "batch_picture",
     "class_grid",
     "confusion_picture",
     "contact_sheet",
@@ -32,5 +37,7 @@ __all__ = [
     "nearest_neighbours",
     "quality_curves",
     "read_metrics",
+    "run_report",
     "steps_sweep",
+    "training_curve",
 ]

@@ -97,6 +97,40 @@ def guidance_curve(rows: Sequence[dict], chosen: float, path: str | Path | io.By
             axes.legend(fontsize="small")
 
 
+def training_curve(rows: Sequence[dict], path: str | Path | io.BytesIO, most: int = 300) -> None:
+    """Write a PNG of a run's losses and of its learning rate, step by step.
+
+    Args:
+        rows: of a metrics.jsonl, in order; some are of steps, some of epochs.
+        path: of the PNG.
+        most: points of the training loss, each the mean of as many steps as needed.
+    """
+    steps, epochs = ([row for row in rows if key in row] for key in ("loss", "val_loss"))
+    width = -(-len(steps) // most)
+    parts = [steps[start : start + width] for start in range(0, len(steps), width)]
+    with figure(path, (7, 4.2), 150, lettering([])) as drawn:
+        axes, below = drawn.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+        means = [sum(row["loss"] for row in part) / len(part) for part in parts]
+        label = "training" if width == 1 else f"training, mean of {width} steps"
+        axes.plot([part[-1]["step"] for part in parts], means, linewidth=0.9, alpha=0.7, label=label)
+        if epochs:
+            losses = [row["val_loss"] for row in epochs]
+            axes.plot([row["step"] for row in epochs], losses, marker="o", label="validation, averaged weights")
+        if max(means) > 4 * min(means) > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
+            axes.tick_params(which="minor", labelsize=6)
+        axes.set_ylabel("loss")
+        axes.legend()
+        below.plot([row["step"] for row in steps], [row["learning_rate"] for row in steps], color="C2")
+        below.set_ylim(bottom=0)
+        below.set_xlabel("step")
+        below.set_ylabel("learning\nrate")
+        for each in (axes, below):
+            each.grid(alpha=0.3)
+
+
 def _in_legend(label: str) -> str:
     """matplotlib leaves labels that begin with an underscore out of the legend, so these get a blank in front."""
     return f" {label}" if label.startswith("_") else label
