@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 import cond_ddpm
-from cond_ddpm.data import make_batch, public_name
+from cond_ddpm.data import is_local, make_batch, public_name
 from cond_ddpm.diffusion import draw_training
 from cond_ddpm.files import append, beside, remove, write
 from cond_ddpm.models import forward_flop
@@ -91,7 +91,7 @@ def training_record(state: TrainingState, data: TrainingData, row: dict[str, Any
         flop = forward_flop(state.pipeline.unet)
     return {
         "dataset": dataset,
-        "dataset_on_hub": dataset == config.dataset and dataset != "mnist5k",
+        "dataset_on_hub": not is_local(config.dataset) and dataset != "mnist5k",
         "num_images": len(data.train_indices),
         "num_validation_images": len(data.val_indices),
         "random_flip": data.random_flip,
