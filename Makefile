@@ -5,7 +5,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: quickstart test-fast test integration demo-tests quality docs style bench compat clean
+.PHONY: quickstart test-fast test integration demo-tests quality docs style bench compat gpu dist clean
 .DEFAULT_GOAL := quickstart
 
 # Made anew when what is installed changes, else reused.
@@ -77,6 +77,20 @@ bench: .venv/installed
 # Half an hour and several GB: the lowest and the newest versions, in throwaway environments; writes docs/compatibility.md.
 compat:
 	$(PYTHON) benchmarks/compat.py --pip_args="$(PIP_ARGS)"
+
+# On a machine with a GPU, with the python that is there and without the internet: tests, throughput, train or evaluate. Each ends
+# within nine minutes and goes on from the folder OUT, which is what to keep.
+STAGE ?= tests
+OUT ?= runs/gpu
+gpu:
+	$(PYTHON) benchmarks/gpu.py $(STAGE) --output $(OUT) $(GPU_ARGS)
+
+# The source archive and the wheel in dist/, checked as PyPI checks them; CONTRIBUTING.md says how they are released.
+dist: .venv/installed
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) twine
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
 
 style: .venv/installed
 	$(BIN)/ruff check --fix .

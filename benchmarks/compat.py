@@ -96,7 +96,7 @@ def install(name: str, folder: Path, pip_args: list[str]) -> tuple[Path, str]:
     empty, start = _bytes(folder), time.perf_counter()
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pip_args]
     source = folder / "source"  # a copy, because a build writes beside its sources
-    leave = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "tests", "pretrained")
+    leave = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "tests")
     shutil.copytree(ROOT, source, ignore=leave)
     run([*pip, *pins, source])
     base = f"{(_bytes(folder) - empty) / 1e9:.1f} GB, {time.perf_counter() - start:.0f} s"

@@ -92,7 +92,7 @@ def bare(flags: list[str], steps: int) -> None:
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
     sample, labels = torch.randn(config.batch_size, 3, 32, 32), torch.zeros(config.batch_size, dtype=torch.int64)
     for _ in range(steps):
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision in ("bf16", "auto")):
             loss = unet(sample, 5, labels).sample.float().square().mean()
         loss.backward()
         optimizer.step()

@@ -9,14 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 
-def matmul_flops(size: int = 2048, repeats: int = 8) -> float:
+def matmul_flops(size: int = 2048, repeats: int = 8, device: str = "cpu") -> float:
     """FLOP/s of bfloat16 products of square matrices: what nothing built of them can exceed."""
-    a, b = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
-    a @ b
+    a, b = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
+    (a @ b)[0, 0].item()
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
-        a @ b
+        (a @ b)[0, 0].item()  # waits for the device
         times.append(time.perf_counter() - started)
     return 2 * size**3 / statistics.median(times)
 

@@ -220,7 +220,7 @@ def inference(batch_size: int, repeats: int) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         for format in FILES:
             export(hybrid_pipeline(), format, Path(folder) / format)
-            networks[f"fp32, exported, {format}"] = load_exported(Path(folder) / format).unet
+            networks[f"fp32, exported, {format}"] = load_exported(Path(folder) / format, trust_remote_code=True).unet
     for name, unet in networks.items():
 
         def call(unet=unet, name=name):

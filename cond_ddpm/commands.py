@@ -4,6 +4,7 @@ May import: everything but the command line, which calls these functions. Each c
 called, so that light commands start at once.
 """
 
+import dataclasses
 import functools
 import os
 import re
@@ -21,6 +22,7 @@ from cond_ddpm.config.publishing import EmaConfig, PublishConfig
 from cond_ddpm.config.quickstart import QuickstartConfig
 from cond_ddpm.config.sampling import ExportConfig, NetworksConfig, SampleConfig, call_arguments
 from cond_ddpm.config.training import TrainCommandConfig, TrainConfig
+from cond_ddpm.files import is_free
 from cond_ddpm.pretrained_models import pretrained, pretrained_pipelines
 
 if TYPE_CHECKING:
@@ -62,8 +64,20 @@ def train(config: TrainCommandConfig) -> str | None:
     if config.dry_run:
         text = dry_run(config.part(TrainConfig))
         return text if os.environ.get("RANK", "0") == "0" else None
-    run = train(config.part(TrainConfig))
+    chooses = config.guidance_scale == TrainConfig.guidance_scale if config.choose_guidance is None else config.choose_guidance
+    run = train(config.part(TrainConfig), on_trained=functools.partial(_choose_guidance, config) if chooses else None)
     return f"run folder: {run}" if os.environ.get("RANK", "0") == "0" else None
+
+
+def _choose_guidance(config: TrainCommandConfig, run: Path, seconds: float) -> None:
+    from cond_ddpm.evaluate.guidance import choose_guidance
+
+    try:
+        found = choose_guidance(run, config.part(TrainConfig), seconds)
+    except (ValueError, OSError) as error:  # the training is done, and is not lost by what comes after it
+        found = f"guidance_scale was not chosen: {error}"
+    if found is not None:
+        print(found)
 
 
 def sample(config: SampleConfig) -> str | None:
@@ -172,8 +186,12 @@ def demo(config: DemoConfig) -> None:
         if error.name != "gradio":
             raise
         raise ValueError('demo: expected gradio, which is not installed; pip install "cond_ddpm[demo]"') from None
-    models = _demo_models(config)
-    page = make_demo(models, real_pictures=_demo_pictures(config.dataset, models[0]) if config.dataset else None)
+    models, pictures = _demo_models(config), None
+    if config.dataset:
+        first = models[0].load()
+        models[0] = dataclasses.replace(models[0], load=lambda: first)  # it is not loaded twice
+        pictures = _demo_pictures(config.dataset, first)
+    page = make_demo(models, real_pictures=pictures)
     password = config.visitors_password
     if config.host not in LOOPBACK and password is None:
         print(f"anyone who can reach {config.host}:{config.port} can use this machine's time: --password keeps others out")
@@ -192,8 +210,7 @@ def ema(config: EmaConfig) -> str:
 
     default = config.run / (f"pipeline-ema-{config.std}" + ("" if config.step is None else f"-step-{config.step}"))
     output = config.output or default
-    taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
-    if taken and output.resolve() != default.resolve():
+    if not is_free(output) and output.resolve() != default.resolve():
         what = "is the run's own pipeline" if output.resolve() == (config.run / "pipeline").resolve() else "has other files"
         raise ValueError(f"output: expected a new or empty folder, got {output}, which {what}; give another.")
     weights, rest = combine_snapshots(config.run / "ema", config.std, config.step)
@@ -311,31 +328,33 @@ def loss(config: visualization.LossConfig) -> str:
 
 def _load(model: str, revision: str | None, config: NetworksConfig) -> tuple["CondDDPMPipeline", dict[str, Any]]:
     """The pipeline, on this process's device, and the arguments to call it with."""
+    from cond_ddpm.hardware import precision_for
     from cond_ddpm.processes import process_state
 
     device = process_state().device
-    pipeline, arguments = _from_pretrained(model, revision).to(device), call_arguments(config)
+    pipeline = _from_pretrained(model, revision, config.trust_remote_code).to(device)
+    arguments = call_arguments(config)
     if config.guide is not None:
-        arguments["guide"] = _from_pretrained(config.guide).to(device)
+        arguments["guide"] = _from_pretrained(config.guide, trust_remote_code=config.trust_remote_code).to(device)
     is_exported = next(pipeline.unet.parameters(), None) is None
     if (config.fast or config.mixed_precision != "no") and is_exported:
         raise ValueError("fast, mixed_precision: expected neither with an exported model, which runs as it was exported.")
     if config.fast:
-        arguments["mixed_precision"] = "bf16"
+        arguments["mixed_precision"] = "bf16" if config.mixed_precision == "bf16" else precision_for(device)
         for one in (pipeline, arguments.get("guide")):
             if one is not None:
                 one.unet.compile()
     return pipeline, arguments
 
 
-def _from_pretrained(model: str, revision: str | None = None) -> "CondDDPMPipeline":
+def _from_pretrained(model: str, revision: str | None = None, trust_remote_code: bool = False) -> "CondDDPMPipeline":
     folder = Path(model)
     if not folder.exists() and model in pretrained_pipelines():
         model, revision = str(pretrained(model)), None
     if (folder / "export.json").is_file():
         from cond_ddpm.export import load_exported
 
-        return load_exported(folder)
+        return load_exported(folder, trust_remote_code=trust_remote_code)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         hint = "; a run's is its pipeline/, and `cond-ddpm ema --run RUN --std 0.05 --step N` writes one of an earlier step"
         raise ValueError(f"expected a pipeline folder, with a model_index.json, got {model}{hint}")
@@ -398,12 +417,11 @@ def _newest_run() -> Path:
     return max(found, key=lambda path: path.stat().st_mtime).parents[1]
 
 
-def _demo_pictures(dataset: str, model: "Model") -> "dict[str, np.ndarray]":
+def _demo_pictures(dataset: str, pipeline: "CondDDPMPipeline") -> "dict[str, np.ndarray]":
     """The first real picture of each of the first classes."""
     from cond_ddpm.data import load_images
     from cond_ddpm.hub.folder import trained_fit
 
-    pipeline = model.load()
     unet = pipeline.unet.config
     data = load_images(dataset, "train", unet.sample_size, unet.in_channels, fit=trained_fit(pipeline.companions))
     labels = list(data.labels)

@@ -1,6 +1,6 @@
 """Exports the network to one file for other runtimes, and makes a pipeline that samples from such a file.
 
-May import: `fingerprints`, the pipeline. Next in the data flow: `CondDDPMPipeline` samples with the exported network in
+May import: `files, fingerprints`, the pipeline. Next in the data flow: `CondDDPMPipeline` samples with the exported network in
 place of the UNet.
 """
 
@@ -15,6 +15,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
+from cond_ddpm.files import is_free
 from cond_ddpm.fingerprints import file_checksum
 from cond_ddpm.pipelines.pipeline_cond_ddpm import (
     SAMPLERS,
@@ -47,7 +48,7 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path, half_weights: 
     """
     if format not in FILES:
         raise ValueError(f"format: expected one of {', '.join(FILES)}, got {format!r}.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not is_free(output):
         raise ValueError(f"output: expected a new or empty folder, got {output}.")
     unet: ModelMixin = getattr(pipeline.unet, "_orig_mod", pipeline.unet)  # without torch.compile's wrapper
     if isinstance(unet, ExportedUNet):
@@ -78,7 +79,7 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path, half_weights: 
         }
         (partial / "export.json").write_text(json.dumps(record, indent=2) + "\n")
         pipeline.scheduler.save_pretrained(partial / "scheduler")
-        difference = _difference(network, load_exported(partial).unet, _timesteps(pipeline))
+        difference = _difference(network, load_exported(partial, trust_remote_code=True).unet, _timesteps(pipeline))
         tolerance = HALF_TOLERANCE if half_weights else TOLERANCE
         if not difference <= tolerance:
             raise FloatingPointError(
@@ -93,7 +94,7 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path, half_weights: 
     return difference
 
 
-def load_exported(folder: Path, threads: int | None = None) -> CondDDPMPipeline:
+def load_exported(folder: Path, threads: int | None = None, trust_remote_code: bool = False) -> CondDDPMPipeline:
     """A pipeline that samples with an exported network. It needs neither torch's weights nor the network's code.
 
     Folders that an earlier version exported take whole timesteps only, so they refuse the samplers heun and euler.
@@ -101,13 +102,20 @@ def load_exported(folder: Path, threads: int | None = None) -> CondDDPMPipeline:
     Args:
         folder: a folder that `export` wrote.
         threads: number of threads for onnxruntime; None for as many as torch has.
+        trust_remote_code: load a program that torch exported. torch unpickles parts of it and evaluates its expressions, so it
+            can run any code. ONNX files contain no code.
 
     Raises:
-        ValueError: onnxruntime is not installed; a file is not what `export` wrote.
+        ValueError: onnxruntime is not installed; a file is not what `export` wrote; a program that is not trusted.
     """
     with one_line_errors(str(folder)):
         record = json.loads((folder / "export.json").read_text())
         file = folder / FILES[record["format"]]
+        if record["format"] == "torch" and not trust_remote_code:
+            raise ValueError(
+                f"expected a network that can be loaded without running code, got {file}, a program that torch exported, which"
+                " can run any code; if you trust whoever made it, give trust_remote_code, else export it with --format onnx."
+            )
         run = _OnnxRun(file, threads or torch.get_num_threads()) if record["format"] == "onnx" else _TorchRun(file)
         timestep_dtype = getattr(torch, record.get("timestep_dtype", "int64"))
         unet = ExportedUNet(run, record["unet"], file_checksum(file), timestep_dtype)

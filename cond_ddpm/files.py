@@ -98,6 +98,13 @@ def append(path: Path, text: str) -> None:
         raise NotWritten(f"{path}: could not be written: {_reason(error)}") from error
 
 
+def is_free(path: Path, hidden_files: bool = False) -> bool:
+    """Whether a new folder can be made here: nothing is there, or an empty folder (`hidden_files`: or one with only those)."""
+    if path.is_dir():
+        return all(hidden_files and inner.name.startswith(".") for inner in path.iterdir())
+    return not path.exists()
+
+
 def read_lines(path: Path) -> list[dict]:
     """The rows of a metrics.jsonl. A line that is not a row is left out, since a killed run may have half written its last."""
     rows = []

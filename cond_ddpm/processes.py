@@ -1,6 +1,6 @@
 """The processes of a run or of sampling: as many as were launched, each with its threads, stopped together.
 
-May import: `config`. Training, sampling and evaluation ask here which process they are.
+May import: `config, hardware`. Training, sampling and evaluation ask here which process they are.
 """
 
 import contextlib
@@ -20,10 +20,16 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list
 
 from cond_ddpm.config import TrainConfig
+from cond_ddpm.hardware import precision_for
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
+def make_accelerator(config: TrainConfig, recorded_precision: str | None = None) -> Accelerator:
     """accelerate's view of this process among those that were launched, with the CPU threads it may use.
+
+    Args:
+        config: the settings.
+        recorded_precision: the precision of the checkpoint from which the run resumes. `auto` stays what it was then, also on
+            other hardware.
 
     Raises:
         ValueError: a tracker that is not installed, unless it is the default; fewer processes than were asked for; a batch
@@ -40,8 +46,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             f"report_to: expected an installed tracker, got {config.report_to}, which is not; pip install {config.report_to},"
             " or --report_to none."
         )
+    precision = config.mixed_precision
+    if precision == "auto":
+        here = precision_for(PartialState(cpu=_several_on_cpus()).device)
+        precision = recorded_precision or here
+        if precision != here and PartialState().is_main_process:
+            warnings.warn(
+                f"mixed_precision: auto stays {precision}, with which the run began; this hardware is fastest with {here}.",
+                stacklevel=2,
+            )
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
+        mixed_precision=precision,
         cpu=_several_on_cpus() or None,
         log_with=log_with,
         project_dir=str(config.folder),
@@ -147,6 +162,28 @@ def memory_for(device: torch.device, what: str, advice: str) -> Iterator[None]:
         if not is_full:
             raise
         raise NotEnoughMemory(f"out of memory on {device}: {what} does not fit; {advice}. ({said[:200]})") from error
+
+
+@contextlib.contextmanager
+def ends_in_order() -> Iterator[None]:
+    """Within, SIGTERM raises SystemExit with its code, 143, as Ctrl-C raises KeyboardInterrupt; so what was begun is removed.
+
+    Raises:
+        SystemExit: 143 after SIGTERM.
+    """
+
+    def leave(number: int, frame) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # only the main thread may handle signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Stopping:

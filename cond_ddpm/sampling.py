@@ -1,11 +1,12 @@
 """Draws images for seeds and class labels, in batches of any size and on any number of processes.
 
-May import: `data, fingerprints, processes`, the pipelines. Next in the data flow: `visualize/` shows the images, and
+May import: `data, files, fingerprints, hardware, processes`, the pipelines. Next: `visualize/` shows the images, and
 `evaluate/` measures them.
 """
 
 import contextlib
 import copy
+import functools
 import json
 import os
 import re
@@ -25,9 +26,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from cond_ddpm.data import CLASSES_FILE
+from cond_ddpm.files import is_free
 from cond_ddpm.fingerprints import SHORT, sha256, value_fingerprint
+from cond_ddpm.hardware import eager_if_not_compiled, precision_for
 from cond_ddpm.pipelines.pipeline_cond_ddpm import whole_number
-from cond_ddpm.processes import memory_for, process_state
+from cond_ddpm.processes import ends_in_order, memory_for, process_state
 
 
 def sample_batches(
@@ -52,7 +55,8 @@ def sample_batches(
         batch_size: images in a batch of each process; limits the memory.
         progress: show a progress bar on the main process.
         skip: number of this process's batches that are done and are left out.
-        mixed_precision: "bf16" or "fp16" to run the network under autocast; "no" to leave it as it is.
+        mixed_precision: "bf16" or "fp16" to run the network under autocast; "auto" for what the hardware does fast; "no" to
+            leave it as it is.
         arguments: passed on to the pipeline, such as `num_inference_steps`, `guidance_scale` and `sampler`.
 
     Raises:
@@ -75,14 +79,16 @@ def sample_batches(
         for rows in batches:
             what = f"a batch of {len(rows)} samples"
             with memory_for(pipeline.device, what, "lower --batch_size"), autocast(mixed_precision, pipeline.device):
-                images = pipeline(
+                draw = functools.partial(
+                    pipeline,
                     class_labels=None if class_labels is None else [class_labels[row] for row in rows],
                     num_images_per_label=len(rows) if class_labels is None else 1,
                     seeds=[seeds[row] for row in rows],
                     batch_size=len(rows),
                     output_type="pt",
                     **arguments,
-                ).images
+                )
+                images = eager_if_not_compiled(draw).images
             yield rows, (images * 255).round().to(torch.uint8).cpu().numpy()
             bar.update(len(rows))
 
@@ -99,16 +105,18 @@ def _batches(count: int, batch_size: int, num_processes: int) -> list[list[int]]
 
 
 def autocast(mixed_precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """Autocast to "bf16" or "fp16"; for "no" a context that does nothing, so that an outer autocast still holds.
+    """Autocast to "bf16", "fp16" or, for "auto", what the hardware does fast; for "no" a context that does nothing, so that
+    an outer autocast still holds.
 
     Raises:
         ValueError: another name.
     """
     types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    mixed_precision = precision_for(device) if mixed_precision == "auto" else mixed_precision
     if mixed_precision == "no":
         return contextlib.nullcontext()
     if mixed_precision not in types:
-        raise ValueError(f"mixed_precision: expected no, bf16 or fp16, got {mixed_precision!r}.")
+        raise ValueError(f"mixed_precision: expected no, bf16, fp16 or auto, got {mixed_precision!r}.")
     return torch.autocast(device.type, dtype=types[mixed_precision])
 
 
@@ -191,7 +199,8 @@ def save_samples(
             record.write(number + 1, earlier_seconds + time.perf_counter() - started)
 
     try:
-        writer.write(sampled(), state)
+        with ends_in_order():
+            writer.write(sampled(), state)
     except BaseException:
         for file in writer.unfinished_files if resume_key is None else ():
             file.unlink(missing_ok=True)
@@ -206,8 +215,7 @@ class _FolderWriter:
     def __init__(self, output: Path, pipeline: DiffusionPipeline, labels: list[int], seeds: Sequence[int], resuming: bool):
         if output.suffix and not output.suffix[1:].isdecimal():
             raise ValueError(f"output: expected a folder, or a name ending in .npz, got {output}.")
-        others = [] if resuming or not output.is_dir() else [file for file in output.iterdir() if file.name[0] != "."]
-        if others or (output.exists() and not output.is_dir()):
+        if not is_free(output, hidden_files=True) and not (resuming and output.is_dir()):
             raise ValueError(f"output: expected a new or empty folder, or a name ending in .npz, got {output}.")
         if len(set(zip(labels, seeds))) < len(seeds):
             raise ValueError("seeds: expected a different one for each image of a class, since files are named by them.")

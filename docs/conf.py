@@ -29,6 +29,9 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
 html_title = f"cond_ddpm {release}"
+# furo then links each page to its source.
+source = {"source_repository": cond_ddpm.REPOSITORY, "source_branch": "main", "source_directory": "docs/"}
+html_theme_options = source if cond_ddpm.REPOSITORY else {}
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False

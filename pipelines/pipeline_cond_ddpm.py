@@ -60,7 +60,7 @@ TESTED_SCHEDULERS = (
 )
 # Optional files of a pipeline folder: the model card, the results, pictures. A loaded pipeline saves them again.
 COMPANIONS = (
-    *("README.md", "results.json", "samples.png", "loss.png"),
+    *("README.md", "results.json", "samples.png", "loss.png", "guidance.png"),
     *("results-confusion.png", "results-neighbours.png", "results-copies.png"),
 )
 
@@ -195,7 +195,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         self._make_guidance(guidance_scale)  # refuses a scale that no call could use
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
         self._companions: dict[str, bytes] | None = None
-        self._loaded_from: dict | None = None  # the arguments that find another file of the same repository on the Hub
+        self._of_hub: dict | None = None  # arguments that find other files of the repository on the Hub it was loaded from
 
     def class_name(self, label: int | None) -> str:
         """The name of a class id: "horse", or "class 7" where classes have no names; "any class" for None."""
@@ -289,6 +289,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         sampler: str | None = None,
         timestep_spacing: str | None = None,
+        timesteps: Sequence[int] | None = None,
         batch_size: int = 100,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -323,6 +324,8 @@ class CondDDPMPipeline(DiffusionPipeline):
             latents: the noise to start from, (N, C, H, W) of variance 1, in place of that drawn from the seeds or generators.
             sampler: one of `SAMPLERS`, in place of the pipeline's own scheduler.
             timestep_spacing: one of `SPACINGS`, in place of the sampler's own.
+            timesteps: the timesteps themselves, the highest first, in place of a number and a spacing; for samplers that take
+                them: dpm++, ddim, ddpm, heun and euler.
             batch_size: images in a batch; limits the memory.
             output_type: "pil", "np" (N, H, W, C in [0, 1]), "pt" (N, C, H, W in [0, 1]) or "latent" (N, C, H, W in the
                 network's range, [-1, 1], as the last step gave it).
@@ -354,11 +357,20 @@ class CondDDPMPipeline(DiffusionPipeline):
             names = ", ".join(self._callback_tensor_inputs)
             raise ValueError(f"callback_on_step_end_tensor_inputs: expected names among {names}, got {sorted(unknown)}.")
 
+        train_steps = self.scheduler.config.num_train_timesteps
+        if timesteps is not None:
+            if num_inference_steps is not None or timestep_spacing is not None:
+                raise ValueError("timesteps: expected neither num_inference_steps nor timestep_spacing beside it.")
+            timesteps = [whole_number("timesteps", timestep, 0, train_steps - 1) for timestep in timesteps]
+            if sorted(set(timesteps), reverse=True) != timesteps:
+                raise ValueError(f"timesteps: expected the highest first, and each once, got {timesteps}.")
+            timestep_spacing, num_inference_steps = "quadratic", len(timesteps)
         scheduler = self.make_scheduler(sampler, timestep_spacing)
         steps = self.default_steps(scheduler) if num_inference_steps is None else num_inference_steps
-        train_steps = scheduler.config.num_train_timesteps
         steps = whole_number("num_inference_steps", steps, 1, train_steps, " (the training timesteps)")
-        _set_timesteps(scheduler, steps, timestep_spacing == "quadratic", self._execution_device)
+        if timestep_spacing == "quadratic" and timesteps is None:
+            timesteps = _quadratic(steps, train_steps - 1)
+        _set_timesteps(scheduler, steps, timesteps, self._execution_device)
         forwards = len(scheduler.timesteps)
         kept = _evenly_spaced(return_intermediates, forwards)
         size = self.unet.config.sample_size
@@ -526,7 +538,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         Hub, because diffusers does not keep the revision.)
         """
         if self._companions is None:
-            where, hub, self._companions = self.name_or_path, self._loaded_from or {}, {}
+            where, hub, self._companions = self.name_or_path, self._of_hub or {}, {}
             is_folder = bool(where) and Path(where).is_dir()
             for name in COMPANIONS if is_folder or hub else ():
                 file = Path(where, name) if is_folder else _installed("files").hub_file(where, name, **hub)
@@ -641,7 +653,7 @@ class CondDDPMPipeline(DiffusionPipeline):
             guidance_scale = index.get("guidance_scale", 1.0)
         pipeline = cls(unet, scheduler, id2label or index.get("id2label"), class_dropout_prob, guidance_scale)
         pipeline.register_to_config(_name_or_path=where)
-        pipeline._loaded_from = hub
+        pipeline._of_hub = None if Path(where).is_dir() else hub
         if isinstance(device_map, str):  # as in diffusers
             pipeline.hf_device_map = device_map
         return pipeline
@@ -662,7 +674,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         other = cls(**{name: value for name, value in given.items() if name in names} | kwargs)
         if pipeline.name_or_path is not None:
             other.register_to_config(_name_or_path=pipeline.name_or_path)
-        other._loaded_from = getattr(pipeline, "_loaded_from", None)
+        other._of_hub = getattr(pipeline, "_of_hub", None)
         other._companions = getattr(pipeline, "_companions", None)
         return other if dtype is None else other.to(dtype=dtype)
 
@@ -749,21 +761,25 @@ def _evenly_spaced(count: int | None, steps: int) -> list[int]:
     return [round(i * (steps - 1) / (count - 1)) for i in range(count)]
 
 
-def _set_timesteps(scheduler: SchedulerMixin, steps: int, quadratic: bool, device: torch.device) -> None:
-    """Set `steps` timesteps; a ValueError if the scheduler cannot, or gets them wrong.
+def _quadratic(steps: int, last: int) -> list[int]:
+    """Dense where there is little noise: t_i = last (i / n)^2, as in DDIM (Song 2021, app. D.2), but from the last timestep
+    instead of 0.8 of it, so that sampling starts at pure noise."""
+    return [max(round(last * (i / steps) ** 2), i - 1) for i in range(steps, 0, -1)]
 
-    Quadratic spacing, dense where there is little noise: t_i = (T - 1) (i / n)^2, as in DDIM (Song 2021, app. D.2), but from
-    the last timestep instead of 0.8 T, so that sampling starts at pure noise.
+
+def _set_timesteps(scheduler: SchedulerMixin, steps: int, timesteps: list[int] | None, device: torch.device) -> None:
+    """Set these timesteps or, if none are given, `steps` by the scheduler's own spacing.
+
+    Raises:
+        ValueError: the scheduler cannot, or gets them wrong.
     """
-    if quadratic:
+    if timesteps is not None:
         if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
             raise ValueError(
-                "timestep_spacing: expected a scheduler that takes timesteps with 'quadratic', got"
-                f" {type(scheduler).__name__}; take sampler='dpm++2', 'ddim', 'ddpm', 'heun' or 'euler'."
+                "timestep_spacing: expected a scheduler that takes timesteps with 'quadratic' or with timesteps of your own,"
+                f" got {type(scheduler).__name__}; take sampler='dpm++2', 'ddim', 'ddpm', 'heun' or 'euler'."
             )
-        last = scheduler.config.num_train_timesteps - 1
-        timesteps = [max(round(last * (i / steps) ** 2), i - 1) for i in range(1, steps + 1)]
-        scheduler.set_timesteps(timesteps=timesteps[::-1], device=device)
+        scheduler.set_timesteps(timesteps=timesteps, device=device)
     else:
         scheduler.set_timesteps(steps, device=device)
     if hasattr(scheduler, "set_begin_index"):

@@ -1,6 +1,7 @@
 """Tiny models and data sets that the tests share; seconds, not minutes."""
 
 import os
+import shutil
 from pathlib import Path
 
 # Tiny networks gain nothing by threads; and threads of programs that share the cores wait for each other at every operation.
@@ -64,6 +65,17 @@ def make_pipeline(unet):
     pipeline = CondDDPMPipeline(unet, DDPMScheduler(timestep_spacing="trailing"), dict(enumerate(NAMES)))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def launch_chromium(playwright, *flags):
+    """A headless Chromium; what needs it is skipped where there is none. COND_DDPM_CHROMIUM names another of the kind."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = os.environ.get("COND_DDPM_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip(f"there is no Chromium: none of {', '.join(names)}")
+    # Containers have no sandbox of their own for it, and small shared memory.
+    flags = ["--no-sandbox", "--disable-dev-shm-usage", *flags]
+    return playwright.chromium.launch(executable_path=found, args=flags)
 
 
 def one_thread_each(processes):

@@ -24,6 +24,7 @@ pytest.importorskip("gradio", reason="gradio is not installed here: `make demo-t
 import gradio_client
 from PIL import Image
 
+import cond_ddpm.demo.studio as studio_module
 from cond_ddpm.demo import Limits, Model, Studio, launch, make_demo, markup
 from cond_ddpm.demo.limits import Refusal, read_picture
 from cond_ddpm.demo.measured import measured_page
@@ -191,6 +192,7 @@ def test_callers_at_once_get_the_pictures_of_one_after_the_other(studio):
 
 
 def test_who_leaves_frees_the_work(studio):
+    drawn(studio)  # starts tqdm's own thread
     before = threading.active_count()
     calls = studio.draw("shapes", **studio.arguments([0], [1], 20, "", 2, 0, 0))
     assert next(calls).index == 1
@@ -203,6 +205,16 @@ def test_who_leaves_frees_the_work(studio):
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() == before
+
+
+def test_who_leaves_without_a_word_frees_the_work(studio, monkeypatch):
+    monkeypatch.setattr(studio_module, "SECONDS_UNTIL_LEFT", 0.2)
+    calls = studio.draw("shapes", **studio.arguments([0], [1], 20, "", 2, 0, 0))
+    assert next(calls).index == 1
+    assert studio._turn.acquire(timeout=60)
+    studio._turn.release()
+    with pytest.raises(Refusal, match="given up"):
+        list(calls)
 
 
 def test_an_error_of_the_pipeline_reaches_the_caller(studio):
@@ -350,10 +362,33 @@ def test_only_documented_functions_and_no_files_are_reachable(client, address):
 
 
 @pytest.mark.end_to_end
-def test_a_client_that_cancels_frees_the_work(studio, client):
+def test_a_client_that_cancels_frees_the_work(studio, client, address, monkeypatch):
+    served = _PAGES[address].studio
+    draw, forward, passes, left = served.draw, served.pipeline.unet.forward, [], threading.Event()
+
+    def watched(*arguments, **named):
+        try:
+            yield from draw(*arguments, **named)
+        finally:
+            left.set()
+
+    def slow(*arguments, **named):
+        passes.append(None)
+        left.wait(0.5)  # long enough for the client's word to arrive before the 20th step, and no longer than it takes
+        return forward(*arguments, **named)
+
+    monkeypatch.setattr(served, "draw", watched)
+    monkeypatch.setattr(served.pipeline.unet, "forward", slow)
     jobs = [client.submit(class_names=["cross"], number=8, steps=20, api_name="/generate") for _ in range(2)]
+    deadline = time.monotonic() + 60
+    while len(passes) < 4 and time.monotonic() < deadline:  # then the server has asked for the second step, at the least
+        time.sleep(0.01)
     for job in jobs:
         job.cancel()
+    assert left.wait(60)
+    with served._turn:  # the call has ended
+        assert len(passes) < 20
+    monkeypatch.undo()
     path = client.predict(class_names=["circle", "cross"], number=2, seed=4, steps=3, guidance_scale=2, api_name="/generate")
     np.testing.assert_array_equal(_sheet(path), markup.sheet(drawn(studio)[1], 2))
 

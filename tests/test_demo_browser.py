@@ -1,15 +1,13 @@
 """The demo in a real headless Chromium: draw, stop, slider, compare, upload, errors, a phone, the keyboard.
 
-Skipped where there is no gradio, no playwright or no Chromium; COND_DDPM_CHROMIUM names another browser of the kind.
+Skipped where there is no gradio, no playwright or no Chromium.
 """
 
 import base64
 import contextlib
 import gc
 import io
-import os
 import re
-import shutil
 import threading
 import time
 import zipfile
@@ -20,6 +18,7 @@ import pytest
 pytest.importorskip("gradio", reason="gradio is not installed here: `make demo-tests` installs cond_ddpm[demo]")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; `make demo-tests` installs it")
 
+from conftest import launch_chromium  # noqa: E402
 from PIL import Image  # noqa: E402
 from test_demo import LIMITS, _bytes, drawn, new_pipeline  # noqa: E402
 from test_demo import pytestmark as _of_gradio  # noqa: E402
@@ -33,13 +32,8 @@ TABS = ["Draw", "Watch", "Noise", "Compare", "Measured"]
 
 @pytest.fixture(scope="module")
 def browser():
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    found = os.environ.get("COND_DDPM_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.skip(f"there is no Chromium: none of {', '.join(names)}")
     with sync_api.sync_playwright() as playwright:
-        # Containers have no sandbox of their own for it, and small shared memory.
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        browser = launch_chromium(playwright)
         yield browser
         browser.close()
 

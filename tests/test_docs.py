@@ -166,7 +166,7 @@ def test_the_files_of_a_run_are_in_the_reference(shapes_parquet, tmp_path):
     page = (ROOT / "docs" / "reference" / "folders.md").read_text()
     of_run, of_pipeline, *_ = (set(re.findall(r"^\| `([^`]+)`", part, re.MULTILINE)) for part in page.split("\n## ")[1:])
     written = {re.sub(r"\d+$", "N", path.name) for path in run.iterdir() if not path.name.startswith(".")}
-    assert {name.partition("/")[0] for name in of_run} == written | {"abandoned-STEP-N"}
+    assert {name.partition("/")[0] for name in of_run} == written | {"abandoned-STEP-N", "guidance.png"}
     files = {path.relative_to(run / "pipeline").as_posix() for path in (run / "pipeline").rglob("*") if path.is_file()}
     assert of_pipeline - {"results-confusion.png"} == files
 

@@ -147,7 +147,9 @@ def _evaluated(pipeline, dataset, folder, **settings):
 
 
 @pytest.mark.end_to_end
-def test_a_pipeline_is_measured_and_everything_is_recorded(pipeline, dataset, tmp_path):
+def test_a_pipeline_is_measured_and_everything_is_recorded(pipeline, dataset, tmp_path, monkeypatch):
+    searches, search = [], module.nearest_training_images
+    monkeypatch.setattr(module, "nearest_training_images", lambda *given: searches.append(1) or search(*given))
     results = _evaluated(pipeline, dataset, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text()) == results
     record = results["protocol"]
@@ -162,6 +164,7 @@ def test_a_pipeline_is_measured_and_everything_is_recorded(pipeline, dataset, tm
     assert any("singular" in warning for warning in results["warnings"])
     pictures = {f"results-{name}.png" for name in ("confusion", "copies", "neighbours")}
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", *pictures}
+    assert len(searches) == 2  # of samples and of held-out images; it is not repeated for the copies
     assert "warning: 30 samples" in summary(results) and "label accuracy" in summary(results)
 
 
@@ -174,6 +177,39 @@ def test_the_guidance_recorded_is_the_pipelines_own_where_none_is_given(pipeline
     given = evaluate(protocol, tmp_path / "x.json", "model", pipeline, progress=False, **arguments | {"guidance_scale": 3.0})
     assert own["protocol"]["guidance_scale"] == 3 and own["protocol"] == given["protocol"]
     assert own["samples"] == given["samples"]
+
+
+@pytest.mark.end_to_end
+@pytest.mark.usefixtures("quick_classifier")
+def test_a_judge_that_is_not_trusted_gives_no_figures(pipeline, dataset, tmp_path, monkeypatch):
+    """The distances stay; what rests on the judges' opinions is null, and the summary and the card say why."""
+    from cond_ddpm.hub import model_card
+
+    monkeypatch.setattr(module, "why_not_trusted", lambda judges, classes: f"{len(judges)} judges know nothing")
+    (tmp_path / "results-confusion.png").write_bytes(b"of earlier")
+    pipeline = CondDDPMPipeline(pipeline.unet, pipeline.scheduler, pipeline.id2label)
+    pipeline.companions = {"results.json": b'{"guidance": {"chosen": 2.0}}'}
+    results = _evaluated(pipeline, dataset, tmp_path, repeats=2)
+    for part in (results["samples"], results["held_out_real"]):
+        assert part["label_accuracy"] is None and part["label_accuracies"] is None and part["frechet_distance"] > 0
+        assert {row["accuracy"] for row in part["classes"].values()} == {None}
+        assert {row["frechet_distance"] for row in part["classes"].values()} == {None}
+    assert results["protocol"]["judges_not_trusted"] == "2 judges know nothing"
+    assert not (tmp_path / "results-confusion.png").exists()
+    assert "figures of the classes are left out: 2 judges know nothing; more real images" in summary(results)
+    assert results.pop("guidance") == {"chosen": 2.0}  # how the default was chosen is kept
+    assert "left out: 2 judges know nothing" in model_card(pipeline, results, set(), "me/shapes")
+
+
+@pytest.mark.end_to_end
+@pytest.mark.usefixtures("quick_classifier")
+def test_usefulness_is_measured_of_the_first_samples(pipeline, dataset, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "measure_usefulness", lambda *given: seen.append(given) or None)
+    results = _evaluated(pipeline, dataset, tmp_path, usefulness=True, usefulness_images=20)
+    samples, real, held_out, _ = seen[0]
+    assert len(samples) == 20 and samples.labels.tolist() == [row % 3 for row in range(20)] and samples.images.any()
+    assert len(real) == 600 and len(held_out) == 450 and results["protocol"]["usefulness"]
 
 
 @pytest.mark.end_to_end
@@ -252,10 +288,11 @@ def test_the_extrapolated_distance_of_ten_classes(tmp_path_factory):
         images = np.random.default_rng(seed).integers(0, 256, (count, 2, 4, 4), dtype=np.uint8)
         images[:, 1, 0, 0] = labels
         found.update(range(count), images, labels)
-        return found, images
+        return found
 
-    (reference, images), (samples, _) = tally(20_000, 0), tally(600, 1)
-    found = compute_metrics(samples, reference, [str(label) for label in range(10)], images)
+    reference, samples = tally(20_000, 0), tally(600, 1)
+    distances = np.ones((600, 1))
+    found = compute_metrics(samples, reference, [str(label) for label in range(10)], distances)
     assert abs(found["frechet_distance_infinite"]) < found["frechet_distance"] / 2
 
 
@@ -270,7 +307,8 @@ def test_the_stricter_judge_is_quoted():
     images = np.random.default_rng(0).integers(0, 256, (4, 1, 2, 2), dtype=np.uint8)
     tally = Tally(extractor, 2, 4, (1, 2, 2))
     tally.update(range(4), images, [0, 1, 0, 1])
-    found = compute_metrics(tally, tally, ["a", "b"], images)
+    found = compute_metrics(tally, tally, ["a", "b"], np.array([[1.0], [5.0], [2.0], [4.0]]))
+    assert found["nearest_training_distance"] == 3
     assert found["label_accuracies"] == {"one": 0.75, "other": 0.25} and found["label_accuracy"] == 0.25
     assert found["recognised_as_no_class"] == 0.5
     assert [row["accuracy"] for row in found["classes"].values()] == [0.5, 0]
@@ -500,7 +538,7 @@ def quick_classifier(monkeypatch):
     """A classifier trained for three epochs, for tests in which its accuracy does not matter."""
     from cond_ddpm.evaluate import classifier
 
-    monkeypatch.setattr(classifier, "_RECIPE", classifier._Recipe(epochs=3, min_images_seen=0))
+    monkeypatch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=3, min_images_seen=0))
 
 
 def _without_test(dataset, folder):
@@ -612,7 +650,7 @@ import os, sys
 from cond_ddpm import sampling
 from cond_ddpm.cli import main
 from cond_ddpm.evaluate import classifier
-classifier._RECIPE = classifier._Recipe(epochs=3, min_images_seen=0)
+classifier.RECIPE = classifier.Recipe(epochs=3, min_images_seen=0)
 if sys.argv.pop(1) == "kill":
     original, seen = sampling.sample_batches, []
     def killed(*given, **named):
@@ -736,14 +774,14 @@ def test_two_evaluations_of_the_same_data_train_one_classifier(dataset, tmp_path
     from cond_ddpm.evaluate import classifier
 
     train = load_images(str(dataset), "train", SIZE)
-    started, original, calls = threading.Event(), classifier._train, []
+    started, original, calls = threading.Event(), classifier.new_judge, []
 
     def slow(*arguments):
         calls.append(arguments)
         started.set()
         return original(*arguments)
 
-    monkeypatch.setattr(classifier, "_train", slow)
+    monkeypatch.setattr(classifier, "new_judge", slow)
     found = []
     get = lambda: found.append(classifier.get_classifier("convolutional", train, train, tmp_path))  # noqa: E731
     threads = [threading.Thread(target=get) for _ in "ab"]

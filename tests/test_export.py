@@ -33,7 +33,7 @@ def format(request):
 def test_equal_to_the_network_over_batches_timesteps_and_labels(model, format, tmp_path):
     pipeline = CondDDPMPipeline(make_unet(model), DDPMScheduler(num_train_timesteps=50), dict(enumerate(NAMES)), 0.1, 3.0)
     assert export(pipeline, format, tmp_path / "out") <= 1e-4
-    loaded = load_exported(tmp_path / "out")
+    loaded = load_exported(tmp_path / "out", trust_remote_code=True)
     for batch in (1, 3, 7):
         sample, labels = torch.randn(batch, 3, 8, 8), torch.arange(batch) % 4  # 3 is the null label
         for timestep in (0, torch.tensor(17), torch.tensor([49]), torch.arange(batch)):
@@ -61,7 +61,7 @@ import sys
 sys.modules["cond_ddpm.models"] = sys.modules["cond_ddpm.models.cond_unet"] = None
 from pathlib import Path
 from cond_ddpm.export import load_exported
-pipeline = load_exported(Path({str(tmp_path / "out")!r}))
+pipeline = load_exported(Path({str(tmp_path / "out")!r}), trust_remote_code=True)
 assert pipeline([0, 1], num_inference_steps=3, output_type="np").images.shape == (2, 8, 8, 3)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
@@ -76,12 +76,15 @@ def test_by_the_command_line_and_every_command_takes_it(format, tmp_path, capsys
     assert "the same as the network to within" in capsys.readouterr().out
     common = ["--num_images_per_class", "2", "--num_inference_steps", "3"]
     for model, name in ((tmp_path / "model", "one.npz"), (out, "two.npz")):
-        assert main(["sample", "--model", str(model), *common, "--output", str(tmp_path / name)]) == 0
+        assert main(["sample", "--model", str(model), *common, "--trust_remote_code", "--output", str(tmp_path / name)]) == 0
     one, two = (np.load(tmp_path / name) for name in ("one.npz", "two.npz"))
     assert np.abs(one["images"].astype(int) - two["images"]).max() <= 1
     assert main(["export", "--model", str(tmp_path / "model"), "--format", format, "--output", str(out)]) == 1
     assert "output: expected a new or empty folder" in capsys.readouterr().err
-    assert main(["sample", "--model", str(out), *common, "--fast", "--output", str(tmp_path / "x.npz")]) == 1
+    assert (
+        main(["sample", "--model", str(out), *common, "--trust_remote_code", "--fast", "--output", str(tmp_path / "x.npz")])
+        == 1
+    )
     assert "expected neither with an exported model" in capsys.readouterr().err
 
 
@@ -107,7 +110,7 @@ def test_what_is_not_known_or_not_there(tmp_path, monkeypatch):
     record = {"format": "onnx", "unet": {}, "id2label": None, "class_dropout_prob": None}
     (tmp_path / "old" / "export.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="onnxruntime, which is not installed"):
-        load_exported(tmp_path / "old")
+        load_exported(tmp_path / "old", trust_remote_code=True)
 
 
 def _pipeline(**scheduler):
@@ -129,7 +132,7 @@ def exported(format, tmp_path_factory):
 def test_every_sampler_gives_the_networks_images(exported):
     """Also heun and euler, whose timesteps are fractional, to the rounding of float32 over 20 steps."""
     pipeline = _pipeline()
-    loaded = load_exported(exported)
+    loaded = load_exported(exported, trust_remote_code=True)
     loaded.set_progress_bar_config(disable=True)
     for sampler in SAMPLERS:
         arguments = {"seeds": [0, 1], "num_inference_steps": 20, "sampler": sampler, "output_type": "np"}
@@ -163,7 +166,7 @@ def test_a_folder_from_before_takes_whole_timesteps_and_says_so(tmp_path):
     record = json.loads((tmp_path / "out" / "export.json").read_text())
     del record["timestep_dtype"]
     (tmp_path / "out" / "export.json").write_text(json.dumps(record))
-    loaded = load_exported(tmp_path / "out")
+    loaded = load_exported(tmp_path / "out", trust_remote_code=True)
     loaded.set_progress_bar_config(disable=True)
     arguments = {"seeds": [0], "num_inference_steps": 20, "output_type": "np"}
     for sampler in ("dpm++2", "ddim", "unipc"):
@@ -220,7 +223,17 @@ def test_a_damaged_folder_is_one_line(content, tmp_path):
     (tmp_path / "export.json").write_text(content)
     (tmp_path / "unet.pt2").write_text("no program")
     with pytest.raises(ValueError, match=r"expected the files that save_pretrained wrote, got [^\n]*$"):
+        load_exported(tmp_path, trust_remote_code=True)
+
+
+def test_a_program_runs_no_code_unless_it_is_trusted(tmp_path, capsys):
+    """torch unpickles what an archive holds."""
+    record = {"format": "torch", "unet": {}, "timestep_dtype": "float32"}
+    (tmp_path / "export.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="can run any code; if you trust whoever made it, give trust_remote_code"):
         load_exported(tmp_path)
+    assert main(["sample", "--model", str(tmp_path), "--output", str(tmp_path / "x.png")]) == 1
+    assert "give trust_remote_code" in capsys.readouterr().err
 
 
 @pytest.mark.hostile(22)
@@ -228,4 +241,4 @@ def test_a_damaged_folder_is_one_line(content, tmp_path):
 def test_an_exported_model_cannot_be_exported(tmp_path):
     export(_pipeline(), "torch", tmp_path / "out")
     with pytest.raises(ValueError, match="expected a network with its weights, got an exported one"):
-        export(load_exported(tmp_path / "out"), "torch", tmp_path / "again")
+        export(load_exported(tmp_path / "out", trust_remote_code=True), "torch", tmp_path / "again")

@@ -22,6 +22,7 @@ FLOORS = [
     {"web"},
     {"sampling", "export"},
     {"ema", "processes"},
+    {"hardware"},
     {"diffusion", "data", "models", "pipelines"},
     {"config", "files", "fingerprints", "pretrained_models", "text"},
     {"", "demo"},

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from cond_ddpm.data import nearest_images
+from cond_ddpm.evaluate.copies import nearest_training_images
 from cond_ddpm.evaluate.metrics import (
     extrapolated_distance,
     frechet_distance,
     inception_score,
     kernel_distance,
-    nearest_training_distance,
     precision_and_recall,
 )
 from cond_ddpm.evaluate.statistics import Moments
@@ -135,4 +135,7 @@ def test_nearest_finds_the_image_itself_mirrored_or_not():
     symmetric = np.zeros((2, 1, 4, 4), np.uint8)
     symmetric[1] += 9
     assert nearest_images(symmetric[:1], symmetric, 2)[0].tolist() == [[0, 1]]  # not itself twice
-    assert nearest_training_distance(samples, training) == np.median(distances[:, 0])
+    found = nearest_training_images(samples, training)  # in blocks
+    assert found.rows[:, :3].tolist() == rows.tolist() and found.mirrored[:, :3].tolist() == mirrored.tolist()
+    np.testing.assert_array_equal(found.distances[:, :3], distances)
+    assert nearest_training_images(samples, training[:2]).rows.shape == (3, 2)  # as many as there are

@@ -17,15 +17,15 @@ from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.data import DataConfig
 from cond_ddpm.data import LabelledImages, balanced_order, load_images, prepare, report
 from cond_ddpm.data.choices import choose_fit, choose_flip, choose_resolution, mirrored_unlike
-from cond_ddpm.data.duplicates import exact_duplicates, near_duplicates
+from cond_ddpm.data.duplicates import exact_duplicates, near_duplicates, near_duplicates_across
 from cond_ddpm.data.pictures import to_array
 from cond_ddpm.data.survey import Survey, survey
-from cond_ddpm.evaluate.copies import find_copies, nearness, warn_of_copies
+from cond_ddpm.evaluate.copies import find_copies, nearest_training_images, nearness, warn_of_copies
 from cond_ddpm.evaluate.real_images import warranted_samples
 from cond_ddpm.experiments.study import _train
 from cond_ddpm.fingerprints import file_checksum
 from cond_ddpm.hub import check, complete, model_card
-from cond_ddpm.hub.card import copies_text
+from cond_ddpm.hub.card import copies_text, licence_of
 from cond_ddpm.hub.folder import published_files, trained_fit
 from cond_ddpm.processes import memory_for
 from cond_ddpm.training import train
@@ -110,10 +110,25 @@ def test_copies_in_another_split_are_found(tmp_path):
     _noise(5, 40, 40).save(tmp_path / "test" / "one" / "larger.png")
     train_split, test_split = (survey(str(tmp_path), split) for split in ("train", "test"))
     images = [load_images(str(tmp_path), split, 32).images for split in ("train", "test")]
-    exact, near = exact_duplicates(test_split, train_split), near_duplicates(test_split, images[1], train_split, images[0])
+    exact = exact_duplicates(test_split, train_split)
+    near = near_duplicates_across(test_split, images[1], train_split, images[0])
     named = [[(test_split.names[row], train_split.names[found]) for row, found in pairs] for pairs in (exact, near)]
     assert named == [[("test/one/3.png", "train/one/3.png")], [("test/one/larger.png", "train/one/5.png")]]
     assert not exact_duplicates(train_split) and not near_duplicates(train_split, images[0])
+
+
+@pytest.mark.filterwarnings("ignore:.* it has the splits test, train")
+def test_another_split_has_the_same_classes(tmp_path, capsys):
+    for split, name in (("train", "cat"), ("train", "dog"), ("test", "cat")):
+        (tmp_path / split / name).mkdir(parents=True)
+        _noise(len(split + name)).save(tmp_path / split / name / "0.png")
+    assert main(["data", "--dataset", str(tmp_path), "--num_validation_images", "1"]) == 1
+    assert "test_split: expected the classes cat, dog, got cat in test" in capsys.readouterr().err
+
+
+def test_the_digits_are_surveyed_as_they_are():
+    found = survey("mnist5k", "test")
+    assert len(found) == 1000 and (found.sizes == 28).all()
 
 
 @pytest.mark.parametrize(
@@ -281,7 +296,8 @@ def test_copies_light_up_and_new_images_do_not(tmp_path):
     found = {}
     for name, samples in (("new", new), ("copied", copied)):
         tallies = (_tally(part, features(part)) for part in (samples, held_out, training))
-        found[name] = find_copies(*tallies, training, training, ["a", "b"], tmp_path / f"{name}.png")
+        nearest = (nearest_training_images(part, training) for part in (samples, held_out))
+        found[name] = find_copies(*tallies, *nearest, training, ["a", "b"], tmp_path / f"{name}.png")
     assert found["new"]["pixels"]["share"] < 0.05 and not warn_of_copies(found["new"])
     assert found["copied"]["pixels"]["share"] == pytest.approx(0.25, abs=0.04)
     assert found["copied"]["pixels"]["classes"]["a"] == pytest.approx(0.5, abs=0.05)
@@ -297,9 +313,10 @@ def test_few_held_out_images_do_not_promise_more_than_they_can_say(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 1, 4, 4), np.uint8)
     tallies = [_tally(part, torch.zeros(len(part), 2)) for part in (images[:10], images[10:19], images[19:22])]
-    found = find_copies(*tallies, images[19:], images[19:], ["a", "b"], tmp_path / "copies.png")
+    search = lambda training: [nearest_training_images(part, training) for part in (images[:10], images[10:19])]  # noqa: E731
+    found = find_copies(*tallies, *search(images[19:]), images[19:], ["a", "b"], tmp_path / "copies.png")
     assert found["pixels"]["by_chance"] == 0.1 and "features" not in found  # the least of 9 numbers
-    none = find_copies(*tallies, images[19:22], images[19:22], ["a", "b"], tmp_path / "none.png")
+    none = find_copies(*tallies, *search(images[19:22]), images[19:22], ["a", "b"], tmp_path / "none.png")
     assert "too few training images" in copies_text(none) and not warn_of_copies(none)
 
 
@@ -344,6 +361,20 @@ def test_the_licence_is_the_users(published):
         complete(published, licences=("cc-by-4.0", None))
 
 
+def test_a_licence_that_nobody_chose_is_not_kept(published):
+    """Older versions wrote one into each card."""
+    complete(published)
+    card = (published / "README.md").read_text().replace("library_name", "license: apache-2.0\nlibrary_name")
+    chosen, old = (
+        card,
+        card.replace("No licence has been given", "The weights and the code are under Apache-2.0. It was not given"),
+    )
+    for text, expected in ((chosen, "apache-2.0"), (old, None)):
+        (published / "README.md").write_text(text)
+        complete(published)
+        assert licence_of(published) == expected
+
+
 def test_a_licence_is_one_of_the_hubs_names(capsys):
     with pytest.raises(SystemExit):
         main(["publish", "--model", "x", "--repo_id", "me/x", "--license", "My own!"])
@@ -369,6 +400,17 @@ def test_own_files_are_published_and_secrets_in_them_are_found(published):
     problems = "\n".join(check(published))
     assert "use.ipynb contains a path on this machine, /home/me/data/x.png" in problems
     assert "weights.bin does not belong in a pipeline folder" in problems and "LICENSE" not in problems
+
+
+def test_the_card_names_the_base_model(published):
+    pipeline = make_pipeline(make_unet())
+    training = results_of(pipeline)["training"]
+    assert "base" not in model_card(pipeline, {"training": training}, set(), "me/pets").partition("## Training")[2][:200]
+    for on_hub in (True, False):
+        found = {**training, "base_model": "someone/animals", "base_model_on_hub": on_hub}
+        text = model_card(pipeline, {"training": found}, set(), "me/pets")
+        assert "| base model | someone/animals, from whose weights it started |" in text
+        assert ("base_model: someone/animals" in text) == on_hub  # the Hub links to it
 
 
 def test_the_card_has_the_data_report_without_file_names(published, folder):

@@ -1,6 +1,7 @@
 """What `python -m build` makes, a wheel that works where there is no checkout; and the checks that a change must pass."""
 
 import configparser
+import importlib.util
 import os
 import re
 import shutil
@@ -52,7 +53,9 @@ def test_the_wheel_has_what_is_needed_and_nothing_else(wheel):
     ours |= {f"cond_ddpm/pretrained_data/{path.as_posix()}" for path in trained if path.suffix != ".pyc"}
     assert names == ours
     assert re.search(r"^License(-Expression)?: Apache-2.0$", metadata, re.MULTILINE) and len(licences) == 1
-    assert f"Version: {cond_ddpm.__version__}\n" in metadata
+    assert f"Version: {cond_ddpm.__version__}\n" in metadata and "Description-Content-Type: text/markdown\n" in metadata
+    text = metadata.partition("\n\n")[2]
+    assert "# cond_ddpm\n" in text and _relative(text) == []
 
 
 @pytest.mark.integration
@@ -92,6 +95,63 @@ print(cond_ddpm.pretrained("cifar10") / "model_index.json")
     pictures = [tmp_path / line.partition(":")[2].strip() for line in last[2:]]
     assert pictures == [tmp_path / "runs/quickstart" / name for name in ("digits.png", "loss.png", "report.html")]
     assert all(picture.is_file() for picture in pictures) and (tmp_path / "runs/quickstart/pipeline/README.md").is_file()
+
+
+def _relative(text):
+    """The pictures and links of a description that a page elsewhere would not find."""
+    return re.findall(r"""\]\((?!https?://|\#)[^)]*\)|src="(?!https?://)[^"]*\"""", text)
+
+
+def test_the_description_for_pypi_names_the_repository():
+    """With an address, pictures and links are those of the version's tag; without one, pictures are left out."""
+    spec = importlib.util.spec_from_file_location("setup_of_ours", ROOT / "setup.py")
+    setup = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(setup)
+    assert setup.constant("REPOSITORY") == cond_ddpm.REPOSITORY and setup.constant("__version__") == cond_ddpm.__version__
+    readme = (ROOT / "README.md").read_text() + '\n[costs](docs/results.md) <img alt="a" src="docs/b.png" width="9">\n'
+    assert len(_relative(readme)) >= 4
+    for address in ("https://host.example/user/name", ""):
+        text = setup.description(readme, address, "1.2")
+        assert _relative(text) == [] and "## Two commands" in text
+        assert ("](https://host.example/user/name/raw/v1.2/docs/pictures/demo-draw.png)" in text) == bool(address)
+        assert ("[costs](https://host.example/user/name/blob/v1.2/docs/results.md)" in text) == bool(address)
+        assert ('src="https://host.example/user/name/raw/v1.2/docs/b.png" width' in text) == bool(address)
+
+
+def test_the_address_of_the_repository_and_the_version_are_in_one_place():
+    """What names them must agree with cond_ddpm/__init__.py; other addresses of the repository are nowhere."""
+    address = re.compile(r"[\w-]+\.(?:com|org|io|net|dev)/[\w./-]*cond[_-]ddpm(?![\w-]*/resolve)", re.IGNORECASE)
+    leave = {".git", ".venv", ".venv-demo", "build", "dist", "runs", "fixtures", "__pycache__"}
+    files = [path for path in ROOT.rglob("*") if path.is_file() and not leave & set(path.relative_to(ROOT).parts[:-1])]
+    kinds = {".py", ".md", ".cfg", ".toml", ".yaml", ".yml", ".cff", ".html", ".js", ".ipynb", ".txt", ""}
+    found = {
+        f"{path.relative_to(ROOT)}: {one}"
+        for path in files
+        if path.suffix in kinds and not any(part.endswith(("cache", "egg-info")) for part in path.parts)
+        for one in address.findall(path.read_text(encoding="utf-8", errors="ignore"))
+        if one != cond_ddpm.REPOSITORY.partition("//")[2] and "/USER/" not in one
+    }
+    assert found == set()
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == cond_ddpm.__version__
+    assert citation.get("repository-code", "") == cond_ddpm.REPOSITORY and not cond_ddpm.REPOSITORY.endswith("/")
+    assert f"## {cond_ddpm.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_a_release_is_a_tag_of_the_version():
+    """The workflow's check of tag, version and address, run here; it publishes what it has built and checked."""
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
+    assert list(jobs) == ["build", "publish"] and jobs["publish"]["needs"] == "build"
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}  # trusted publishing: no token is kept anywhere
+    (check,) = (step["run"] for step in jobs["build"]["steps"] if step.get("name") == "The tag is the version's")
+    tag, server, name = f"v{cond_ddpm.__version__}", "https://host.example", "user/name"
+    for variables, said in (
+        ({"GITHUB_REF_NAME": "v9.9", "GITHUB_REPOSITORY": name}, "expected the tag"),
+        ({"GITHUB_REF_NAME": tag, "GITHUB_REPOSITORY": "someone/else"}, "expected the repository's address"),
+    ):
+        env = {**os.environ, "GITHUB_SERVER_URL": server, **variables}
+        done = subprocess.run(["bash", "-ec", check], cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 1 and said in done.stderr
 
 
 def test_the_checks_before_a_commit_and_on_github_are_those_here():

@@ -96,6 +96,15 @@ def test_the_name_of_a_class(tiny_unet):
             "expected one of leading, trailing, linspace, karras, quadratic, got 'even'",
         ),
         ({"sampler": "unipc", "timestep_spacing": "quadratic"}, "timestep_spacing: expected a scheduler that takes timesteps"),
+        ({"timesteps": [999, 500], "num_inference_steps": 2}, "timesteps: expected neither num_inference_steps nor"),
+        ({"timesteps": [1000, 0], "num_inference_steps": None}, "timesteps: expected 0 to 999, got 1000"),
+        ({"timesteps": [], "num_inference_steps": None}, "num_inference_steps: expected 1 to 1000"),
+        ({"timesteps": [500, 999], "num_inference_steps": None}, "timesteps: expected the highest first, and each once"),
+        ({"timesteps": [500, 100], "num_inference_steps": None}, "where images are not yet noise"),
+        (
+            {"timesteps": [999, 500], "num_inference_steps": None, "sampler": "unipc"},
+            "expected a scheduler that takes timesteps",
+        ),
         ({"guidance_scale": float("nan")}, "guidance_scale: expected a finite number"),
         ({"guidance_interval": (2, 1), "guidance_scale": 2.0}, "guidance_interval: expected noise levels (lo, hi)"),
         ({"guidance_interval": (1,), "guidance_scale": 2.0}, "guidance_interval: expected noise levels (lo, hi)"),
@@ -419,6 +428,7 @@ def test_a_pipeline_from_a_pipeline_shares_the_network_and_leaves_its_type(dtype
     assert other.unet is pipeline.unet and other.unet.dtype == dtype
     assert other.id2label == pipeline.id2label and other.guidance_scale == 2 and other.companions == pipeline.companions
     assert np.array_equal(_sample(other), _sample(pipeline))
+    assert pipeline._of_hub is None  # a folder that is gone is not asked for on the Hub
     named = CondDDPMPipeline.from_pipe(pipeline, id2label={0: "a", 1: "b", 2: "c"}, scheduler=DDIMScheduler())
     assert named.id2label[1] == "b" and pipeline.id2label[1] == "square" and isinstance(named.scheduler, DDIMScheduler)
 

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from conftest import ROOT
 
 from cond_ddpm.cli import parse_train
@@ -84,9 +85,10 @@ def test_the_files_in_the_picture_of_the_data_flow_exist():
     assert [path for path in paths if not (ROOT / "cond_ddpm" / path.removeprefix("cond_ddpm/")).exists()] == []
 
 
-def test_the_tests_that_the_page_on_reliability_names_exist():
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text()))
+@pytest.mark.parametrize(("page", "least"), [("docs/reliability.md", 40), ("SECURITY.md", 10)])
+def test_the_tests_that_a_page_names_exist(page, least):
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / page).read_text()))
     there = {
         name for file in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
     }
-    assert len(named) > 40 and named - there == set()
+    assert len(named) > least and named - there == set()

@@ -111,6 +111,14 @@ def test_spacings_that_waste_no_steps_where_there_is_only_noise(sampler, spacing
     assert better < even / 2, (even, better)
 
 
+def test_timesteps_of_ones_own_are_taken():
+    pipeline = _ideal_pipeline()
+    chosen = [round(999 * (i / 8) ** 2) for i in range(8, 0, -1)]
+    quadratic = _pixels(pipeline, num_inference_steps=8, sampler="dpm++2", timestep_spacing="quadratic")
+    assert torch.equal(_pixels(pipeline, timesteps=chosen, sampler="dpm++2"), quadratic)
+    assert not torch.equal(_pixels(pipeline, timesteps=[999, *range(7, 0, -1)], sampler="dpm++2"), quadratic)
+
+
 @pytest.mark.parametrize("sampler", STOCHASTIC)
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_stochastic_samplers_give_the_distribution(sampler, prediction_type):

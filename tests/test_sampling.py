@@ -1,5 +1,7 @@
 """Images are the same in any batch, order and number of processes, and are written once."""
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ from PIL import Image
 
 from cond_ddpm import CondDDPMPipeline, generate, load_images
 from cond_ddpm.cli import main
+from cond_ddpm.files import is_free
 from cond_ddpm.sampling import sample_batches, save_samples
 
 LABELS, SEEDS = [0, 1, 2, 0, 1, 2, 0, 1], list(range(8))
@@ -129,6 +132,29 @@ def test_what_cannot_be_written_is_said_first_and_leaves_nothing(tiny_pipeline, 
         save_samples(tiny_pipeline, [0], [0], tmp_path / "out.jpg")
 
 
+@pytest.mark.parametrize("name", ["out", "out.npz"])
+def test_a_command_that_is_told_to_end_leaves_nothing_half_written(tiny_pipeline, tmp_path, name):
+    def end(pipeline, step, timestep, values):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return values
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        save_samples(tiny_pipeline, [0], [0], tmp_path / name, num_inference_steps=2, callback_on_step_end=end)
+    assert ended.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_new_folder_can_be_made_where_nothing_else_would_be_mixed_with_it(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "hidden").mkdir()
+    for file in ("file", "hidden/.keep"):
+        (tmp_path / file).write_text("")
+    free = lambda name, **arguments: is_free(tmp_path / name, **arguments)  # noqa: E731
+    assert free("new") and free("empty") and free("hidden", hidden_files=True)
+    assert not free("file") and not free("hidden") and not is_free(tmp_path, hidden_files=True)
+
+
 def test_names_of_classes_stay_within_the_folder(tiny_pipeline, tmp_path):
     pipeline = CondDDPMPipeline(tiny_pipeline.unet, tiny_pipeline.scheduler, {0: "a/b", 1: "a_b", 2: ".."})
     save_samples(pipeline, [0, 1, 2], [5, 5, 5], tmp_path / "out", num_inference_steps=1)
@@ -185,9 +211,10 @@ def test_sample_by_the_command_line_is_what_generate_gives(tiny_pipeline, tmp_pa
 
 
 def test_fast_is_bf16_compiled(tiny_pipeline, tmp_path, monkeypatch):
-    """`--fast` compiles the network and computes in bf16, like `--mixed_precision bf16`."""
+    """`--fast` compiles the network and, where the hardware has it, computes in bf16, like `--mixed_precision bf16`."""
     import torch
 
+    monkeypatch.setattr("cond_ddpm.hardware.precision_for", lambda device: "bf16")
     from cond_ddpm.cli import main
 
     compiled = []

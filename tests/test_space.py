@@ -35,8 +35,8 @@ def space(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("hardware", ["cpu", "gpu"])
-def test_pins_are_those_that_were_tried(tmp_path, hardware):
-    files = upload._space_files(tmp_path, NAME, "COMMIT", hardware)
+def test_pins_are_those_that_were_tried(hardware):
+    files = upload._space_files(NAME, "COMMIT", hardware)
     tried = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split("\n") if "==" in line)
     assert all(tried[name] == version for name, version in upload.SPACE_PINS.items())
     assert f"gradio[mcp]=={upload.SPACE_GRADIO}" in (ROOT / "Makefile").read_text()

@@ -1,7 +1,7 @@
 """The page without a server in a real browser: the pictures are Python's, and every state of the page has words.
 
 Skipped where there is no Chromium, no playwright to drive it or no copy of onnxruntime-web; `tests/install_browser.sh` fetches
-them. Another browser of the kind can be named by COND_DDPM_CHROMIUM, and a folder of npm's package by COND_DDPM_ORT_WEB.
+them. A folder of npm's package can be named by COND_DDPM_ORT_WEB.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 import torch
-from conftest import NAMES, ROOT, make_unet
+from conftest import NAMES, ROOT, launch_chromium, make_unet
 from diffusers import DDPMScheduler
 from test_web import RANDOMS, SEEDS, SIZES, check_randoms
 
@@ -47,16 +47,10 @@ def playwright():
 @pytest.fixture(scope="module")
 def launch(playwright):
     """A function from Chromium's flags to a browser, which is closed at the end."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    found = os.environ.get("COND_DDPM_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.skip(f"there is no Chromium: none of {', '.join(names)}")
     with contextlib.ExitStack() as stack:
-        # Containers have no sandbox of their own for it, and small shared memory.
-        flags = ["--no-sandbox", "--disable-dev-shm-usage"]
 
-        def launch(*more):
-            browser = playwright.chromium.launch(executable_path=found, args=[*flags, *more])
+        def launch(*flags):
+            browser = launch_chromium(playwright, *flags)
             stack.callback(browser.close)
             return browser
 

@@ -45,7 +45,7 @@ class PreparationConfig(ColumnsConfig):
     num_validation_images: int | None = setting(
         default=None,
         help="Images held out of the training split, for the validation loss that early stopping watches; if not given, 5% of"
-        " each class, at least 3 of it and at most a quarter, and at most 1,000 in all.",
+        " each class, but at least 3 images of it and at most a quarter of it, and at most 1,000 images in all.",
         at_least=1,
     )
 

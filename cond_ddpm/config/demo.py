@@ -30,7 +30,9 @@ class DemoConfig(RevisionConfig):
     host: str = setting(default="127.0.0.1", help="Address to serve at; 0.0.0.0 is every network that this machine is in.")
     port: int = setting(default=7860, help="Port to serve at; 0 for any free one.", at_least=0, at_most=65535)
     password: str | None = setting(
-        default=None, help=f"Required of visitors, whose name is demo; better set as {PASSWORD}, which others cannot list."
+        default=None,
+        help=f"Password that visitors must give; their user name is demo. {PASSWORD} in the environment does the same, and is"
+        " not seen in a list of processes.",
     )
     no_password: bool = setting(default=False, help="Let anyone in who can reach the address.")
     open_browser: bool = setting(default=True, help="Open the page in this machine's browser.")

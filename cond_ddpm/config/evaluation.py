@@ -38,6 +38,14 @@ class MeasurementConfig(SeedConfig):
     subset: int = setting(
         default=5000, help="Samples, and real images, that KID, precision and recall are computed of.", at_least=2
     )
+    usefulness: bool = setting(
+        default=False,
+        help="Also train classifiers on samples, on as many real images, and on both, with three seeds each, and test them on"
+        " held-out real images (classification accuracy score); minutes on a CPU.",
+    )
+    usefulness_images: int = setting(
+        default=5000, help="Samples, and real images, that these classifiers are trained on, at most.", at_least=10
+    )
 
 
 class EvaluationConfig(MeasurementConfig, RealImagesConfig):

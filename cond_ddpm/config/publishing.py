@@ -43,7 +43,8 @@ class PublishConfig(LicenceConfig):
         help="Also publish a demo Space of the same name; static: as a page that draws in the browser and costs no computer.",
     )
     space_hardware: Literal["cpu", "gpu"] = setting(
-        default="cpu", help="What the Space's packages are for; gpu is also for ZeroGPU. The hardware is chosen on the Hub."
+        default="cpu",
+        help="Whether the Space installs torch for the CPU, or for a GPU or ZeroGPU. Its hardware is chosen on the Hub.",
     )
     dry_run: bool = setting(default=False, help="Check, show what would be uploaded, and upload nothing.")
 

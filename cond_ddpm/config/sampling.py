@@ -65,7 +65,9 @@ class SamplerConfig(Settings):
         default=None, help="Where the steps lie; if not given, the sampler's own spacing."
     )
     batch_size: int = setting(default=100, help="Images at a time in each process.", at_least=1)
-    mixed_precision: Literal["no", "bf16", "fp16"] = setting(default="no", help="Autocast type.")
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = setting(
+        default="no", help="Autocast type; auto is what the hardware does fast."
+    )
 
 
 class CallConfig(NumStepsConfig, GuidanceScaleConfig, SamplerConfig):
@@ -81,13 +83,20 @@ class NetworksConfig(SeedConfig, SamplerConfig):
         is_path=True,
     )
     fast: bool = setting(
-        default=False, help="bf16 and compiled: half a minute to start, then the fastest way for many images."
+        default=False,
+        help="bf16, where the hardware has it, and compiled: half a minute to start, then the fastest for many images.",
+    )
+    trust_remote_code: bool = setting(
+        default=False,
+        help="Load a network that was exported with --format torch, which can run any code of whoever exported it.",
     )
 
     def check(self) -> None:
         super().check()
         if self.fast and self.mixed_precision == "fp16":
-            raise ValueError("fast: expected no --mixed_precision fp16 beside it, for it computes in bf16.")
+            raise ValueError(
+                "fast: expected no --mixed_precision fp16 beside it, for it chooses the precision, or takes bf16."
+            )
 
 
 class SamplingConfig(ModelConfig, NetworksConfig, NumStepsConfig, GuidanceScaleConfig):

@@ -114,11 +114,15 @@ class TrainConfig(PreparationConfig, LicenceConfig):
     )
 
     # The machine
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
-        default=None, help="Autocast type; if not given, that of `accelerate launch`."
+    mixed_precision: Literal["no", "fp16", "bf16", "auto"] | None = setting(
+        default=None,
+        help="Autocast type; auto is what is fast on the hardware it begins on; if not given, that of `accelerate launch`.",
     )
     compile: bool = setting(
-        default=False, help="torch.compile the UNet: up to a minute at the start, then faster.", may_change=True
+        default=False,
+        help="torch.compile the UNet: up to a minute at the start, then faster; left out, with a warning, where there is no"
+        " compiler.",
+        may_change=True,
     )
     channels_last: bool = setting(
         default=False, help="Memory format of the convolutions: faster with compile, slower without it on CPUs."
@@ -223,6 +227,12 @@ class TrainConfig(PreparationConfig, LicenceConfig):
 
 
 class TrainCommandConfig(TrainConfig):
-    """Those of `cond-ddpm train`, which can also only look."""
+    """Those of `cond-ddpm train`, which can also only look, and measures."""
 
+    choose_guidance: bool | None = setting(
+        default=None,
+        help="After the training, try several values of guidance_scale, and make the best, by a judge, the pipeline's default;"
+        " this takes at most 5% of the training's time, and is not done after less than two minutes. If not given, it is done"
+        " unless guidance_scale is given.",
+    )
     dry_run: bool = setting(default=False, help="Print what would run and how long, and run nothing.")

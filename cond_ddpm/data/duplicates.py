@@ -26,27 +26,36 @@ def exact_duplicates(one: Survey, other: Survey | None = None) -> list[tuple[int
     return [(row, found) for row, found in pairs if found is not None and not (within and found == row)]
 
 
-def near_duplicates(
-    one: Survey, images: np.ndarray, other: Survey | None = None, other_images: np.ndarray | None = None
-) -> list[tuple[int, int]]:
-    """Pictures that are nearly the same, but not exactly: pairs of a row and the most similar row before it, or in `other`.
+def near_duplicates(one: Survey, images: np.ndarray) -> list[tuple[int, int]]:
+    """Pictures that are nearly the same, but not exactly: pairs of a row and the most similar row before it.
 
     Those are pictures with similar perceptual hashes whose images (N, C, H, W) correlate. So neither brightness nor contrast
     counts, but a mirrored picture is another one.
     """
-    searched, searched_images = (one, images) if other is None or other_images is None else (other, other_images)
-    pairs = one.similar if other is None else similar_pairs(one.hashes, other.hashes, one.readable, other.readable)
-    pairs = pairs[one.pixels[pairs[:, 0]] != searched.pixels[pairs[:, 1]]]
-    means = np.zeros((len(searched.class_names), *images.shape[1:]), np.float32)
-    for label in np.unique(searched.labels[pairs[:, 1]]):
-        of_class = np.flatnonzero(searched.labels == label)
+    return _most_alike(one.similar, one, images, one, images)
+
+
+def near_duplicates_across(one: Survey, images: np.ndarray, other: Survey, other_images: np.ndarray) -> list[tuple[int, int]]:
+    """The same of two splits: pairs of a row of `one` and the most similar row of `other`."""
+    pairs = similar_pairs(one.hashes, other.hashes, one.readable, other.readable)
+    return _most_alike(pairs, one, images, other, other_images)
+
+
+def _most_alike(
+    pairs: np.ndarray, one: Survey, images: np.ndarray, other: Survey, other_images: np.ndarray
+) -> list[tuple[int, int]]:
+    """Of pairs (P, 2) of rows of `one` and `other`, for each row of `one` the one whose images correlate most."""
+    pairs = pairs[one.pixels[pairs[:, 0]] != other.pixels[pairs[:, 1]]]
+    means = np.zeros((len(other.class_names), *images.shape[1:]), np.float32)
+    for label in np.unique(other.labels[pairs[:, 1]]):
+        of_class = np.flatnonzero(other.labels == label)
         if len(of_class) >= _KNOWN_CLASS:
-            means[label] = searched_images[of_class].mean(0)
+            means[label] = other_images[of_class].mean(0)
     best: dict[int, tuple[float, int]] = {}
     for start in range(0, len(pairs), _BLOCK):
         rows, befores = pairs[start : start + _BLOCK].T
-        mean = means[searched.labels[befores]]
-        correlations = _correlations(images[rows] - mean, searched_images[befores] - mean)
+        mean = means[other.labels[befores]]
+        correlations = _correlations(images[rows] - mean, other_images[befores] - mean)
         for row, before, correlation in zip(rows.tolist(), befores.tolist(), correlations.tolist()):
             if correlation >= _CORRELATION:
                 best[row] = max(best.get(row, (0.0, 0)), (correlation, before))

@@ -28,10 +28,20 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def part(self, chosen: np.ndarray) -> "LabelledImages":
+        """Those at these indices, or where a mask is true."""
+        return LabelledImages(self.images[chosen], self.labels[chosen], self.class_names)
+
     @property
     def flippable(self) -> bool:
         """Whether a mirrored image still belongs to its class. Digits and letters, named by one character, do not."""
         return not all(len(name) == 1 or name.isdecimal() for name in self.class_names)
+
+
+def joined(one: LabelledImages, other: LabelledImages) -> LabelledImages:
+    """The images of both, of the same classes."""
+    images, labels = (np.concatenate(pair) for pair in ((one.images, other.images), (one.labels, other.labels)))
+    return LabelledImages(images, labels, one.class_names)
 
 
 def data_fingerprint(data: LabelledImages) -> str:

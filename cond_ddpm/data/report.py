@@ -13,7 +13,7 @@ import numpy as np
 
 from cond_ddpm.config.data import PreparationConfig
 from cond_ddpm.data.choices import choose_fit, choose_flip, choose_resolution
-from cond_ddpm.data.duplicates import exact_duplicates, near_duplicates
+from cond_ddpm.data.duplicates import exact_duplicates, near_duplicates, near_duplicates_across
 from cond_ddpm.data.images import LabelledImages, hold_out
 from cond_ddpm.data.load import load_images
 from cond_ddpm.data.source import NoSuchSplit
@@ -158,11 +158,17 @@ def compare(written: Report, dataset: str, prepared: Prepared, split: str | None
             raise
         written.lines["test split"] = "there is none"
         return
+    if other.class_names != found.class_names:
+        raise ValueError(
+            f"test_split: expected the classes {', '.join(found.class_names)}, got {', '.join(other.class_names)} in"
+            f" {other.split}."
+        )
     columns = (config.dataset_config_name, config.image_column, config.label_column)
     channels = prepared.images.images.shape[1]
     size = prepared.images.images.shape[-1]
     images = load_images(dataset, other.split, size, channels, *columns, fit=prepared.fit)
-    exact, near = exact_duplicates(other, found), near_duplicates(other, images.images, found, prepared.images.images)
+    exact = exact_duplicates(other, found)
+    near = near_duplicates_across(other, images.images, found, prepared.images.images)
     written.lines["test split"] = (
         f"{other.split}: {len(other):,} pictures, of which {len(exact):,} are also in {found.split}, and {len(near):,} nearly"
     )

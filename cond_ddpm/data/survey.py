@@ -17,7 +17,7 @@ import numpy as np
 
 from cond_ddpm.data.cache import cache_folder, raw_pictures, space_needed
 from cond_ddpm.data.columns import find_columns
-from cond_ddpm.data.load import load_digits, named_labels
+from cond_ddpm.data.load import digits_as_they_are, named_labels
 from cond_ddpm.data.pictures import converted, edge, location, with_picture
 from cond_ddpm.data.source import MNIST5K, load_table
 
@@ -81,9 +81,9 @@ def survey(
     """
     records: Iterator[dict]
     if dataset == MNIST5K:
-        digits = load_digits(split, 32, 1)
+        digits = digits_as_they_are(split)
         records = ({"array": image[0]} for image in digits.images)
-        return _read(split, digits.labels, digits.class_names, records, len(digits), Path(), f"{MNIST5K}-{split}")
+        return _read(split, digits.labels, digits.class_names, records, len(digits), Path(), f"{MNIST5K}-{split}-28")
     table, version = load_table(dataset, split, config_name)
     image_column, label_column = find_columns(table, image_column, label_column)
     labels, class_names = named_labels(dataset, table, label_column)

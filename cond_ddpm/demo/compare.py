@@ -46,7 +46,7 @@ def compare_panel(studio: Studio) -> None:
                 )
             calls = [(studio.model(one).name, one, settings) for one in chosen]
         else:
-            raise Refusal(f"compare: expected one of {', '.join(_MODES)}, got another.")
+            raise Refusal(f"compare: expected one of {', '.join(_MODES)}, got {str(mode)[:40]}.")
         made = [(title, model, studio.arguments(labels, seeds, *values)) for title, model, values in calls]
         studio.check_cost(*(arguments for _, _, arguments in made))
 

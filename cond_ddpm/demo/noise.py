@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import cond_ddpm.demo.markup as markup
-from cond_ddpm.demo.controls import in_words, seed_field
+from cond_ddpm.demo.controls import in_words, seed_field, start_and_stop
 from cond_ddpm.demo.limits import Refusal, read_picture
 from cond_ddpm.demo.studio import Step, Studio
 from cond_ddpm.demo.watch import decibels
@@ -43,7 +43,7 @@ def noise_panel(studio: Studio) -> None:
         elif source in studio.real_pictures:
             image = studio.real_pictures[source]
         else:
-            raise Refusal(f"picture: expected one of {', '.join(sources)}, got another.")
+            raise Refusal(f"picture: expected one of {', '.join(sources)}, got {str(source)[:40]}.")
         yield "", _noised(studio, image, first, str(source))
 
     with gradio.Row(elem_classes="panel"):
@@ -63,7 +63,7 @@ def noise_panel(studio: Studio) -> None:
                 elem_classes="lesson",
             )
             seed = seed_field()
-            start = gradio.Button("Add noise", variant="primary")
+            actions = gradio.Column()
         with gradio.Column(scale=3, min_width=300):
             status = gradio.HTML(elem_classes="status")
             empty = "No picture yet. Choose one, or upload your own, and press <b>Add noise</b>."
@@ -75,13 +75,8 @@ def noise_panel(studio: Studio) -> None:
             )
         file.upload(lambda: _OWN, None, source, api_visibility="private", queue=False)
         inputs = [source, file, seed]
-        start.click(
-            *(add_noise, inputs, [status, film]),
-            api_visibility="private",
-            show_progress="minimal",
-            concurrency_id="model",
-            concurrency_limit=1,
-        )
+        with actions:
+            start_and_stop("Add noise", add_noise, inputs, [status, film], status)
 
 
 def _noised(studio: Studio, image: np.ndarray, seed: int, name: str) -> str:

@@ -12,6 +12,7 @@ import math
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,8 @@ from cond_ddpm.demo.limits import DEFAULT_LIMITS, Limits, Refusal, number, whole
 
 MOST_GUIDANCE = 20.0
 MOST_SEED = 2**31 - 1  # larger ones would lose digits in a browser
+# A server may forget an iterator without closing it: gradio does if a visitor leaves during the first step.
+SECONDS_UNTIL_LEFT = 20.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Studio:
 
     def model(self, name: str) -> Model:
         if name not in self._by_name:
-            raise Refusal(f"model: expected one of {', '.join(self._by_name)}, got another.")
+            raise Refusal(f"model: expected one of {', '.join(self._by_name)}, got {str(name)[:40]}.")
         return self._by_name[name]
 
     def labels(self, classes: Any) -> list[int] | None:
@@ -230,22 +233,22 @@ def _steps_of(load: Callable[[], DiffusionPipeline], turn: threading.Lock, **arg
     """A call of a pipeline, which runs in a thread of its own at most one step ahead of whoever iterates.
 
     Closing the iterator ends the call at its next step. It does not wait for that, because a server closes it in its main
-    loop: the thread holds the turn until it has ended.
+    loop: the thread holds the turn until it has ended. A step that nobody takes for SECONDS_UNTIL_LEFT ends the call too.
     """
     handed: queue.Queue = queue.Queue(maxsize=1)
     left = threading.Event()
-    total = 0
 
     def hand(item: Any) -> None:
-        while not left.is_set():
+        deadline = time.monotonic() + SECONDS_UNTIL_LEFT
+        while not left.is_set() and time.monotonic() < deadline:
             with contextlib.suppress(queue.Full):
                 return handed.put(item, timeout=0.05)
         raise _Left
 
-    def after_step(_, index: int, timestep: Any, tensors: dict) -> dict:
+    def after_step(pipeline: DiffusionPipeline, index: int, timestep: Any, tensors: dict) -> dict:
         sample = tensors["sample"].float()
         spread = sample.std((1, 2, 3), keepdim=True).clamp(min=1)  # some samplers' x_t has a variance of more than 1
-        hand(Step(index + 1, total, (sample / spread).clamp(-1, 1).cpu()))
+        hand(Step(index + 1, pipeline.num_timesteps, (sample / spread).clamp(-1, 1).cpu()))
         return {}
 
     def call() -> None:
@@ -262,12 +265,16 @@ def _steps_of(load: Callable[[], DiffusionPipeline], turn: threading.Lock, **arg
             finally:
                 turn.release()
 
-    total = arguments["num_inference_steps"] * (2 if arguments.get("sampler") == "heun" else 1)
-    total -= arguments.get("sampler") == "heun"  # its last step has one pass only
-    threading.Thread(target=call, daemon=True).start()
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
     try:
         while True:
-            item = handed.get()
+            try:
+                item = handed.get(timeout=1)
+            except queue.Empty:
+                if thread.is_alive() or not handed.empty():
+                    continue
+                raise Refusal("drawing was given up, because nobody took its steps; ask for it again.") from None
             if isinstance(item, Exception):
                 raise item
             yield item

@@ -1,13 +1,19 @@
 """Classifiers of the real images, trained once, so that samples of any data set can be measured without the internet.
 
-May import: `data, files, fingerprints, pretrained_models, processes, evaluate.{augmentation, classifier_networks}`. The
-features of the first give a Frechet distance; both say which samples are of the requested class. Next: `extractors.py` wraps
-them.
+May import: `data, files, fingerprints, hardware, pretrained_models, processes, evaluate.{augmentation, classifier_networks,
+trust}`. The features of the first give a Frechet distance; both say which samples are of the requested class. Next:
+`extractors.py` wraps them; `usefulness.py` and `guidance.py` train others by the same functions.
+
+Those of CIFAR-10 come with the package, in `pretrained/judges`. A file there is taken where its name is that of the data and
+of the recipe (`classifier_key`), and none is trained.
 """
 
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +24,13 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
-from cond_ddpm.data import LabelledImages, data_fingerprint, epoch_order, make_batch
+from cond_ddpm.data import LabelledImages, data_fingerprint, epoch_order, joined, make_batch
 from cond_ddpm.evaluate.augmentation import destroyed, shuffled, varied
 from cond_ddpm.evaluate.classifier_networks import AttentionClassifier, ConvolutionalClassifier
+from cond_ddpm.evaluate.trust import least_accuracy, wilson_interval
 from cond_ddpm.files import replacing
 from cond_ddpm.fingerprints import value_fingerprint
+from cond_ddpm.hardware import precision_for
 from cond_ddpm.pretrained_models import pretrained_folder
 from cond_ddpm.processes import process_state
 
@@ -35,22 +43,33 @@ _PATCHES = 4  # in each direction: 8x8 pixels each of a 32x32 image
 
 
 @dataclass(frozen=True)
-class _Recipe:
-    """How the classifiers are trained. The names of cached classifiers depend on what it says for their data."""
+class Recipe:
+    """How classifiers are trained. The names of cached classifiers depend on what it says for their data."""
 
     version: int = 2
-    batch_size: int = 128
-    destroyed: int = 32  # images of a batch that lose their shapes, and with them their class
+    min_steps: int = 625  # smaller batches see to that: what little can be learned of few images takes steps, not passes
+    min_batch_size: int = 32
+    max_batch_size: int = 128
+    destroyed: float = 0.25  # share of a batch that loses its shapes, and with them its class
     epochs: int = 20  # within the limits of the next two
-    min_images_seen: int = 12_800
+    min_images_seen: int = 25_600
     max_images_seen: int = 640_000
 
-    def steps(self, count: int) -> int:
+    def images_seen(self, count: int) -> int:
         """For a training split of `count` images."""
-        return min(max(self.epochs * count, self.min_images_seen), self.max_images_seen) // self.batch_size
+        return min(max(self.epochs * count, self.min_images_seen), self.max_images_seen)
+
+    def batch_size(self, count: int) -> int:
+        return min(max(self.images_seen(count) // self.min_steps, self.min_batch_size), self.max_batch_size)
+
+    def steps(self, count: int) -> int:
+        return self.images_seen(count) // self.batch_size(count)
 
 
-_RECIPE = _Recipe()
+RECIPE = Recipe()
+_FEW_HELD_OUT = 200  # images; if fewer leave it open whether a judge can be trusted, it is tested by cross-fitting too
+_FOLDS = 3
+_TIMED_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -59,14 +78,32 @@ class Judge:
 
     Args:
         network: images (B, C, S, S) in [-1, 1] -> features (B, 128) and logits (B, num_classes + 1); the last is no class.
-        accuracy: share of the held-out images whose class it names.
+        accuracy: share of the held-out images whose class it names. If these are too few to say whether it can be trusted,
+            that of `_FOLDS` other networks, each trained on all images but a part, and tested on that part (cross-fitting).
+        tested: how many images the accuracy is the share of.
         shuffled_accuracy: the same after each image was cut into 4x4 patches and these were shuffled: a judge of shapes must
             not recognise them; None where the size is not a multiple of 4.
     """
 
     network: nn.Module
     accuracy: float
+    tested: int
     shuffled_accuracy: float | None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the accuracy is with 95% confidence."""
+        return wilson_interval(self.accuracy, self.tested)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """How far it can be trusted, for results.json."""
+        return {
+            "held_out_accuracy": self.accuracy,
+            "held_out_accuracy_interval": list(self.interval),
+            "tested_images": self.tested,
+            "held_out_accuracy_shuffled": self.shuffled_accuracy,
+        }
 
 
 def get_classifier(name: str, data: LabelledImages, test: LabelledImages, cache: Path) -> Judge:
@@ -80,33 +117,110 @@ def get_classifier(name: str, data: LabelledImages, test: LabelledImages, cache:
         test: real images that the classifier is not trained on.
         cache: folder of trained classifiers.
     """
-    new = lambda: NETWORKS[name](len(data.class_names), data.images.shape[1:])  # noqa: E731
+    state = process_state()
+    if state.is_main_process:
+        train_classifier(name, data, test, cache, state.device)
+    state.wait_for_everyone()
+    return load_classifier(name, data, test, cache, state.device)
+
+
+def classifier_file(name: str, data: LabelledImages, test: LabelledImages, cache: Path) -> Path:
+    """Where the classifier is, or will be once it is trained."""
     file_name = f"classifier-{name}-{classifier_key(data, test)}.safetensors"
     shipped = pretrained_folder() / "judges" / file_name  # so that those of CIFAR-10 are the same for everybody
-    file = shipped if shipped.is_file() else cache / file_name
-    state = process_state()
-    if state.is_main_process and not file.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):  # another evaluation of the same data may be training it
-            if not file.is_file():
-                network = new()
-                record = _train(network, name, data, test, state.device)
-                tensors = {key: tensor.contiguous().cpu() for key, tensor in network.state_dict().items()}
-                with replacing(file) as partial:
-                    save_file(tensors, partial, record)
-    state.wait_for_everyone()
-    network = new()  # even if it was just trained, because its memory format differs from that of a loaded one
-    with safe_open(file, "pt") as opened:
+    return shipped if shipped.is_file() else cache / file_name
+
+
+def train_classifier(name: str, data: LabelledImages, test: LabelledImages, cache: Path, device: torch.device) -> None:
+    """Train it and write its file, unless that is there."""
+    file = classifier_file(name, data, test, cache)
+    if file.is_file():
+        return
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):  # another evaluation of the same data may be training it
+        if not file.is_file():
+            judge = new_judge(name, data, test, device)
+            record = {"accuracy": str(judge.accuracy), "tested": str(judge.tested)}
+            if judge.shuffled_accuracy is not None:
+                record["shuffled_accuracy"] = str(judge.shuffled_accuracy)
+            tensors = {key: tensor.contiguous().cpu() for key, tensor in judge.network.state_dict().items()}
+            with replacing(file) as partial:
+                save_file(tensors, partial, record)
+
+
+def load_classifier(name: str, data: LabelledImages, test: LabelledImages, cache: Path, device: torch.device) -> Judge:
+    network = _new_network(name, data)  # also if it was just trained, for its memory format differs from that of a loaded one
+    with safe_open(classifier_file(name, data, test, cache), "pt") as opened:
         network.load_state_dict({key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118
         record = opened.metadata()
     shuffled_accuracy = float(record["shuffled_accuracy"]) if "shuffled_accuracy" in record else None
-    return Judge(network.eval().requires_grad_(False).to(state.device), float(record["accuracy"]), shuffled_accuracy)
+    tested = int(record.get("tested", len(test)))  # the files that come with the package do not say it
+    return Judge(network.eval().requires_grad_(False).to(device), float(record["accuracy"]), tested, shuffled_accuracy)
 
 
 def classifier_key(data: LabelledImages, test: LabelledImages) -> str:
     """What the name of a classifier's file ends with: a function of the images and of the recipe."""
-    recipe = [_RECIPE.version, _RECIPE.batch_size, _RECIPE.destroyed, _RECIPE.steps(len(data))]
+    batch_size = RECIPE.batch_size(len(data))
+    recipe = [RECIPE.version, batch_size, int(batch_size * RECIPE.destroyed), RECIPE.steps(len(data))]
     return value_fingerprint([data_fingerprint(data), data_fingerprint(test), recipe])
+
+
+def new_judge(
+    name: str,
+    data: LabelledImages,
+    test: LabelledImages,
+    device: torch.device,
+    recipe: Recipe | None = None,
+    folds: int = _FOLDS,
+) -> Judge:
+    """Train one, and test it on images that it was not trained on.
+
+    Args:
+        name, data, test: as for `get_classifier`.
+        device: where it is trained.
+        recipe: how; None for that of `evaluate`.
+        folds: of cross-fitting, if `test` has too few images to say whether the judge can be trusted; 0 for none.
+    """
+    network = trained_network(name, data, device, recipe)
+    shuffled_accuracy = None
+    if not test.images.shape[-1] % _PATCHES:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            shuffled_accuracy = accuracy(network, test, device, shuffle=True)
+    judge = Judge(network, accuracy(network, test, device), len(test), shuffled_accuracy)
+    low, high = judge.interval
+    if len(test) >= _FEW_HELD_OUT or not folds or not low < least_accuracy(len(data.class_names)) <= high:
+        return judge
+    everything = data if data_fingerprint(data) == data_fingerprint(test) else joined(data, test)
+    # Sorted by class, each fold has as many images of a class as the others.
+    order = np.random.default_rng(0).permutation(len(everything))
+    fold_of = np.empty(len(everything), np.int64)
+    fold_of[order[np.argsort(everything.labels[order], kind="stable")]] = np.arange(len(everything)) % folds
+    right = 0.0
+    for fold in range(folds):
+        part, rest = everything.part(fold_of == fold), everything.part(fold_of != fold)
+        right += len(part) * accuracy(trained_network(name, rest, device, recipe), part, device)
+    return Judge(network, right / len(everything), len(everything), shuffled_accuracy)
+
+
+def seconds_per_step(
+    name: str, data: LabelledImages, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """How long a step of the training takes here, by a few steps of a network that is thrown away."""
+    size = RECIPE.batch_size(len(data))
+    recipe = Recipe(epochs=0, min_images_seen=_TIMED_STEPS * size, min_batch_size=size, max_batch_size=size)
+    started = clock()
+    trained_network(name, data, device, recipe)
+    return (clock() - started) / _TIMED_STEPS
+
+
+def most_trainings(test: LabelledImages) -> int:
+    """How many networks `new_judge` trains at most, if it is given these held-out images."""
+    return 1 + _FOLDS if len(test) < _FEW_HELD_OUT else 1
+
+
+def _new_network(name: str, data: LabelledImages) -> ConvolutionalClassifier | AttentionClassifier:
+    return NETWORKS[name](len(data.class_names), data.images.shape[1:])
 
 
 def _optimizer(name: str, network: nn.Module) -> tuple[torch.optim.Optimizer, float]:
@@ -117,24 +231,24 @@ def _optimizer(name: str, network: nn.Module) -> tuple[torch.optim.Optimizer, fl
     return torch.optim.AdamW(parameters, lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.05), 1.5e-3
 
 
-def _train(
-    network: ConvolutionalClassifier | AttentionClassifier,
-    name: str,
-    data: LabelledImages,
-    test: LabelledImages,
-    device: torch.device,
-) -> dict[str, str]:
+def trained_network(
+    name: str, data: LabelledImages, device: torch.device, recipe: Recipe | None = None, seed: int = 0
+) -> ConvolutionalClassifier | AttentionClassifier:
     """Train with one learning-rate cycle and label smoothing on varied images, and on destroyed ones as a class of their own.
 
-    Returns:
-        The accuracies, as the metadata of the classifier's file.
+    Args:
+        name: one of `NETWORKS`.
+        data: what it is trained on.
+        device: where.
+        recipe: how; None for that of `evaluate`.
+        seed: of the weights, the order and the variations.
     """
-    recipe = _RECIPE
-    batch_size = min(recipe.batch_size, len(data))
-    lost = batch_size * recipe.destroyed // recipe.batch_size
+    network, recipe = _new_network(name, data), recipe or RECIPE
+    batch_size = min(recipe.batch_size(len(data)), len(data))
+    lost = int(batch_size * recipe.destroyed)
     steps, steps_per_epoch = recipe.steps(len(data)), len(data) // batch_size
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         for module in network.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 module.reset_parameters()
@@ -147,11 +261,11 @@ def _train(
         cycle = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, learning_rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
         )
-        rng, everything = np.random.default_rng(0), np.arange(len(data))
+        rng, everything = np.random.default_rng(seed), np.arange(len(data))
         for step in tqdm(range(steps), unit="step", desc=f"{name} classifier", file=sys.stderr, leave=False):
             epoch, place = divmod(step, steps_per_epoch)
             if place == 0:
-                order = epoch_order(everything, 0, epoch)
+                order = epoch_order(everything, seed, epoch)
             flip = rng.random(batch_size) < 0.5 if data.flippable else None
             batch = make_batch(data, order[place * batch_size : (place + 1) * batch_size], flip, device=device)
             images = torch.cat([destroyed(batch.images[:lost]), varied(batch.images[lost:])])
@@ -159,22 +273,19 @@ def _train(
             labels[:lost] = len(data.class_names)
             if device.type == "cpu":
                 images = images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, dtype=torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision_for(device) == "bf16"):
                 logits = network(images)[1]
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             cycle.step()
-        network.eval()
-        record = {"accuracy": str(_accuracy(network, test, device))}
-        if not test.images.shape[-1] % _PATCHES:
-            record["shuffled_accuracy"] = str(_accuracy(network, test, device, shuffle=True))
-        return record
+    return network.eval()
 
 
 @torch.no_grad()
-def _accuracy(network: nn.Module, test: LabelledImages, device: torch.device, shuffle: bool = False) -> float:
+def accuracy(network: nn.Module, test: LabelledImages, device: torch.device, shuffle: bool = False) -> float:
+    """The share of the images, whole or with their patches shuffled, whose class the network names."""
     correct = 0
     for start in range(0, len(test), 500):
         batch = make_batch(test, np.arange(start, min(start + 500, len(test))), device=device)

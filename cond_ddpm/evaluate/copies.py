@@ -1,6 +1,7 @@
 """Whether samples are copies of training images: how many are nearer to one than 99% of held-out real images are.
 
-May import: `data, evaluate.statistics, files, visualize`. Next: `evaluate.py` puts what is found into results.json.
+May import: `data, evaluate.statistics, visualize`. Next: `evaluate.py` puts what is found into results.json, and `metrics.py`
+reports the median distance.
 
 Nearness is the distance to the nearest training image divided by the mean distance to the next four. The distance alone would
 not do: a smooth image is near to many training images, and even a copy of a detailed one is farther away than that.
@@ -8,7 +9,7 @@ not do: a smooth image is near to many training images, and even a copy of a det
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +24,27 @@ _WORST = 10  # pairs in the picture
 _BLOCK = 100
 
 
+class Nearest(NamedTuple):
+    """The training images that are nearest to each of N images, nearest first: (N, K) each, as of `nearest_images`."""
+
+    rows: np.ndarray
+    mirrored: np.ndarray
+    distances: np.ndarray
+
+
+def nearest_training_images(images: np.ndarray, training_images: np.ndarray) -> Nearest:
+    """Search those that nearness is made of, K = 5, or as many as there are."""
+    parts = [nearest_images(images[n : n + _BLOCK], training_images, 1 + _NEXT) for n in range(0, len(images), _BLOCK)]
+    return Nearest(*(np.concatenate(part) for part in zip(*parts)))
+
+
 def find_copies(
     samples: Tally,
     held_out: Tally,
     training: Tally,
+    nearest: Nearest,
+    of_held_out: Nearest,
     training_images: np.ndarray,
-    reference_images: np.ndarray,
     class_names: Sequence[str],
     picture: Path,
 ) -> dict[str, Any]:
@@ -37,22 +53,22 @@ def find_copies(
     Args:
         samples, held_out: statistics of samples and of real images that were not trained on; their first images are taken.
         training: statistics of training images, whose features are searched.
-        training_images, reference_images: (M, C, H, W) uint8, among which the nearest one of a sample, and of a held-out
-            image, is searched; the latter must not contain the held-out images.
+        nearest, of_held_out: the training images nearest to those of `samples`, and to those of `held_out`; among the images
+            that are searched for the latter must not be the held-out images themselves.
+        training_images: (M, C, H, W) uint8, those that `nearest` was searched in.
         class_names: of the data set.
         picture: of the PNG.
     """
-    images, labels = samples.images.numpy(), samples.image_rows[:, 1].numpy()
+    images, labels = samples.images[:NEIGHBOURS].numpy(), samples.image_rows[:NEIGHBOURS, 1].numpy()
     found: dict[str, Any] = {"quantile": QUANTILE, "num_samples": len(images), "num_held_out": len(held_out.images)}
-    if min(len(training_images), len(reference_images)) > _NEXT:
-        scores, rows, mirrored = _nearness_of_pixels(images, training_images)
-        real, _, _ = _nearness_of_pixels(held_out.images.numpy(), reference_images)
+    if min(nearest.distances.shape[1], of_held_out.distances.shape[1]) > _NEXT:
+        scores, real = nearness(nearest.distances), nearness(of_held_out.distances)
         found["pixels"] = {"searched": len(training_images), **_shares(scores, real, labels, class_names)}
-        _draw(images, labels, class_names, training_images, scores, rows, mirrored, picture)
+        _draw(images, labels, class_names, training_images, scores, nearest, picture)
     if len(training.kept) > _NEXT:
         features, real_features = (tally.kept[tally.rows < NEIGHBOURS] for tally in (samples, held_out))
         scores, real = (_nearness_of_features(part, training.kept) for part in (features, real_features))
-        of_features = labels[samples.image_rows[:, 0].numpy() < samples.subset]
+        of_features = labels[samples.image_rows[:NEIGHBOURS, 0].numpy() < samples.subset]
         found["features"] = {"searched": len(training.kept), **_shares(scores, real, of_features, class_names)}
     return found
 
@@ -93,23 +109,16 @@ def _shares(scores: np.ndarray, real: np.ndarray, labels: np.ndarray, class_name
     }
 
 
-def _nearness_of_pixels(images: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(N,) each: the scores, the rows of the nearest of `others`, and whether it is nearer when it is mirrored."""
-    parts = [nearest_images(images[start : start + _BLOCK], others, 1 + _NEXT) for start in range(0, len(images), _BLOCK)]
-    rows, mirrored, distances = (np.concatenate(part) for part in zip(*parts))
-    return nearness(distances), rows[:, 0], mirrored[:, 0]
-
-
 def _nearness_of_features(features: torch.Tensor, others: torch.Tensor) -> np.ndarray:
     parts = [torch.cdist(part.float(), others.float()) for part in features.split(_BLOCK)]
     return nearness(torch.cat([part.topk(1 + _NEXT, largest=False).values for part in parts]).numpy())
 
 
-def _draw(images, labels, class_names, training_images, scores, rows, mirrored, picture: Path) -> None:
+def _draw(images, labels, class_names, training_images, scores, nearest: Nearest, picture: Path) -> None:
     worst = np.argsort(scores, kind="stable")[:_WORST]
-    nearest = [training_images[rows[row]][..., ::-1] if mirrored[row] else training_images[rows[row]] for row in worst]
+    shown = [training_images[nearest.rows[row, 0]][..., :: -1 if nearest.mirrored[row, 0] else 1] for row in worst]
     names = [class_names[labels[row]] if labels[row] >= 0 else "" for row in worst]
     captions = [*[""] * len(worst), *(f"{scores[row]:.2f}" for row in worst)]
     title = "the nearest pairs; an exact copy has 0"
-    cells = np.stack([*images[worst], *nearest])
+    cells = np.stack([*images[worst], *shown])
     class_grid(cells, ["sample", "training image"], picture, title, names, captions, inches=0.8)

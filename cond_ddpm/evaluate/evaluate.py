@@ -1,7 +1,7 @@
 """`evaluate`: measure a pipeline, or samples from elsewhere, against real images.
 
-May import: `config, data, files, fingerprints, processes, sampling, text`, the pipeline, the rest of `evaluate/`. Next in the
-data flow: `hub/` reads results.json for the model card.
+May import: `config, data, files, fingerprints, hardware, processes, sampling, text`, the pipeline, the rest of `evaluate/`.
+Next in the data flow: `hub/` reads results.json for the model card.
 """
 
 import dataclasses
@@ -17,15 +17,18 @@ from safetensors.torch import load_file, save_file
 from cond_ddpm.config.evaluation import EvaluationConfig
 from cond_ddpm.data import LabelledImages, data_fingerprint
 from cond_ddpm.data.cache import cache_folder
-from cond_ddpm.evaluate.copies import find_copies, warn_of_copies
+from cond_ddpm.evaluate.copies import find_copies, nearest_training_images, warn_of_copies
 from cond_ddpm.evaluate.external_samples import UNKNOWN, load_samples, with_class_ids
 from cond_ddpm.evaluate.extractors import Extractor, make_extractor
 from cond_ddpm.evaluate.metrics import compute_metrics, frechet_distance
 from cond_ddpm.evaluate.real_images import load_real_images, real_tally, warranted_samples
 from cond_ddpm.evaluate.report import list_warnings, mean_and_deviation, protocol_record, sampling_record, write_report
-from cond_ddpm.evaluate.statistics import GROUPS, VERSION, Tally
+from cond_ddpm.evaluate.statistics import GROUPS, NEIGHBOURS, VERSION, Tally
+from cond_ddpm.evaluate.trust import why_not_trusted, withhold
+from cond_ddpm.evaluate.usefulness import measure_usefulness
 from cond_ddpm.files import replacing
 from cond_ddpm.fingerprints import value_fingerprint, weights_checksum
+from cond_ddpm.hardware import precision_for
 from cond_ddpm.hub.folder import trained_fit
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
@@ -94,6 +97,9 @@ def evaluate(
     if rare:
         raise ValueError(f"split: expected at least two real images of each class, got fewer of {', '.join(rare)}.")
 
+    if protocol.usefulness and given is not None and given.labels[0] == UNKNOWN:
+        raise ValueError(f"usefulness: expected a class for each image of {samples}, got none; leave it out, or name classes.")
+    num_images = max(NEIGHBOURS, protocol.usefulness_images if protocol.usefulness else 0)
     cache = cache_folder() / "evaluate"
     with state.main_process_first():  # the others then find the results in the cache
         extractor = make_extractor(protocol.features, protocol.weights, real.train, real.held_out, cache, state.device)
@@ -107,9 +113,13 @@ def evaluate(
 
     if pipeline is not None and arguments.get("guidance_scale") is None:
         arguments["guidance_scale"] = pipeline.guidance_scale  # for the record
+    if pipeline is not None and arguments.get("mixed_precision") == "auto":
+        arguments["mixed_precision"] = precision_for(pipeline.device)
+    own: dict[str, Any] = {}
     if training is None and pipeline is not None:
         content = pipeline.companions.get("results.json", b"{}")
-        training = read_json(content, "results.json", "remove or correct it").get("training")
+        own = read_json(content, "results.json", "remove or correct it")
+        training = own.get("training")
     record = protocol_record(protocol, extractor, real)
     if pipeline is not None:
         record |= sampling_record(protocol, model, pipeline, arguments)
@@ -117,6 +127,8 @@ def evaluate(
         del record["seed"], record["repeats"]
         record["samples"] = samples.name
     results: dict[str, Any] = {"training": training or "not known", "protocol": record}
+    if own.get("guidance"):  # how the default was chosen
+        results["guidance"] = own["guidance"]
     files: list[Path] = []
     measured, started, earlier = [], time.perf_counter(), 0.0
     for repeat in range(protocol.repeats):
@@ -141,22 +153,33 @@ def evaluate(
         else:
             stream = lambda done: _sampled_share(pipeline, labels, seeds, done, progress, arguments)  # noqa: B023, E731
         key = [VERSION, key, extractor.record, protocol.num_samples, protocol.subset, state.num_processes]
-        tally, unfinished, before = _fold(stream, extractor, train_tally, output, key, state)
+        key += [num_images] if num_images > NEIGHBOURS else []
+        tally, unfinished, before = _fold(stream, extractor, train_tally, num_images, output, key, state)
         files, earlier = files + unfinished, earlier + before
         if state.is_main_process:
-            measured.append(compute_metrics(tally, train_tally, class_names, real.whole.images))
+            nearest = nearest_training_images(tally.images[:NEIGHBOURS].numpy(), real.whole.images)
+            measured.append(compute_metrics(tally, train_tally, class_names, nearest.distances))
     if state.is_main_process:
-        results["samples"], results["samples_std"] = mean_and_deviation(measured)
         # Samples may be copies of any image that was trained on, but held-out images must not be compared with themselves.
-        results["held_out_real"] = compute_metrics(held_out_tally, train_tally, class_names, real.train.images)
+        of_held_out = nearest_training_images(held_out_tally.images.numpy(), real.train.images)
+        limit = compute_metrics(held_out_tally, train_tally, class_names, of_held_out.distances)
+        if extractor.judges and (reason := why_not_trusted(extractor.record["judges"], len(class_names))):
+            record["judges_not_trusted"] = reason
+            for metrics in (*measured, limit):
+                withhold(metrics)
+        results["samples"], results["samples_std"] = mean_and_deviation(measured)
+        results["held_out_real"] = limit
         groups = held_out_tally.groups
         halves = [sum(half[1:], half[0]) for half in (groups[: GROUPS // 2], groups[GROUPS // 2 :])]
         if min(int(half.count) for half in halves) > 1:
             results["held_out_real"]["frechet_distance_between_halves"] = frechet_distance(*halves)
-        results["seconds"] = time.perf_counter() - started + earlier
-        copies = output.with_name(f"{output.stem}-copies.png")
-        searched = (real.whole.images, real.train.images)
+        copies, searched = output.with_name(f"{output.stem}-copies.png"), (nearest, of_held_out, real.whole.images)
         results["copies"] = find_copies(tally, held_out_tally, train_tally, *searched, class_names, copies)
+        if protocol.usefulness:
+            rows = slice(protocol.usefulness_images)
+            drawn = LabelledImages(tally.images[rows].numpy(), tally.image_rows[rows, 1].numpy(), class_names)
+            results["usefulness"] = measure_usefulness(drawn, real.train, real.held_out, state.device)
+        results["seconds"] = time.perf_counter() - started + earlier
         results["warnings"] = [*list_warnings(results, extractor.dim, real), *warn_of_copies(results["copies"])]
         write_report(output, results, tally, class_names, real.whole.images)
         for file in files:
@@ -193,13 +216,16 @@ def _sampled_share(pipeline, labels, seeds, done: int, progress: bool, arguments
         yield rows, images, [labels[row] for row in rows]
 
 
-def _fold(stream, extractor: Extractor, like: Tally, output: Path, key: list, state) -> tuple[Tally, list[Path], float]:
+def _fold(
+    stream, extractor: Extractor, like: Tally, num_images: int, output: Path, key: list, state
+) -> tuple[Tally, list[Path], float]:
     """Fold a stream of images into statistics, saved regularly so that an interrupted evaluation can resume.
 
     Args:
         stream: number of batches to skip -> (rows, images, labels) of each batch after them.
         extractor: turns images into features.
         like: statistics of the same shape.
+        num_images: how many images to keep.
         output: the saved statistics are hidden files in its folder.
         key: what the statistics depend on.
         state: of the processes.
@@ -208,7 +234,7 @@ def _fold(stream, extractor: Extractor, like: Tally, output: Path, key: list, st
         The statistics, merged on the main process; the files to remove after the report is written; and the seconds that the
         interrupted evaluation had taken.
     """
-    new = lambda: Tally(extractor, like.num_classes, like.subset, like.images.shape[1:])  # noqa: E731
+    new = lambda: Tally(extractor, like.num_classes, like.subset, like.images.shape[1:], num_images)  # noqa: E731
     output.parent.mkdir(parents=True, exist_ok=True)
     stem = f".{output.stem}-{value_fingerprint(key)}"
     files = [output.with_name(f"{stem}-{rank}.safetensors") for rank in range(state.num_processes)]

@@ -92,14 +92,7 @@ def _classifier(train: LabelledImages, test: LabelledImages, cache: Path, device
         "version": version("cond_ddpm"),
         "checksum": next(iter(checksums.values())),  # of the one that has the features
         "held_out_accuracy": min(judge.accuracy for judge in judges.values()),
-        "judges": {
-            name: {
-                "checksum": checksums[name],
-                "held_out_accuracy": judge.accuracy,
-                "held_out_accuracy_shuffled": judge.shuffled_accuracy,
-            }
-            for name, judge in judges.items()
-        },
+        "judges": {name: {"checksum": checksums[name], **judge.record} for name, judge in judges.items()},
         "trained_on": f"{len(train)} real images",
     }
     return Extractor("classifier", extract, NUM_FEATURES, tuple(judges), record)

@@ -1,6 +1,6 @@
 """The metrics: distances between statistics of samples and of real images, each a function of its own.
 
-May import: `data, evaluate.statistics`. A new metric is a function here and a line in `compute_metrics`. Next: `report.py`
+May import: `evaluate.statistics`. A new metric is a function here and a line in `compute_metrics`. Next: `report.py`
 writes the metrics into results.json.
 """
 
@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from cond_ddpm.data import nearest_images
 from cond_ddpm.evaluate.statistics import Moments, Tally
 
 
-def compute_metrics(tally: Tally, real: Tally, class_names: list[str], training_images: np.ndarray) -> dict:
+def compute_metrics(tally: Tally, real: Tally, class_names: list[str], distances: np.ndarray) -> dict:
     """All metrics of the images in `tally`, compared with the real images.
 
     Args:
         tally: statistics of the images to be judged.
         real: statistics of the real images.
         class_names: of the data set.
-        training_images: (M, C, H, W) uint8, which are searched for copies.
+        distances: (N, K) of images to their nearest training images, mirrored or not, nearest first.
     """
     count, dim = int(tally.all.count), tally.extractor.dim
     found: dict[str, Any] = {
@@ -44,7 +43,8 @@ def compute_metrics(tally: Tally, real: Tally, class_names: list[str], training_
         found["label_accuracies"] = dict(zip(tally.extractor.judges, accuracies))
         confusion = tally.confusion[tally.strictest]
         found["recognised_as_no_class"] = confusion[:, -1].sum().item() / count
-    found["nearest_training_distance"] = nearest_training_distance(tally.images.numpy(), training_images)
+    # The median: copies are much nearer to a training image than new images are.
+    found["nearest_training_distance"] = float(np.median(distances[:, 0]))
     found["classes"] = {}
     for label, name in enumerate(class_names if tally.classes else ()):
         number = int(tally.classes[label].count)
@@ -148,9 +148,3 @@ def inception_score(probabilities_sum: torch.Tensor, entropy_sum: float, count: 
     """
     marginal = probabilities_sum / count
     return math.exp(entropy_sum / count - (marginal * marginal.clamp(min=1e-30).log()).sum().item())
-
-
-def nearest_training_distance(images: np.ndarray, training_images: np.ndarray) -> float:
-    """Median distance of images to their nearest training image, mirrored or not: copies are much nearer than new images."""
-    _, _, distances = nearest_images(images, training_images, 1)
-    return float(np.median(distances))

@@ -66,7 +66,7 @@ def load_real_images(
             raise
         order = np.random.default_rng(0).permutation(len(whole))
         parts = (np.sort(order[len(whole) // 10 :]), np.sort(order[: len(whole) // 10]))
-        train, held_out = (LabelledImages(whole.images[part], whole.labels[part], whole.class_names) for part in parts)
+        train, held_out = map(whole.part, parts)
         name = f"a tenth of {split}, which samples are not compared with"
     if held_out.class_names != train.class_names:
         raise ValueError(

@@ -25,6 +25,7 @@ from cond_ddpm.evaluate.statistics import GROUPS, NEIGHBOURS, Tally
 from cond_ddpm.files import write
 from cond_ddpm.fingerprints import weights_checksum
 from cond_ddpm.hub.card import copies_text
+from cond_ddpm.hub.measured import judge_text, usefulness_text
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.text import shown
 from cond_ddpm.visualize import confusion_picture, nearest_neighbours
@@ -86,6 +87,11 @@ def sampling_record(
 def list_warnings(results: dict, dim: int, real: RealImages) -> list[str]:
     """What a reader of the metrics must know, in sentences, which go into results.json, the summary and the model card."""
     samples, held_out, warnings = results["samples"], results["held_out_real"], []
+    if results["protocol"].get("judges_not_trusted"):
+        reason = results["protocol"]["judges_not_trusted"]
+        warnings.append(
+            f"label accuracies and the figures of the classes are left out: {reason}; more real images make a better one."
+        )
     if samples["num_images"] < 10_000:
         unbiased = "kernel_distance"
         if samples["frechet_distance_infinite"] is not None:
@@ -140,10 +146,11 @@ def mean_and_deviation(measured: list[dict]) -> tuple[dict, dict | None]:
 
 def write_report(output: Path, results: dict, tally: Tally, class_names: list[str], training_images: np.ndarray) -> None:
     """Write results.json, and pictures of the last repeat: confused classes, and the neighbours of a sample of each class."""
-    if tally.confusion.any():
-        confusion_picture(
-            tally.confusion[tally.strictest].numpy(), class_names, output.with_name(f"{output.stem}-confusion.png")
-        )
+    confusion = output.with_name(f"{output.stem}-confusion.png")
+    if results["samples"].get("label_accuracy") is not None:  # there are judges, and they are trusted
+        confusion_picture(tally.confusion[tally.strictest].numpy(), class_names, confusion)
+    else:  # one of an earlier evaluation would be shown beside results that do not have it
+        confusion.unlink(missing_ok=True)
     labels = tally.image_rows[:, 1].tolist()
     first_of_class = sorted({label: labels.index(label) for label in labels}.items()) if labels[0] != UNKNOWN else []
     rows = [row for _, row in first_of_class[:10]] or list(range(min(10, len(labels))))
@@ -163,7 +170,7 @@ def summary(results: dict) -> str:
         if name not in ("classes", "subset", "label_accuracies"):
             spread = f" +- {text(deviations[name])}" if name in deviations else ""
             lines.append(f"{name.replace('_', ' '):33} {text(samples.get(name)) + spread:>20} {text(real.get(name)):>15}")
-    for judge in samples.get("label_accuracies", ()):
+    for judge in samples.get("label_accuracies") or ():
         cells = [text(part["label_accuracies"][judge]) for part in (samples, real)]
         lines.append(f"{'label accuracy, ' + judge:33} {cells[0]:>20} {cells[1]:>15}")
     if samples["classes"]:
@@ -173,7 +180,10 @@ def summary(results: dict) -> str:
             both = (row, real["classes"][name])
             cells = [text(part.get(metric)) for metric in ("accuracy", "frechet_distance", "num_images") for part in both]
             lines.append(layout.format(shown(name), *cells))
-    lines += ["", f"copies: {copies_text(results['copies'])}"] if results.get("copies") else []
+    judge = judge_text(results["protocol"]["feature_extractor"])
+    lines += ["", f"judge: {judge}"] if judge else []
+    lines += [f"copies: {copies_text(results['copies'])}"] if results.get("copies") else []
+    lines += [f"usefulness: {usefulness_text(results['usefulness'])}"] if results.get("usefulness") else []
     return "\n".join([*lines, *(f"warning: {shown(warning)}" for warning in results["warnings"])])
 
 

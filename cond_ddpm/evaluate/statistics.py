@@ -62,12 +62,20 @@ class Tally:
         num_classes: of the data set.
         subset: how many images, from the first on, to keep the features of, for KID, precision and recall.
         image_shape: (C, H, W).
+        num_images: how many images, from the first on, to keep.
     """
 
     _TENSORS = ("confusion", "probabilities", "entropy", "rows", "kept", "image_rows", "images")
 
-    def __init__(self, extractor: Extractor, num_classes: int, subset: int, image_shape: tuple[int, ...]):
-        self.extractor, self.num_classes, self.subset = extractor, num_classes, subset
+    def __init__(
+        self,
+        extractor: Extractor,
+        num_classes: int,
+        subset: int,
+        image_shape: tuple[int, ...],
+        num_images: int = NEIGHBOURS,
+    ):
+        self.extractor, self.num_classes, self.subset, self.num_images = extractor, num_classes, subset, num_images
         dim = extractor.dim
         self.groups = [Moments(dim) for _ in range(GROUPS)]
         fits_in_memory = num_classes * dim**2 * 8 <= 1e9
@@ -102,7 +110,7 @@ class Tally:
             self.entropy += (log_p.exp() * log_p).sum()
         few = row_ids < self.subset
         self.rows, self.kept = torch.cat([self.rows, row_ids[few]]), torch.cat([self.kept, features[few]])
-        few = row_ids < NEIGHBOURS
+        few = row_ids < self.num_images
         label_ids = torch.full_like(row_ids, -1) if label_ids is None else label_ids
         self.image_rows = torch.cat([self.image_rows, torch.stack([row_ids[few], label_ids[few]], dim=1)])
         self.images = torch.cat([self.images, torch.from_numpy(np.ascontiguousarray(images))[few]])

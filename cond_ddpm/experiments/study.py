@@ -18,6 +18,7 @@ from cond_ddpm.config.settings import with_defaults
 from cond_ddpm.ema import combine_snapshots, snapshot_steps
 from cond_ddpm.evaluate.evaluate import evaluate
 from cond_ddpm.experiments.rehearsal import rehearse
+from cond_ddpm.hardware import precision_for
 from cond_ddpm.models import forward_flop
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
@@ -78,6 +79,8 @@ def _train(settings: TrainConfig, name: str, run: Path) -> None:
     if done.is_file():
         before = with_defaults(TrainConfig, _read(done))
         left_open = {name for name in CHOSEN if asked[name] is None}  # older versions recorded defaults for them
+        if asked["mixed_precision"] == "auto":  # which was "bf16" in the presets of older versions
+            left_open.add("mixed_precision")
         changed = [key for key in asked if asked[key] != before[key] and key not in left_open]
         if changed:
             others = ", ".join(changed)
@@ -98,16 +101,18 @@ def _measure(config: StudyConfig, settings: TrainConfig, name: str, run: Path) -
     parameters = sum(parameter.numel() for parameter in pipeline.unet.parameters())
     forward = forward_flop(pipeline.unet)
     minutes, epochs = _course(run)
-    rows = []
+    rows, sampling = [], dict(config.sampling)
+    if sampling.get("mixed_precision") == "auto":
+        sampling["mixed_precision"] = precision_for(pipeline.device)
     for step in chosen:
         output = run / "evaluations" / f"step-{step}.json"
         training: dict[str, Any] = {"step": step, "ema_std": settings.ema_std, "batch_size": settings.batch_size}
-        training["study"] = {"evaluate": config.evaluate, "sampling": config.sampling}
+        training["study"] = {"evaluate": config.evaluate, "sampling": sampling}
         measured = _read(output).get("training") if output.is_file() else None
         if measured != json.loads(json.dumps(training)):  # not measured yet, or with other settings
             print(f"{name}: measuring step {step}", file=sys.stderr)
             pipeline.unet.load_state_dict(combine_snapshots(run / "ema", settings.ema_std, step)[0])
-            evaluate(config.evaluation_of(settings), output, name, pipeline, training=training, **config.sampling)
+            evaluate(config.evaluation_of(settings), output, name, pipeline, training=training, **sampling)
         found = _read(output)["samples"]
         row = {
             "model": name,

@@ -2,6 +2,7 @@
 
 folder.py   reading the folder
 card.py     `complete`: the grid of samples and the model card
+measured.py what was measured, in sentences
 checks.py   `check`: problems that prevent a folder from being published
 upload.py   `publish`: one commit on the Hub, and a demo Space
 """

@@ -1,19 +1,23 @@
 """Completing a pipeline folder: the grid of samples, and the model card with the metadata that the Hub reads.
 
-May import: `hub.folder, processes, text, visualize`, the pipeline. It reads only the folder and its results.json; training
-calls `complete` at the end of a run. Next in the data flow: `checks.py`.
+May import: `hub.folder, hub.measured, processes, text, visualize`, the pipeline. It reads only the folder and its
+results.json; training calls `complete` at the end of a run. Next in the data flow: `checks.py`.
 """
 
 import io
 from pathlib import Path
 from typing import Any
 
+from cond_ddpm import REPOSITORY
 from cond_ddpm.hub.folder import OTHER_RESULTS, load_folder, one_line, read_results
+from cond_ddpm.hub.measured import guidance_text, judge_text, usefulness_text
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.text import literal, markdown, shown
 
 # As long as a card contains this line, it may be overwritten.
 MARKER = "<!-- Written by cond_ddpm, and written anew when it publishes, unless you delete this line. -->"
+MADE_WITH = f"[cond_ddpm]({REPOSITORY})" if REPOSITORY else "cond_ddpm"
+_ASKED_NOBODY = "The weights and the code are under Apache-2.0."  # in the cards of versions that had no --license
 TRIED = {"diffusers": ("0.39.0", "0.42.1"), "torch": ("2.9.1", "2.13.0")}  # the lowest and the newest; docs/compatibility.md
 TASK = "unconditional-image-generation"  # the nearest that the Hub lists; the tag says class-conditional
 FEATURES = {
@@ -114,7 +118,10 @@ def _licences(card: bytes | None, results: dict) -> tuple[str | None, str | None
     config = training.get("config") if isinstance(training, dict) else None
     found = config if isinstance(config, dict) else {}
     if card is not None:
-        found = {**found, **{name: value for name, value in ModelCard(card.decode()).data.to_dict().items() if value}}
+        said = {name: value for name, value in ModelCard(card.decode()).data.to_dict().items() if value}
+        if MARKER.encode() in card and _ASKED_NOBODY.encode() in card:
+            said.pop("license", None)
+        found = {**found, **said}
     return found.get("license"), found.get("dataset_license")
 
 
@@ -150,6 +157,7 @@ def model_card(
     data = ModelCardData(
         library_name="diffusers",
         license=licences[0],
+        base_model=shown(training["base_model"]) if training.get("base_model_on_hub") else None,
         **more,
         pipeline_tag=TASK,
         tags=["diffusers", "class-conditional-image-generation", "ddpm", "cond_ddpm"],
@@ -162,6 +170,7 @@ def model_card(
         "FID with Inception-v3, as in the literature": protocol.get("features") == "inception",
         "Fréchet distance with DINOv2": protocol.get("features") == "dinov2",
         "the spread over seeds": results.get("samples_std"),
+        "whether a classifier can be trained on the samples": results.get("usefulness"),
         "the spread over trainings": False,
     }
     copies, accuracy = "Whether samples are copies of training images has not been measured.", ""
@@ -197,6 +206,9 @@ def model_card(
         has_confusion=samples is not None and "results-confusion.png" in files,
         has_copies=samples is not None and "results-copies.png" in files,
         has_neighbours=samples is not None and "results-neighbours.png" in files,
+        guidance=markdown(guidance_text(results["guidance"])) if results.get("guidance") else "",
+        has_guidance="guidance.png" in files,
+        usefulness=markdown(usefulness_text(results["usefulness"])) if results.get("usefulness") else "",
         warnings=[markdown(warning) for warning in results.get("warnings", [])],
         not_measured="; ".join(what for what, found in measured.items() if not found),
         memorisation=copies,
@@ -204,6 +216,7 @@ def model_card(
         licence=markdown(licences[0] or ""),
         dataset_licence=markdown(licences[1] or ""),
         data=[(name, markdown(value)) for name, value in _data_rows(training.get("data") or {})],
+        made_with=MADE_WITH,
         marker=MARKER,
     )
     return card.content.strip() + "\n"
@@ -226,6 +239,7 @@ def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
     guided_from = training.get("guided_from")
     precision = {"no": "float32", None: "float32"}.get(training["mixed_precision"], training["mixed_precision"])
     return [
+        *([("base model", f"{training['base_model']}, from whose weights it started")] if training.get("base_model") else []),
         ("data", f"{training['dataset']}, split {config['train_split']}: {training['num_images']:,} images"),
         ("held out", f"{training['num_validation_images']:,} of that split, to choose the epoch"),
         ("mirrored", "half of the images" if training["random_flip"] else "no"),
@@ -288,8 +302,7 @@ def _protocol_text(results: dict) -> str:
         )
     extractor = protocol["feature_extractor"]
     features = FEATURES.get(protocol["features"], protocol["features"])
-    held_out = extractor.get("held_out_accuracy")
-    accuracy = f", {held_out:.1%} accuracy on unseen real images" if held_out else ""
+    accuracy = f", {judge_text(extractor)}" if judge_text(extractor) else ""
     reference = f"{real['num_images']:,} real images that were not trained on (split: {protocol['test_split']})"
     text = (
         f"{made}; compared with the {protocol['split_images']:,} images of {protocol['dataset']}'s split"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cond_ddpm
-from cond_ddpm.hub.card import complete, licence_of
+from cond_ddpm.hub.card import MADE_WITH, complete, licence_of
 from cond_ddpm.hub.checks import check
 from cond_ddpm.hub.folder import is_extra, load_folder, published_files, require_pipeline_folder
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS
@@ -71,7 +71,7 @@ def publish(
             demo = (
                 _static_space_files(folder, repo_id, Path(work) / "site")
                 if is_static
-                else _space_files(folder, repo_id, "COMMIT", space_hardware)
+                else _space_files(repo_id, "COMMIT", space_hardware)
             )
             _show(f"Space {repo_id}", demo, say)
         if dry_run:
@@ -84,7 +84,7 @@ def publish(
         say(f'pipeline = DiffusionPipeline.from_pretrained("{repo_id}", revision="{commit}", trust_remote_code=True)')
         say("pipeline(class_labels=[0], seeds=[0]).images[0]")
         if space:
-            demo = demo if is_static else _space_files(folder, repo_id, commit, space_hardware)
+            demo = demo if is_static else _space_files(repo_id, commit, space_hardware)
             upload(repo_id, "space", demo, private, "static" if is_static else "gradio")
             say(f"{_endpoint()}/spaces/{repo_id}")
         return commit
@@ -148,7 +148,7 @@ launch(make_demo([Model(REPO, lambda: pipeline, LINES)]))
 '''
 
 
-def _space_files(folder: Path, repo_id: str, commit: str, hardware: str = "cpu") -> dict[str, Path | bytes]:
+def _space_files(repo_id: str, commit: str, hardware: str = "cpu") -> dict[str, Path | bytes]:
     """A gradio app that loads this commit of the model; of this package it has the demo alone.
 
     Args:
@@ -159,7 +159,7 @@ def _space_files(folder: Path, repo_id: str, commit: str, hardware: str = "cpu")
         f"---\ntitle: {repo_id.rpartition('/')[2]}\nsdk: gradio\nsdk_version: {SPACE_GRADIO}\npython_version: {SPACE_PYTHON}\n"
         f"app_file: app.py\nsuggested_hardware: {'zero-a10g' if on_gpu else 'cpu-basic'}\nlicense: apache-2.0\n"
         f"models:\n- {repo_id}\n---\n\n"
-        f"Images of a class, by [{repo_id}](https://huggingface.co/{repo_id}). Made with cond_ddpm.\n"
+        f"Images of a class, by [{repo_id}](https://huggingface.co/{repo_id}). Made with {MADE_WITH}.\n"
     )
     pins = SPACE_PINS if on_gpu else {**SPACE_PINS, "torch": f"{SPACE_PINS['torch']}+cpu"}
     index = [] if on_gpu else ["--extra-index-url https://download.pytorch.org/whl/cpu"]
@@ -183,7 +183,7 @@ def _static_space_files(folder: Path, repo_id: str, work: Path) -> dict[str, Pat
         f"---\ntitle: {repo_id.rpartition('/')[2]}\nsdk: static\napp_file: index.html\nlicense: {licence}\n"
         f"models:\n- {repo_id}\ncustom_headers:\n  cross-origin-embedder-policy: require-corp\n"
         "  cross-origin-opener-policy: same-origin\n  cross-origin-resource-policy: cross-origin\n---\n\n"
-        f"Images of a class, by [{repo_id}](https://huggingface.co/{repo_id}), drawn in the browser. Made with cond_ddpm.\n"
+        f"Images of a class, by [{repo_id}](https://huggingface.co/{repo_id}), drawn in the browser. Made with {MADE_WITH}.\n"
     )
     page = {path.name: path for path in sorted(work.iterdir()) if path.name != "serve.py"}  # which is for one's own machine
     return {"README.md": card.encode(), **page}

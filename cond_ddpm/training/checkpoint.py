@@ -134,6 +134,18 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "progress.json").read_text())["settings"])
 
 
+def recorded_precision(config: TrainConfig) -> str | None:
+    """The precision of the checkpoint from which a run with `mixed_precision: auto` resumes; None if it does not resume.
+
+    Raises:
+        ValueError: a checkpoint that is not there, or broken.
+    """
+    if config.mixed_precision != "auto" or config.resume_from_checkpoint is None:
+        return None
+    checkpoint = find_checkpoint(config.folder, config.resume_from_checkpoint)
+    return None if checkpoint is None else recorded_settings(checkpoint)["mixed_precision"]
+
+
 def made_with(state: TrainingState, data: TrainingData) -> dict[str, Any]:
     """What a checkpoint records, to be compared when a run resumes from it: the settings and the data."""
     precision = state.accelerator.mixed_precision  # also where `accelerate launch` chose it

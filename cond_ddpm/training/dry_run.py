@@ -12,7 +12,7 @@ from cond_ddpm.config import TrainConfig
 from cond_ddpm.models import MODELS, forward_flop
 from cond_ddpm.processes import make_accelerator, on_main
 from cond_ddpm.training.batches import load_training_data
-from cond_ddpm.training.checkpoint import made_with, recorded_settings, resume
+from cond_ddpm.training.checkpoint import made_with, recorded_precision, recorded_settings, resume
 from cond_ddpm.training.horizon import Horizon
 from cond_ddpm.training.optimizer import learning_rate_at
 from cond_ddpm.training.run_folder import starting_point
@@ -28,7 +28,7 @@ def dry_run(config: TrainConfig) -> str:
     Raises:
         ValueError, OSError: as `train` does, before its first step. Nothing is written.
     """
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, recorded_precision(config))
 
     def look() -> tuple[Path | None, bool]:
         parent = next(path for path in (config.folder, *config.folder.absolute().parents) if path.exists())

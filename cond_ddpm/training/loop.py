@@ -17,7 +17,14 @@ from cond_ddpm.diffusion import draw_validation
 from cond_ddpm.ema import save_snapshot
 from cond_ddpm.processes import Stopping, make_accelerator, memory_for, on_main
 from cond_ddpm.training.batches import load_training_data
-from cond_ddpm.training.checkpoint import made_with, prune_checkpoints, recorded_settings, resume, save_checkpoint
+from cond_ddpm.training.checkpoint import (
+    made_with,
+    prune_checkpoints,
+    recorded_precision,
+    recorded_settings,
+    resume,
+    save_checkpoint,
+)
 from cond_ddpm.training.epoch import end_epoch
 from cond_ddpm.training.horizon import Horizon
 from cond_ddpm.training.log import Log, start_trackers
@@ -30,7 +37,10 @@ from cond_ddpm.visualize import run_report
 
 
 def train(
-    config: TrainConfig, on_epoch: Callable[[dict], None] | None = None, clock: Callable[[], float] = time.perf_counter
+    config: TrainConfig,
+    on_epoch: Callable[[dict], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    on_trained: Callable[[Path, float], None] | None = None,
 ) -> Path:
     """Train a class-conditional UNet, on as many processes as `accelerate launch` or `torchrun` started.
 
@@ -38,6 +48,8 @@ def train(
         config: the settings.
         on_epoch: called on the main process with each epoch's row of metrics.csv; an exception that it raises ends the run.
         clock: returns the time in seconds, for `max_train_minutes` and the images per second.
+        on_trained: called on the main process with the run's folder and the seconds of its training, once its pipeline has its
+            weights, and before that gets its card and is published. The other processes wait.
 
     Returns:
         The run's folder: `config.json`, `data.txt` and `data.png` (what was found in the data, and images as the network sees
@@ -56,12 +68,12 @@ def train(
         MemoryError: a step that does not fit into the memory; the error says which settings to change.
         SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with a checkpoint of the last step.
     """
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, recorded_precision(config))
     with open_run(config, accelerator) as run:
-        return _train(config, accelerator, run, on_epoch, clock)
+        return _train(config, accelerator, run, on_epoch, clock, on_trained)
 
 
-def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, clock) -> Path:
+def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, clock, on_trained) -> Path:
     # 1. The data and the state, new or from a checkpoint. The run folder is not touched until everything has been checked.
     checkpoint, resuming = on_main(accelerator, lambda: starting_point(config))
     recorded = None if checkpoint is None else recorded_settings(checkpoint)
@@ -121,6 +133,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
     if is_main:
         if horizon.stops_early(progress):
             print(f"stopped early: the validation loss has not improved for {config.patience} epochs")
+        if on_trained is not None and (run / "pipeline").is_dir():
+            on_trained(run, progress.elapsed_seconds)
         if (run / "pipeline").is_dir():  # a finished run that is resumed in another folder has none
             with accelerator.autocast():
                 licences = (config.license, config.dataset_license)  # also where a resume gives others

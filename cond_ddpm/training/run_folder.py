@@ -34,6 +34,7 @@ RUN_FILES = (
     "metrics.csv",
     "metrics.jsonl",
     "loss.png",
+    "guidance.png",
     "report.html",
     "samples",
     "pipeline",

@@ -1,17 +1,19 @@
 """One optimizer step, and the validation loss.
 
-May import: `data, diffusion`, and `training.state` and `training.batches`. The loop, `--dry_run` and the benchmarks call the
-same step. Next in the data flow: `log.py` reads its loss back.
+May import: `data, diffusion, hardware`, and `training.state` and `training.batches`. The loop, `--dry_run` and benchmarks call
+the same step. Next in the data flow: `log.py` reads its loss back.
 """
 
 import contextlib
 import dataclasses
+import functools
 import math
 
 import torch
 
-from cond_ddpm.data import make_batch
+from cond_ddpm.data import Batch, make_batch
 from cond_ddpm.diffusion import StepRandomness, diffusion_losses, draw_training
+from cond_ddpm.hardware import eager_if_not_compiled
 from cond_ddpm.training.batches import TrainingData
 from cond_ddpm.training.state import TrainingState
 
@@ -34,19 +36,9 @@ def train_step(state: TrainingState, data: TrainingData, learning_rate: float) -
         part_randomness = randomness.part(part, parts)
         flip = part_randomness.flip if data.random_flip else None
         batch = make_batch(data.images, part_indices, flip, device=device)
-        torch.manual_seed(part_randomness.dropout_seed)
         is_last_part = part == parts - 1
         with contextlib.nullcontext() if is_last_part else accelerator.no_sync(state.unet):
-            losses = diffusion_losses(
-                state.unet,
-                state.noise_scheduler,
-                batch.images,
-                batch.class_labels,
-                part_randomness,
-                data.num_classes,
-                config.min_snr_gamma,
-                state.model_guidance_scale,
-            )
+            losses = eager_if_not_compiled(functools.partial(_losses, state, batch, part_randomness, data.num_classes))
             loss = losses.mean() / parts
             accelerator.backward(loss)
         mean_loss += loss.detach()
@@ -62,6 +54,21 @@ def train_step(state: TrainingState, data: TrainingData, learning_rate: float) -
     if state.ema is not None:
         state.ema.update(state.raw_unet.parameters(), progress.step)
     return mean_loss
+
+
+def _losses(state: TrainingState, batch: Batch, randomness: StepRandomness, num_classes: int) -> torch.Tensor:
+    """The losses of the images, (B,), by the network that is trained."""
+    torch.manual_seed(randomness.dropout_seed)
+    return diffusion_losses(
+        state.unet,
+        state.noise_scheduler,
+        batch.images,
+        batch.class_labels,
+        randomness,
+        num_classes,
+        state.config.min_snr_gamma,
+        state.model_guidance_scale,
+    )
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ Its files may import `data, ema, files, sampling, text`, the pipeline and each o
 """
 
 from cond_ddpm.visualize.batch import batch_picture
-from cond_ddpm.visualize.curves import loss_curve, quality_curves, read_metrics, training_curve
+from cond_ddpm.visualize.curves import guidance_curve, loss_curve, quality_curves, read_metrics, training_curve
 from cond_ddpm.visualize.evaluation import confusion_picture, nearest_neighbours
 from cond_ddpm.visualize.grids import class_grid
 from cond_ddpm.visualize.report import run_report
@@ -31,6 +31,7 @@ __all__ = [
     "denoising_strip",
     "epochs_strip",
     "forward_strip",
+    "guidance_curve",
     "guidance_sweep",
     "loss_curve",
     "nearest_neighbours",

@@ -1,4 +1,4 @@
-"""Curves: the losses of runs, and the quality of several models against what their training costs.
+"""Curves: losses of runs, quality against guidance, and the quality of several models against what their training costs.
 
 May import: `text, visualize.drawing`. Nothing is next.
 """
@@ -76,6 +76,25 @@ def loss_curve(runs: Mapping[str, Sequence[dict]], path: str | Path | io.BytesIO
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         _add_legend(axes, fontsize="small" if several else None)
+
+
+def guidance_curve(rows: Sequence[dict], chosen: float, path: str | Path | io.BytesIO) -> None:
+    """Write a PNG of the quality of samples against their guidance scale.
+
+    Args:
+        rows: each with `guidance_scale`, `kernel_distance` and `label_accuracy`.
+        chosen: the scale that is marked.
+        path: of the PNG.
+    """
+    scales = [row["guidance_scale"] for row in rows]
+    with figure(path, (6, 3.2), 150, lettering([])) as drawn:
+        for axes, key in zip(drawn.subplots(1, 2), ("kernel_distance", "label_accuracy")):
+            axes.plot(scales, [row[key] for row in rows], marker="o")
+            axes.axvline(chosen, color="gray", linewidth=0.8, linestyle=":", label=f"chosen: {chosen:g}")
+            axes.set_xlabel("guidance_scale")
+            axes.set_ylabel(key.replace("_", " "))
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize="small")
 
 
 def training_curve(rows: Sequence[dict], path: str | Path | io.BytesIO, most: int = 300) -> None:

@@ -1,8 +1,9 @@
 """Noising and denoising, step by step.
 
-May import: `sampling, visualize.grids`, the pipeline. Nothing is next.
+May import: `hardware, sampling, visualize.grids`, the pipeline. Nothing is next.
 """
 
+import functools
 import io
 import math
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
+from cond_ddpm.hardware import eager_if_not_compiled
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.sampling import autocast
 from cond_ddpm.visualize.grids import class_grid, to_pixels
@@ -123,4 +125,5 @@ def _sampled(pipeline: CondDDPMPipeline, most: int, arguments: dict, labels: lis
     scheduler = pipeline.make_scheduler(arguments.get("sampler"))
     steps = arguments.get("num_inference_steps") or pipeline.default_steps(scheduler)
     with autocast(precision, pipeline.device):
-        return pipeline(labels, return_intermediates=min(most, steps), output_type="pt", **named, **arguments)
+        draw = functools.partial(pipeline, labels, return_intermediates=min(most, steps), output_type="pt")
+        return eager_if_not_compiled(lambda: draw(**named, **arguments))

@@ -1,6 +1,7 @@
 """Writes the page: its files as they are, the network as ONNX, and model.json, which is all that the page knows of a model.
 
-May import: `export, web.runtime, web.schedule`, the pipeline. Next in the data flow: a static host, or `hub/` as a Space.
+May import: `export, files, web.runtime, web.schedule`, the pipeline. Next in the data flow: a static host, or `hub/` as a
+Space.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import torch
 
 import cond_ddpm
 from cond_ddpm.export import FILES, export, load_exported
+from cond_ddpm.files import is_free
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.web.runtime import FOLDER, copy_runtime, runtime_entry
 from cond_ddpm.web.schedule import samplers_of
@@ -39,7 +41,7 @@ def export_page(pipeline: CondDDPMPipeline, output: Path, source: str, name: str
         ValueError, FloatingPointError: as for `export`; a runtime of another version.
         ConnectionError: the runtime cannot be downloaded.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not is_free(output):
         raise ValueError(f"output: expected a new or empty folder, got {output}.")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{output.name}.", dir=output.parent) as work:
