@@ -69,7 +69,7 @@ def _data(run: Path) -> dict | None:
         run,
         {
             "first_batch.png": "The first batch: the images, with the classes that the network is told, and the same with the"
-            " noise of their timestep t, which it learns to predict.",
+            " noise of their timestep t, which is what it gets.",
             "data.png": "The training images of each class, as the network sees them.",
         },
     )
@@ -142,7 +142,7 @@ def _one_evaluation(path: Path) -> dict | None:
     rows = []
     for name in classes:
         row, of_real = _part(classes, name), _part(real_classes, name)
-        accuracy = row.get("accuracy")
+        accuracy: Any = row.get("accuracy")
         rows.append(
             {
                 "name": shown(name),
