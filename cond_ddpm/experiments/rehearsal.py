@@ -20,7 +20,7 @@ from cond_ddpm.pipelines.pipeline_cond_ddpm import DEFAULT_SAMPLER, CondDDPMPipe
 from cond_ddpm.processes import process_state
 from cond_ddpm.sampling import generate
 from cond_ddpm.training.batches import load_training_images
-from cond_ddpm.training.state import make_unet
+from cond_ddpm.training.network import make_unet
 
 
 def rehearse(config: TrainConfig, where: str, evaluation: EvaluationConfig, sampling: dict[str, Any]) -> None:
@@ -46,7 +46,7 @@ def rehearse(config: TrainConfig, where: str, evaluation: EvaluationConfig, samp
         data = prepared.images
         shape = data.images.shape[1:]
         with torch.device("meta"):
-            make_unet(config, shape, len(data.class_names))
+            make_unet(prepared.config, shape, len(data.class_names))
     with _named("sampling"):
         tiny = {"block_out_channels": (8, 8), "layers_per_block": 1, "pos_dim": 8}
         unet = MODELS["simple"](sample_size=8, in_channels=1, out_channels=1, num_classes=1, **tiny).to(state.device)

@@ -134,6 +134,16 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "progress.json").read_text())["settings"])
 
 
+def recorded_for(config: TrainConfig) -> dict[str, Any] | None:
+    """The settings of the checkpoint from which a run with these settings resumes; None if it begins.
+
+    Raises:
+        ValueError: a checkpoint that is not there, or broken.
+    """
+    checkpoint = find_checkpoint(config.folder, config.resume_from_checkpoint) if config.resume_from_checkpoint else None
+    return None if checkpoint is None else recorded_settings(checkpoint)
+
+
 def made_with(state: TrainingState, data: TrainingData) -> dict[str, Any]:
     """What a checkpoint records, to be compared when a run resumes from it: the settings and the data."""
     precision = state.accelerator.mixed_precision  # also where `accelerate launch` chose it

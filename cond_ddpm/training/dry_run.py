@@ -12,9 +12,10 @@ from cond_ddpm.config import TrainConfig
 from cond_ddpm.models import MODELS, forward_flop
 from cond_ddpm.processes import make_accelerator, on_main
 from cond_ddpm.training.batches import load_training_data
-from cond_ddpm.training.checkpoint import made_with, recorded_settings, resume
+from cond_ddpm.training.checkpoint import made_with, recorded_for, recorded_settings, resume
 from cond_ddpm.training.horizon import Horizon
 from cond_ddpm.training.optimizer import learning_rate_at
+from cond_ddpm.training.plan import with_precision
 from cond_ddpm.training.run_folder import starting_point
 from cond_ddpm.training.state import TrainingState
 from cond_ddpm.training.step import train_step
@@ -28,6 +29,7 @@ def dry_run(config: TrainConfig) -> str:
     Raises:
         ValueError, OSError: as `train` does, before its first step. Nothing is written.
     """
+    config = with_precision(config, recorded_for(config) if config.mixed_precision is None else None)
     accelerator = make_accelerator(config)
 
     def look() -> tuple[Path | None, bool]:
@@ -45,6 +47,8 @@ def dry_run(config: TrainConfig) -> str:
     state = TrainingState.create(config, accelerator, data)
     if checkpoint is not None:
         resume(state, checkpoint, made_with(state, data))
+    elif config.init_from is not None:
+        state.start_from_base()
     progress, horizon = state.progress, Horizon.of(config, data.steps_per_epoch)
     done, forward = progress.step, forward_flop(state.pipeline.unet)
     seconds = _step_seconds(state, data)
@@ -59,6 +63,7 @@ def dry_run(config: TrainConfig) -> str:
     lines = {
         "data": f"{config.dataset}: {len(data.train_indices):,} images to train on, {len(data.val_indices):,} held out,"
         f" {data.num_classes} classes, {shape}",
+        **({"chosen": ("\n" + " " * 12).join(data.notes)} if data.notes else {}),
         "network": f"{MODELS[config.model].__name__}, {parameters / 1e6:.2f} million parameters",
         "FLOPs": f"{forward / 1e9:.3f} GFLOP an image forward, about {3 * forward / 1e9:.3f} with backward",
         "steps": f"{steps:,} of {config.batch_size} images ({steps / data.steps_per_epoch:.1f} epochs of"

@@ -17,11 +17,19 @@ from cond_ddpm.diffusion import draw_validation
 from cond_ddpm.ema import save_snapshot
 from cond_ddpm.processes import Stopping, make_accelerator, memory_for, on_main
 from cond_ddpm.training.batches import load_training_data
-from cond_ddpm.training.checkpoint import made_with, prune_checkpoints, recorded_settings, resume, save_checkpoint
+from cond_ddpm.training.checkpoint import (
+    made_with,
+    prune_checkpoints,
+    recorded_for,
+    recorded_settings,
+    resume,
+    save_checkpoint,
+)
 from cond_ddpm.training.epoch import end_epoch
 from cond_ddpm.training.horizon import Horizon
 from cond_ddpm.training.log import Log, start_trackers
 from cond_ddpm.training.optimizer import learning_rate_at
+from cond_ddpm.training.plan import with_precision
 from cond_ddpm.training.records import write_report
 from cond_ddpm.training.run_folder import open_run, prepare_run, starting_point
 from cond_ddpm.training.state import TrainingState
@@ -54,6 +62,7 @@ def train(
         MemoryError: a step that does not fit into the memory; the error says which settings to change.
         SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with a checkpoint of the last step.
     """
+    config = with_precision(config, recorded_for(config) if config.mixed_precision is None else None)
     accelerator = make_accelerator(config)
     with open_run(config, accelerator) as run:
         return _train(config, accelerator, run, on_epoch, clock)
@@ -68,6 +77,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
     settings = made_with(state, data)
     if checkpoint is not None:
         resume(state, checkpoint, settings)
+    elif config.init_from is not None:
+        state.start_from_base()
     progress, is_main = state.progress, accelerator.is_main_process
     horizon = Horizon.of(config, data.steps_per_epoch)
     progress.best_loss = on_main(accelerator, lambda: prepare_run(run, state, data, horizon, resuming))
@@ -96,7 +107,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
             signal, progress.elapsed_seconds = stopping.agree()
 
             # 3. When it is due, read the losses; at the end of an epoch, validate and save the best weights.
-            ends_epoch = horizon.is_over(progress) or progress.step % data.steps_per_epoch == 0
+            ends_epoch = horizon.is_over(progress) or progress.step % (data.steps_per_epoch * config.validation_epochs) == 0
             saves = bool(signal) or _is_multiple(progress.step, config.checkpointing_steps)
             if log.is_due or ends_epoch or saves:
                 log.write()

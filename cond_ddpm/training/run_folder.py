@@ -30,6 +30,7 @@ RUN_FILES = (
     "config.yaml",
     "data.txt",
     "data.png",
+    "plan.txt",
     "metrics.csv",
     "metrics.jsonl",
     "loss.png",

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import math
 
+import numpy as np
 import torch
 
 from cond_ddpm.data import make_batch
@@ -33,7 +34,12 @@ def train_step(state: TrainingState, data: TrainingData, learning_rate: float) -
     for part, part_indices in enumerate(indices.reshape(parts, -1)):
         part_randomness = randomness.part(part, parts)
         flip = part_randomness.flip if data.random_flip else None
-        batch = make_batch(data.images, part_indices, flip, device=device)
+        augmentation = part_randomness.augmentation
+        if (
+            augmentation is not None and flip is not None
+        ):  # mirrored images are ordinary ones, of which the network is not told
+            augmentation = augmentation * np.array([0, 1, 1, 1, 1], np.float32)
+        batch = make_batch(data.images, part_indices, flip, augmentation, device=device)
         torch.manual_seed(part_randomness.dropout_seed)
         is_last_part = part == parts - 1
         with contextlib.nullcontext() if is_last_part else accelerator.no_sync(state.unet):
@@ -46,6 +52,7 @@ def train_step(state: TrainingState, data: TrainingData, learning_rate: float) -
                 data.num_classes,
                 config.min_snr_gamma,
                 state.model_guidance_scale,
+                batch.augment_labels,
             )
             loss = losses.mean() / parts
             accelerator.backward(loss)
