@@ -16,6 +16,7 @@ from cond_ddpm.text import literal, markdown, shown
 MARKER = "<!-- Written by cond_ddpm, and written anew when it publishes, unless you delete this line. -->"
 TRIED = {"diffusers": ("0.39.0", "0.42.1"), "torch": ("2.9.1", "2.13.0")}  # the lowest and the newest; docs/compatibility.md
 TASK = "unconditional-image-generation"  # the nearest that the Hub lists; the tag says class-conditional
+AUGMENTED = "each change (shifted, enlarged, turned, mirrored) of {:.0%} of the images; the network is told of it"
 FEATURES = {
     "classifier": "a classifier's features",
     "inception": "Inception-v3's features",
@@ -154,6 +155,7 @@ def model_card(
         pipeline_tag=TASK,
         tags=["diffusers", "class-conditional-image-generation", "ddpm", "cond_ddpm"],
         datasets=[training["dataset"]] if training.get("dataset_on_hub") else None,
+        base_model=training["base_model"] if training.get("base_model_on_hub") else None,
         model_name=title,
         eval_results=_eval_results(results, dataset) if samples else None,
     )
@@ -228,7 +230,9 @@ def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
     return [
         ("data", f"{training['dataset']}, split {config['train_split']}: {training['num_images']:,} images"),
         ("held out", f"{training['num_validation_images']:,} of that split, to choose the epoch"),
+        *([("weights start from", training["base_model"])] if training.get("base_model") else []),
         ("mirrored", "half of the images" if training["random_flip"] else "no"),
+        *([("augmented", AUGMENTED.format(config["augmentation_prob"]))] if config.get("augmentation_prob") else []),
         *([("classes", "drawn equally often")] if config.get("class_sampling") == "balanced" else []),
         ("noise schedule", f"{scheduler.beta_schedule}{betas}, {scheduler.num_train_timesteps} timesteps"),
         ("objective", f"{scheduler.prediction_type}, {weighting}, {config['timestep_sampling']} timesteps"),

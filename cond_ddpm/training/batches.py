@@ -25,7 +25,8 @@ from cond_ddpm.data import (
     report,
 )
 from cond_ddpm.training.network import with_base
-from cond_ddpm.training.plan import LENGTHS, chosen_here
+from cond_ddpm.training.plan import LENGTHS
+from cond_ddpm.training.speed import chosen_here
 
 
 @dataclasses.dataclass
@@ -108,7 +109,9 @@ def load_training_data(
     images, config = prepared.images, prepared.config
     train_indices, val_indices = hold_out(images, config.num_validation_images)
     shape, num_classes = images.images.shape[1:], len(images.class_names)
-    config, notes = chosen_here(config, accelerator, shape, len(train_indices), num_classes)
+    notes: list[str] = []
+    if recorded is None:
+        config, notes = chosen_here(config, accelerator, shape, len(train_indices), num_classes)
     return config, TrainingData(
         images,
         train_indices,
@@ -143,6 +146,8 @@ def as_recorded(config: TrainConfig, recorded: dict[str, Any]) -> TrainConfig:
         if config.minutes not in (None, minutes):
             steps = round(before["max_train_steps"] * config.minutes / minutes)
             before |= {"max_train_minutes": config.minutes, "max_train_steps": steps}
+    elif config.num_epochs is None:
+        config = dataclasses.replace(config, num_epochs=unless_chosen(TrainConfig)["num_epochs"])
     values: dict[str, Any] = {name: before.get(name) for name in names if getattr(config, name) is None}
     if minutes is not None or before.get("init_from") is not None:
         values["unet"] = {**before["unet"], **config.unet}

@@ -15,8 +15,8 @@ from cond_ddpm.training.batches import load_training_data
 from cond_ddpm.training.checkpoint import made_with, recorded_for, recorded_settings, resume
 from cond_ddpm.training.horizon import Horizon
 from cond_ddpm.training.optimizer import learning_rate_at
-from cond_ddpm.training.plan import with_precision
 from cond_ddpm.training.run_folder import starting_point
+from cond_ddpm.training.speed import with_precision
 from cond_ddpm.training.state import TrainingState
 from cond_ddpm.training.step import train_step
 

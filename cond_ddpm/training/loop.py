@@ -29,9 +29,9 @@ from cond_ddpm.training.epoch import end_epoch
 from cond_ddpm.training.horizon import Horizon
 from cond_ddpm.training.log import Log, start_trackers
 from cond_ddpm.training.optimizer import learning_rate_at
-from cond_ddpm.training.plan import with_precision
 from cond_ddpm.training.records import write_report
 from cond_ddpm.training.run_folder import open_run, prepare_run, starting_point
+from cond_ddpm.training.speed import with_precision
 from cond_ddpm.training.state import TrainingState
 from cond_ddpm.training.step import train_step
 
@@ -128,7 +128,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
     # 5. The published folder gets its card, and is pushed to the Hub if requested.
     if is_main:
         if horizon.stops_early(progress):
-            print(f"stopped early: the validation loss has not improved for {config.patience} epochs")
+            print(f"stopped early: the validation loss has not improved for {config.patience} validations")
         if (run / "pipeline").is_dir():  # a finished run that is resumed in another folder has none
             with accelerator.autocast():
                 licences = (config.license, config.dataset_license)  # also where a resume gives others
