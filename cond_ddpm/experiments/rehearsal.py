@@ -12,6 +12,7 @@ import torch
 
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.evaluation import EvaluationConfig
+from cond_ddpm.config.settings import unless_chosen
 from cond_ddpm.data import load_images
 from cond_ddpm.diffusion import make_noise_scheduler
 from cond_ddpm.evaluate.extractors import make_extractor
@@ -43,10 +44,10 @@ def rehearse(config: TrainConfig, where: str, evaluation: EvaluationConfig, samp
     with _named(where):
         with state.main_process_first():
             prepared = load_training_images(config)
-        data = prepared.images
+        data, config = prepared.images, prepared.config.with_open(unless_chosen(TrainConfig))
         shape = data.images.shape[1:]
         with torch.device("meta"):
-            make_unet(prepared.config, shape, len(data.class_names))
+            make_unet(config, shape, len(data.class_names))
     with _named("sampling"):
         tiny = {"block_out_channels": (8, 8), "layers_per_block": 1, "pos_dim": 8}
         unet = MODELS["simple"](sample_size=8, in_channels=1, out_channels=1, num_classes=1, **tiny).to(state.device)

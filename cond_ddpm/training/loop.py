@@ -47,8 +47,8 @@ def train(
         clock: returns the time in seconds, for `max_train_minutes` and the images per second.
 
     Returns:
-        The run's folder: `config.json`, `data.txt` and `data.png` (what was found in the data, and images as the network sees
-        them), `metrics.csv` (a row for each epoch), `metrics.jsonl` (a row for each step), `loss.png`,
+        The run's folder: `config.json`, `data.txt` and `data.png` (what was found in the data and chosen, and images as the
+        network sees them), `metrics.csv` (a row for each epoch), `metrics.jsonl` (a row for each step), `loss.png`,
         `samples/epoch_NNNN.png`, `checkpoint-N/` for resuming, `ema/`, `logs/`, and `pipeline/`, the weights of the epoch with
         the lowest validation loss (their moving average, unless `use_ema` is off), with a card, ready to be published. If the
         run resumed from an earlier checkpoint, `abandoned-STEP-N/` holds what was written after it.

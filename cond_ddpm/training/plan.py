@@ -22,7 +22,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.settings import unless_chosen
@@ -102,7 +101,7 @@ def plan(
         batch = min(otherwise["batch_size"], num_images) // parts * parts
         is_smaller = config.batch_size is None and batch < otherwise["batch_size"]
         notes = [f"batch: {batch} images, because there are {num_images} to train on (--batch_size)"] if is_smaller else []
-        return _with(config, {**otherwise, "batch_size": batch}), notes
+        return config.with_open({**otherwise, "batch_size": batch}), notes
 
     minutes = DEFAULT_MINUTES if config.minutes is None else config.minutes
     seconds = minutes * 60 * _SHARE_OF_TIME
@@ -132,7 +131,7 @@ def plan(
         "guidance_scale": guidance,
     }
     unet = {"dropout": _DROPOUT, **network.unet} if many and config.init_from is None else network.unet
-    chosen = dataclasses.replace(_with(config, {**values, "batch_size": batch}), unet=unet)
+    chosen = dataclasses.replace(config.with_open({**values, "batch_size": batch}), unet=unet)
     return chosen, _notes(chosen, why, images_per_second, epochs)
 
 
@@ -151,7 +150,7 @@ def _network(
     def candidate(name: str) -> TrainConfig:
         size = SIZES[name]
         batch = min(max(size.batch_size, _GPU_BATCH if is_gpu else 0), num_images) // parts * parts
-        found = _with(config, {"batch_size": batch, "learning_rate": size.learning_rate, "augmentation_prob": 0.0})
+        found = config.with_open({"batch_size": batch, "learning_rate": size.learning_rate, "augmentation_prob": 0.0})
         return dataclasses.replace(found, unet={"size": name, **options} if is_own and is_open else options)
 
     is_open = not _OF_SIZE & options.keys()
@@ -192,11 +191,6 @@ def _notes(config: TrainConfig, why: str, images_per_second: float, epochs: floa
         f" every {config.save_images_epochs} of these (--save_images_epochs)",
         f"guidance:    {config.guidance_scale:g} (--guidance_scale)",
     ]
-
-
-def _with(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:
-    """The settings, with these values where they leave them open."""
-    return dataclasses.replace(config, **{name: value for name, value in values.items() if getattr(config, name) is None})
 
 
 def _patch_size(resolution: int) -> int:

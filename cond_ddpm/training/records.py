@@ -52,15 +52,10 @@ def write_config(run: Path, state: TrainingState, data: TrainingData) -> None:
 
 
 def write_report(run: Path, data: TrainingData) -> None:
-    """data.txt and data.png: what was found in the data, which is printed too, and images as the network sees them.
-
-    plan.txt: what was chosen besides (`plan.py`), if anything was.
-    """
-    print(data.report, file=sys.stderr)
-    write(run / "data.txt", f"{data.report}\n")
-    if data.notes:
-        print("\n".join(data.notes), file=sys.stderr)
-        write(run / "plan.txt", "\n".join(data.notes) + "\n")
+    """data.txt and data.png: what was found in the data and what was chosen, also printed; images as the network sees them."""
+    text = "\n".join([str(data.report), *data.notes])
+    print(text, file=sys.stderr)
+    write(run / "data.txt", f"{text}\n")
     picture = io.BytesIO()
     contact_sheet(data.images, data.random_flip, picture)
     write(run / "data.png", picture.getvalue())

@@ -30,7 +30,6 @@ RUN_FILES = (
     "config.yaml",
     "data.txt",
     "data.png",
-    "plan.txt",
     "metrics.csv",
     "metrics.jsonl",
     "loss.png",
