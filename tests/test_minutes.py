@@ -21,7 +21,7 @@ from cond_ddpm.training.network import make_unet as network_of
 from cond_ddpm.training.network import start_from_base, with_base
 from cond_ddpm.training.plan import LENGTHS, SIZES, plan
 
-FLOP = {"tiny": 0.022, "xs": 0.137, "s": 0.734, "m": 4.0, "l": 12.6}  # GFLOP of a forward pass, 32x32x3
+FLOP = {"xs": 0.137, "s": 0.734, "m": 4.0, "l": 12.6}  # GFLOP of a forward pass, 32x32x3
 
 
 def _machine(gflop_per_second, seen=None):
@@ -46,7 +46,7 @@ def _plan(minutes, num_images=50_000, speed=TWO_CORES, is_gpu=False, parts=1, **
 
 
 def test_the_sizes_of_the_table_are_those_of_the_networks():
-    assert list(SIZES) == list(HybridUNet2DModel.SIZES)
+    assert list(SIZES) == list(HybridUNet2DModel.SIZES)[1:]  # without tiny, which is for tests
     for name, size in SIZES.items():
         with torch.device("meta"):
             parameters = sum(p.numel() for p in HybridUNet2DModel(size=name).parameters())
@@ -115,7 +115,7 @@ def test_small_data_gets_smaller_batches_few_enough_passes_and_changed_images():
     large, _ = _plan(60)
     assert large.augmentation_prob == 0 and "dropout" not in large.unet and large.validation_epochs == 1
     assert "--augmentation_prob" in "\n".join(notes) and f"{chosen.max_train_steps:,}" in "\n".join(notes)
-    short, _ = _plan(1, num_images=200, speed=_machine(20))
+    short, _ = _plan(1, num_images=200, speed=_machine(80))
     assert short.batch_size == 16 and short.max_train_steps > 500
 
 
@@ -148,7 +148,7 @@ def test_a_network_that_does_not_fit_into_the_memory_is_not_chosen():
 def test_a_network_that_is_out_of_reach_is_not_measured():
     seen = []
     _plan(60, speed=_machine(176, seen))
-    assert seen == ["tiny", "xs", "s"]
+    assert seen == ["xs", "s"]
 
 
 @pytest.mark.parametrize("resolution, patch", [(16, 2), (28, 2), (32, 2), (48, 2), (64, 4), (128, 8), (30, 1)])

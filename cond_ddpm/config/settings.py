@@ -83,9 +83,13 @@ class Settings:
         """The names of the settings that differ from their defaults."""
         return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != default_of(field)]
 
+    def is_open(self, name: str) -> bool:
+        """Whether a setting that the command chooses is not given."""
+        return getattr(self, name) is None
+
     def with_open(self: S, values: dict[str, Any]) -> S:
         """The same settings, with those of `values` where they are left open."""
-        return dataclasses.replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
+        return dataclasses.replace(self, **{name: value for name, value in values.items() if self.is_open(name)})
 
     def part(self, class_: type[S]) -> S:
         """An instance of `class_`, whose settings are a part of these."""

@@ -282,7 +282,7 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
         # Sinusoids of the timestep go through an MLP (DDPM, Ho 2020, app. B); the embedding of the class is added.
         embedding = self.time_embedding(self.time_proj(timestep.expand(batch)).to(self.dtype))  # (B, pos_dim)
         embedding = embedding + self.class_embedding(class_labels).to(embedding.dtype)
-        if augment_labels is not None:
+        if augment_labels is not None and self.augment_embedding is not None:
             embedding = embedding + self.augment_embedding(augment_labels.to(self.dtype)).to(embedding.dtype)
         embedding = F.silu(embedding)
 

@@ -128,7 +128,7 @@ def load_training_data(
 def load_training_images(config: TrainConfig) -> Prepared[TrainConfig]:
     """The data set, and the settings with what was chosen by its pictures and by the base model."""
     config = with_base(config)
-    return prepare(config.dataset, config.train_split, dataclasses.replace(config, model=config.model or "hybrid"))
+    return prepare(config.dataset, config.train_split, config.with_open({"model": "hybrid"}))
 
 
 def as_recorded(config: TrainConfig, recorded: dict[str, Any]) -> TrainConfig:
@@ -146,8 +146,8 @@ def as_recorded(config: TrainConfig, recorded: dict[str, Any]) -> TrainConfig:
         if config.minutes not in (None, minutes):
             steps = round(before["max_train_steps"] * config.minutes / minutes)
             before |= {"max_train_minutes": config.minutes, "max_train_steps": steps}
-    elif config.num_epochs is None:
-        config = dataclasses.replace(config, num_epochs=unless_chosen(TrainConfig)["num_epochs"])
+    else:
+        config = config.with_open({"num_epochs": unless_chosen(TrainConfig)["num_epochs"]})
     values: dict[str, Any] = {name: before.get(name) for name in names if getattr(config, name) is None}
     if minutes is not None or before.get("init_from") is not None:
         values["unet"] = {**before["unet"], **config.unet}

@@ -39,7 +39,7 @@ def with_base(config: TrainConfig) -> TrainConfig:
         return config
     pipeline = CondDDPMPipeline.from_pretrained(config.init_from)
     base, scheduler = pipeline.unet.config, pipeline.scheduler.config
-    (model,) = (name for name, class_ in MODELS.items() if isinstance(pipeline.unet, class_))
+    model: Any = next(name for name, class_ in MODELS.items() if isinstance(pipeline.unet, class_))
     if config.model not in (None, model):
         raise ValueError(f"model: expected {model}, the kind of {config.init_from}, got {config.model}; leave it out.")
     for name in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type"):

@@ -3,8 +3,9 @@
 May import: `config`. Next in the data flow: the settings of the run, which its checkpoints keep, so that a resumed run does
 not choose again.
 
-- Network: the largest hybrid UNet that sees at least 20 images for each 1,000 of its parameters in the time. The presets do:
-  an hour of CIFAR-10 shows 38 to each 1,000, the quickstart 21. How many it sees is measured, by a few steps.
+- Network: the largest hybrid UNet, xs or larger, that sees at least 4 images for each 1,000 of its parameters in the time. An
+  hour of CIFAR-10 shows 38 to each 1,000, the quickstart 21. How many it sees is measured, by a few steps. The size tiny is
+  not chosen: in six minutes of one busy core it came to twice the validation loss of xs (docs/LOG.md, 2026-11-28).
 - Patches: 2 pixels wide at 32 pixels, 4 at 64, so that larger images do not take longer.
 - Batch: 64 images, or 256 on a GPU, which small batches leave idle, and for the sizes m and l. It is halved, down to 16, where
   there would be fewer than 500 steps, and never larger than the number of images.
@@ -45,7 +46,6 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(0.18, 64, 3e-3),
     "xs": Size(1.3, 64, 3e-3),
     "s": Size(7.6, 64, 3e-3),
     "m": Size(40, 256, 6e-4),
@@ -53,7 +53,7 @@ SIZES = {
 }
 # Options of the network that say how large it is.
 _OF_SIZE = {"size", "block_out_channels", "layers_per_block", "transformer_layers", "pos_dim"}
-_IMAGES_FOR_1000_PARAMETERS = 20
+_IMAGES_FOR_1000_PARAMETERS = 4
 _SHARE_OF_TIME = 0.85
 _GPU_BATCH, _LEAST_BATCH, _ENOUGH_STEPS = 256, 16, 500
 _MOST_PASSES = 1000
@@ -64,7 +64,7 @@ _GUIDANCE = 2.0
 
 def uses_minutes(config: TrainConfig) -> bool:
     """Whether the settings leave the length of the run to `minutes`."""
-    return config.minutes is not None or all(getattr(config, name) is None for name in LENGTHS)
+    return config.minutes is not None or all(map(config.is_open, LENGTHS))
 
 
 def plan(
@@ -99,7 +99,7 @@ def plan(
     if not uses_minutes(config):
         otherwise = unless_chosen(TrainConfig)
         batch = min(otherwise["batch_size"], num_images) // parts * parts
-        is_smaller = config.batch_size is None and batch < otherwise["batch_size"]
+        is_smaller = config.is_open("batch_size") and batch < otherwise["batch_size"]
         notes = [f"batch: {batch} images, because there are {num_images} to train on (--batch_size)"] if is_smaller else []
         return config.with_open({**otherwise, "batch_size": batch}), notes
 
@@ -108,13 +108,15 @@ def plan(
     network, images_per_second, why = _network(config, num_images, seconds, speed, is_gpu, parts)
     images = min(seconds * images_per_second, _MOST_PASSES * num_images)
     batch = network.batch_size
-    while config.batch_size is None and images / batch < _ENOUGH_STEPS and batch > _LEAST_BATCH and batch % (2 * parts) == 0:
+    while (
+        config.is_open("batch_size") and images / batch < _ENOUGH_STEPS and batch > _LEAST_BATCH and batch % (2 * parts) == 0
+    ):
         batch //= 2
     steps = config.max_train_steps or max(1, int(images / batch))
     epochs = steps / (num_images // batch)
     many = epochs > _MANY_PASSES
     guided = config.class_dropout_prob > 0 and config.model_guidance_scale == 1
-    guidance = config.guidance_scale if config.guidance_scale is not None else _GUIDANCE if guided else 1.0
+    guidance = config.with_open({"guidance_scale": _GUIDANCE if guided else 1.0}).guidance_scale
     forwards = num_classes * config.num_images_per_class * config.num_inference_steps * (1 if guidance == 1 else 2)
     previews = min(_PREVIEWS, max(1, int(_SHARE_OF_PREVIEWS * 3 * steps * batch / forwards)))  # backward costs two forwards
     validation_epochs = max(1, math.ceil(epochs / _VALIDATIONS))
@@ -148,7 +150,7 @@ def _network(
     options = {"patch_size": _patch_size(config.resolution or 32), **config.unet} if is_own else config.unet
 
     def candidate(name: str) -> TrainConfig:
-        size = SIZES[name]
+        size = SIZES.get(name, SIZES["xs"])
         batch = min(max(size.batch_size, _GPU_BATCH if is_gpu else 0), num_images) // parts * parts
         found = config.with_open({"batch_size": batch, "learning_rate": size.learning_rate, "augmentation_prob": 0.0})
         return dataclasses.replace(found, unet={"size": name, **options} if is_own and is_open else options)
@@ -165,8 +167,8 @@ def _network(
     why = "as given"
     for smaller, name in itertools.pairwise([first, *larger]):
         size, why = SIZES[name], f"{name} would see fewer than the {SIZES[name].images:,.0f} images that it needs"
-        # A step that is out of reach is not measured: at best, a network uses the machine 8 times as well as a smaller one.
-        if 8 * images_per_second * SIZES[smaller].parameters / size.parameters * seconds < size.images:
+        # A step that is out of reach is not measured: a larger network uses the machine better, but not by more than this.
+        if (8 if is_gpu else 2) * images_per_second * SIZES[smaller].parameters / size.parameters * seconds < size.images:
             break
         tried = candidate(name)
         rate = speed(tried)
