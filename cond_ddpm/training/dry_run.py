@@ -18,7 +18,7 @@ from cond_ddpm.training.optimizer import learning_rate_at
 from cond_ddpm.training.run_folder import starting_point
 from cond_ddpm.training.speed import with_precision
 from cond_ddpm.training.state import TrainingState
-from cond_ddpm.training.step import train_step
+from cond_ddpm.training.step import memory_of_steps, train_step
 
 _TIMED_STEPS, _TIMED_SECONDS = 5, 10.0  # whichever is first, but at least one step
 
@@ -44,14 +44,16 @@ def dry_run(config: TrainConfig) -> str:
     checkpoint, _ = on_main(accelerator, look)
     recorded = None if checkpoint is None else recorded_settings(checkpoint)
     config, data = load_training_data(config, accelerator, recorded)
-    state = TrainingState.create(config, accelerator, data)
+    with memory_of_steps(accelerator, config, data):
+        state = TrainingState.create(config, accelerator, data)
     if checkpoint is not None:
         resume(state, checkpoint, made_with(state, data))
     elif config.init_from is not None:
         state.start_from_base()
     progress, horizon = state.progress, Horizon.of(config, data.steps_per_epoch)
     done, forward = progress.step, forward_flop(state.pipeline.unet)
-    seconds = _step_seconds(state, data)
+    with memory_of_steps(accelerator, config, data):
+        seconds = _step_seconds(state, data)
 
     steps = horizon.steps - done
     if horizon.seconds < math.inf:

@@ -15,7 +15,7 @@ from cond_ddpm import hub
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.diffusion import draw_validation
 from cond_ddpm.ema import save_snapshot
-from cond_ddpm.processes import Stopping, make_accelerator, memory_for, on_main
+from cond_ddpm.processes import Stopping, make_accelerator, on_main
 from cond_ddpm.training.batches import load_training_data
 from cond_ddpm.training.checkpoint import (
     made_with,
@@ -33,7 +33,7 @@ from cond_ddpm.training.records import write_report
 from cond_ddpm.training.run_folder import open_run, prepare_run, starting_point
 from cond_ddpm.training.speed import with_precision
 from cond_ddpm.training.state import TrainingState
-from cond_ddpm.training.step import train_step
+from cond_ddpm.training.step import memory_of_steps, train_step
 
 
 def train(
@@ -73,7 +73,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
     checkpoint, resuming = on_main(accelerator, lambda: starting_point(config))
     recorded = None if checkpoint is None else recorded_settings(checkpoint)
     config, data = load_training_data(config, accelerator, recorded)
-    state = TrainingState.create(config, accelerator, data)
+    with memory_of_steps(accelerator, config, data):
+        state = TrainingState.create(config, accelerator, data)
     settings = made_with(state, data)
     if checkpoint is not None:
         resume(state, checkpoint, settings)
@@ -90,7 +91,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
     val_randomness = draw_validation(len(data.val_indices), config.num_train_timesteps, data.image_shape)
 
     with (
-        memory_for(accelerator.device, f"a step of {config.batch_size} images of {data.image_shape}", _less_memory(config)),
+        memory_of_steps(accelerator, config, data),
         Stopping(accelerator, progress.elapsed_seconds, clock) as stopping,
         Log(run, state, horizon, clock) as log,
     ):
@@ -142,13 +143,6 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
 
 def _is_multiple(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
-
-
-def _less_memory(config: TrainConfig) -> str:
-    """What to change if a step does not fit into the memory."""
-    parts = config.gradient_accumulation_steps
-    fewer = f"--gradient_accumulation_steps {2 * parts} computes the batch in smaller parts"
-    return f"{fewer}; or lower --batch_size, --resolution or the size of the network (--unet.size)"
 
 
 def _stop(accelerator: Accelerator, log: Log, step: int, signal: int) -> None:

@@ -1,7 +1,7 @@
 """One optimizer step, and the validation loss.
 
-May import: `data, diffusion`, and `training.state` and `training.batches`. The loop, `--dry_run` and the benchmarks call the
-same step. Next in the data flow: `log.py` reads its loss back.
+May import: `config, data, diffusion, processes`, and `training.state` and `training.batches`. The loop, `--dry_run` and the
+benchmarks call the same step. Next in the data flow: `log.py` reads its loss back.
 """
 
 import contextlib
@@ -10,11 +10,24 @@ import math
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
+from cond_ddpm.config import TrainConfig
 from cond_ddpm.data import make_batch
 from cond_ddpm.diffusion import StepRandomness, diffusion_losses, draw_training
+from cond_ddpm.processes import memory_for
 from cond_ddpm.training.batches import TrainingData
 from cond_ddpm.training.state import TrainingState
+
+
+def memory_of_steps(accelerator: Accelerator, config: TrainConfig, data: TrainingData) -> contextlib.AbstractContextManager:
+    """If the memory does not suffice for the run's steps, the error is one line that says what to change."""
+    parts = config.gradient_accumulation_steps
+    advice = (
+        f"--gradient_accumulation_steps {2 * parts} computes the batch in smaller parts; or lower --batch_size, --resolution"
+        " or the size of the network (--unet.size)"
+    )
+    return memory_for(accelerator.device, f"a step of {config.batch_size} images of {data.image_shape}", advice)
 
 
 def train_step(state: TrainingState, data: TrainingData, learning_rate: float) -> torch.Tensor:
