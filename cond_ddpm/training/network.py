@@ -1,9 +1,10 @@
 """The network of a run: new, or with the weights of a trained pipeline (`init_from`).
 
-May import: `config, diffusion, models, pipelines`. Next in the data flow: `state.py` trains it.
+May import: `config, diffusion, models, pipelines, pretrained_models`. Next in the data flow: `state.py` trains it.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from cond_ddpm.config import TrainConfig, checked_arguments
 from cond_ddpm.diffusion import AUGMENT_DIM
 from cond_ddpm.models import MODELS
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
+from cond_ddpm.pretrained_models import pretrained_pipelines
 
 _BY_DATA = ("sample_size", "in_channels", "out_channels", "num_classes", "augment_dim")
 # Tensors with a row for each class and one for the null label.
@@ -32,12 +34,11 @@ def with_base(config: TrainConfig) -> TrainConfig:
     """The settings with what `init_from` decides: the network's options, and the images' size and channels, unless given.
 
     Raises:
-        ValueError: a base model of another kind, noise schedule or prediction type than the settings ask for.
-        OSError: there is no such folder or repository.
+        ValueError: there is no such model; it is of another kind, noise schedule or prediction type than the settings ask for.
     """
     if config.init_from is None:
         return config
-    pipeline = CondDDPMPipeline.from_pretrained(config.init_from)
+    pipeline = _base(config.init_from)
     base, scheduler = pipeline.unet.config, pipeline.scheduler.config
     model: Any = next(name for name, class_ in MODELS.items() if isinstance(pipeline.unet, class_))
     if config.model not in (None, model):
@@ -65,6 +66,17 @@ def with_base(config: TrainConfig) -> TrainConfig:
     )
 
 
+def _base(init_from: str) -> CondDDPMPipeline:
+    """A folder or a Hub id; or the name of a model that comes with the package, unless there is such a folder."""
+    own = {} if Path(init_from).exists() else pretrained_pipelines()
+    try:
+        return CondDDPMPipeline.from_pretrained(own.get(init_from, init_from))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"init_from: expected a pipeline folder, such as RUN/pipeline, or a Hub id, got {init_from}: {error}"
+        ) from None
+
+
 def start_from_base(unet: ModelMixin, class_names: list[str], init_from: str) -> list[str]:
     """Load the weights of a trained pipeline as far as they fit.
 
@@ -75,7 +87,7 @@ def start_from_base(unet: ModelMixin, class_names: list[str], init_from: str) ->
     Returns:
         What was not taken over, in words, for the user.
     """
-    pipeline = CondDDPMPipeline.from_pretrained(init_from)
+    pipeline = _base(init_from)
     base, own, notes = pipeline.unet.state_dict(), unet.state_dict(), []
     known = {name: label for label, name in (pipeline.id2label or {}).items()}
     null_label = pipeline.unet.config.num_classes

@@ -11,10 +11,11 @@ not choose again.
   there would be fewer than 500 steps, and never larger than the number of images.
 - Steps: as many as 85% of the time is enough for; the rest is for validation and samples. But no image is seen more than 1,000
   times, since a network that has learned its images by heart only copies them. The time itself is the hard stop.
-- Learning rate: 3e-3, or 6e-4 for the sizes m and l. It warms up over 5% of the steps, 500 at most, and decays to zero over
-  the second half of the run. The width of the averaged weights is a share of the run, and needs no choice.
-- Augmentation and dropout: where each image is seen more than 300 times. At 226 times, 170 images were not learned by
-  heart, and augmentation only slowed the training down (one run each).
+- Learning rate: 3e-3, or 6e-4 for the sizes m and l; with a base model a third of it (not searched). It warms up over 5% of
+  the steps, 500 at most, and decays to zero over the second half of the run. The width of the averaged weights is a share of
+  the run, and needs no choice.
+- Augmentation and dropout: where each image is seen more than 300 times. After 226 times, 170 images were not learned by
+  heart, and augmentation made no difference (one run each; docs/LOG.md, 2026-11-28).
 - Validation 30 times, or after each pass over the images, whichever is less often. Samples are drawn at most 8 times, and
   cost at most 5% of the training, except those at the end.
 - Guidance 2, for the samples and as the pipeline's default.
@@ -61,6 +62,7 @@ _MOST_PASSES = 1000
 _MANY_PASSES, _AUGMENTATION_PROB, _DROPOUT = 300, 0.2, 0.1
 _VALIDATIONS, _PREVIEWS, _SHARE_OF_PREVIEWS = 30, 8, 0.05
 _GUIDANCE = 2.0
+_RATE_FROM_BASE = 1 / 3
 
 
 def uses_minutes(config: TrainConfig) -> bool:
@@ -153,7 +155,8 @@ def _network(
     def candidate(name: str) -> TrainConfig:
         size = SIZES.get(name, SIZES["xs"])
         batch = min(max(size.batch_size, _GPU_BATCH if is_gpu else 0), num_images) // parts * parts
-        found = config.with_open({"batch_size": batch, "learning_rate": size.learning_rate, "augmentation_prob": 0.0})
+        rate = size.learning_rate * (1 if config.init_from is None else _RATE_FROM_BASE)
+        found = config.with_open({"batch_size": batch, "learning_rate": rate, "augmentation_prob": 0.0})
         return dataclasses.replace(found, unet={"size": name, **options} if is_own and is_open else options)
 
     is_open = not _OF_SIZE & options.keys()
@@ -182,13 +185,14 @@ def _network(
 
 def _notes(config: TrainConfig, why: str, images_per_second: float, epochs: float) -> list[str]:
     options = ", ".join(f"{name} {value}" for name, value in config.unet.items())
-    options = "with the options of the base model" if config.init_from is not None else options
     return [
         f"minutes:     {config.minutes:g}, after which the training stops at the latest (--minutes)",
-        f"network:     {config.model}, {options}: {why} (--unet.size)",
+        f"network:     {config.model}, {options}: {why} (--unet.size)"
+        if config.init_from is None
+        else f"network:     {config.model}, as the base model's (--unet.NAME)",
         f"steps:       {config.max_train_steps:,} of {config.batch_size} images, {epochs:.3g} passes over the images; a few"
         f" steps here took {images_per_second:.0f} images/s (--max_train_steps, --batch_size)",
-        f"rate:        {config.learning_rate:g} after {config.lr_warmup_steps} steps of warm-up (--learning_rate)",
+        f"rate:        {config.learning_rate:.3g} after {config.lr_warmup_steps} steps of warm-up (--learning_rate)",
         f"augmented:   each change with a probability of {config.augmentation_prob:g} (--augmentation_prob)",
         f"validated:   after {_each(config.validation_epochs, 'pass', 'passes')} over the images (--validation_epochs), with"
         f" samples after {_each(config.save_images_epochs, 'validation', 'validations')} (--save_images_epochs)",
