@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import ROOT
 
-from cond_ddpm.cli import parse_train
+from cond_ddpm.cli import COMMANDS, parse_train
 from cond_ddpm.config.settings import names_of
 from cond_ddpm.config.training import TrainCommandConfig
 
