@@ -56,9 +56,9 @@ def train(
         The run's folder: `config.json`, `data.txt` and `data.png` (what was found in the data and chosen, and images as the
         network sees them), `first_batch.png`, `metrics.csv` (a row for each epoch), `metrics.jsonl` (a row for each step),
         `loss.png`, `samples/epoch_NNNN.png`, `report.html` (all of that on one page), `checkpoint-N/` for resuming, `ema/`,
-        `logs/`, and `pipeline/`, the weights of the epoch with the lowest validation loss (their moving average, unless `use_ema` is off),
-        with a card, ready to be published. If the run resumed from an earlier checkpoint, `abandoned-STEP-N/` holds what was
-        written after it.
+        `logs/`, and `pipeline/`, the weights of the epoch with the lowest validation loss (their moving average, unless
+        `use_ema` is off), with a card, ready to be published. If the run resumed from an earlier checkpoint,
+        `abandoned-STEP-N/` holds what was written after it.
 
     Raises:
         ValueError: settings that do not fit the data, the network, the checkpoint or the number of processes; data other
