@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import ROOT
 
-from cond_ddpm.cli import parse_train
+from cond_ddpm.cli import COMMANDS, parse_train
 from cond_ddpm.config.settings import names_of
 from cond_ddpm.config.training import TrainCommandConfig
 
@@ -61,7 +61,7 @@ def test_arguments_and_names_of_the_sampling_table():
 
 
 def test_every_command_and_kind_of_picture_is_in_the_readme():
-    from cond_ddpm.cli import COMMANDS, KINDS
+    from cond_ddpm.cli import KINDS
 
     for name in COMMANDS:
         assert f"cond-ddpm {name}" in README, name

@@ -71,6 +71,8 @@ RESULTS = {
         "classes": {"<b>cross</b>": {"accuracy": 0.5, "frechet_distance": 1.5}, "disc": "not an object"},
     },
     "held_out_real": {"frechet_distance": 0.06, "label_accuracy": None, "classes": {"<b>cross</b>": {"accuracy": 0.9}}},
+    "copies": {"pixels": {"share": 0.0225, "by_chance": 0.01}},
+    "usefulness": {"accuracy": {"samples": 0.715, "real": 0.9}},
     "warnings": ["<script>alert(1)</script>"],
 }
 
@@ -97,7 +99,7 @@ def test_a_command_writes_it_anew_with_what_was_measured(run, capsys):
     assert main(["report", "--run", str(run)]) == 0 and capsys.readouterr().out.strip() == str(run / "report.html")
     page = _Page(run / "report.html")
     assert page.titles == ["What the network saw", "Samples", "Losses", "Guidance", "Evaluation", "The run"]
-    for text in ("87.5%", "50.0%", "90.0%", "3.25", "not known", "<b>cross</b>", "<script>alert(1)</script>"):
+    for text in ("87.5%", "2.2%", "71.5%", "50.0%", "90.0%", "3.25", "not known", "<b>cross</b>", "<script>alert(1)</script>"):
         assert text in page.text  # as text
     assert "b" in page.tags and "script" not in page.tags and "has not been measured" not in page.text
     assert any(image["alt"].startswith("Confusion") for image in page.images)

@@ -69,7 +69,7 @@ def _data(run: Path) -> dict | None:
         run,
         {
             "first_batch.png": "The first batch: the images, with the classes that the network is told, and the same with the"
-            " noise of their timestep t, which it learns to predict.",
+            " noise of their timestep t, which is what it gets.",
             "data.png": "The training images of each class, as the network sees them.",
         },
     )
@@ -128,11 +128,21 @@ def _one_evaluation(path: Path) -> dict | None:
         for key, (name, better, share) in _METRICS.items()
         if samples.get(key) is not None
     ]
+    for kind in ("pixels", "features"):
+        found = _part(_part(results, "copies"), kind)
+        if found:
+            name = f"copies: nearer to a training image, in {kind}, than 99% of real images are"
+            row = {"samples": _number(found.get("share"), True), "real": _number(found.get("by_chance"), True)}
+            metrics.append({"name": name, "better": "about as by chance, which is what real images have", **row})
+    useful = _part(_part(results, "usefulness"), "accuracy")
+    if useful:
+        row = {"samples": _number(useful.get("samples"), True), "real": _number(useful.get("real"), True)}
+        metrics.append({"name": "usefulness: accuracy of a classifier trained on them", "better": "higher is better", **row})
     classes, real_classes = _part(samples, "classes"), _part(real, "classes")
     rows = []
     for name in classes:
         row, of_real = _part(classes, name), _part(real_classes, name)
-        accuracy = row.get("accuracy")
+        accuracy: Any = row.get("accuracy")
         rows.append(
             {
                 "name": shown(name),
