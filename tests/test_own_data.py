@@ -311,6 +311,19 @@ def test_copies_light_up_and_new_images_do_not(tmp_path):
         assert opened.size[0] > 500
 
 
+def test_a_held_out_image_that_is_doubled_does_not_hide_copies(tmp_path):
+    """Of few held-out images the nearest is the threshold; if it is in the training split too, no copy would be nearer."""
+    rng = np.random.default_rng(0)
+    training, held_out = (rng.integers(0, 256, (count, 1, 4, 4), np.uint8) for count in (40, 20))
+    held_out[3] = training[5]
+    tallies = [_tally(part, torch.zeros(len(part), 2)) for part in (training[:10], held_out, training[:3])]
+    nearest = (nearest_training_images(part, training) for part in (training[:10], held_out))
+    found = find_copies(*tallies, *nearest, training, ["a", "b"], tmp_path / "copies.png")["pixels"]
+    assert found["share"] == 1 and found["doubled_held_out"] == 1 and found["by_chance"] == 1 / 20
+    nearest = (nearest_training_images(part, training) for part in (training[:10], training[:20]))  # nothing is held out
+    assert "pixels" not in find_copies(*tallies, *nearest, training, ["a", "b"], tmp_path / "copies.png")
+
+
 def test_few_held_out_images_do_not_promise_more_than_they_can_say(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 1, 4, 4), np.uint8)

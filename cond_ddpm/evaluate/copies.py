@@ -19,6 +19,7 @@ from cond_ddpm.evaluate.statistics import NEIGHBOURS, Tally
 from cond_ddpm.visualize import class_grid
 
 QUANTILE = 0.01  # the share of held-out real images that may be nearer to a training image than the threshold
+_DOUBLED = 0.1  # below this, a held-out image is in the training split too; one of few would hide all copies, and is left out
 _NEXT = 4  # training images, after the nearest one, to which its distance is compared
 _WORST = 10  # pairs in the picture
 _BLOCK = 100
@@ -63,13 +64,15 @@ def find_copies(
     found: dict[str, Any] = {"quantile": QUANTILE, "num_samples": len(images), "num_held_out": len(held_out.images)}
     if min(nearest.distances.shape[1], of_held_out.distances.shape[1]) > _NEXT:
         scores, real = nearness(nearest.distances), nearness(of_held_out.distances)
-        found["pixels"] = {"searched": len(training_images), **_shares(scores, real, labels, class_names)}
+        if (real >= _DOUBLED).any():
+            found["pixels"] = {"searched": len(training_images), **_shares(scores, real, labels, class_names)}
         _draw(images, labels, class_names, training_images, scores, nearest, picture)
     if len(training.kept) > _NEXT:
         features, real_features = (tally.kept[tally.rows < NEIGHBOURS] for tally in (samples, held_out))
         scores, real = (_nearness_of_features(part, training.kept) for part in (features, real_features))
         of_features = labels[samples.image_rows[:NEIGHBOURS, 0].numpy() < samples.subset]
-        found["features"] = {"searched": len(training.kept), **_shares(scores, real, of_features, class_names)}
+        if (real >= _DOUBLED).any():
+            found["features"] = {"searched": len(training.kept), **_shares(scores, real, of_features, class_names)}
     return found
 
 
@@ -95,6 +98,8 @@ def nearness(distances: np.ndarray) -> np.ndarray:
 
 def _shares(scores: np.ndarray, real: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
     """The share of samples whose score is below the threshold that `real` sets, overall and in each class."""
+    doubled = real < _DOUBLED
+    real = real[~doubled]
     threshold = float(np.quantile(real, QUANTILE, method="lower"))
     nearer = scores < threshold
     classes = {
@@ -105,6 +110,7 @@ def _shares(scores: np.ndarray, real: np.ndarray, labels: np.ndarray, class_name
         # Of n real images, the least score is as likely to be any of n + 1, so that so many samples are below it by chance.
         "by_chance": float(max(QUANTILE, 1 / (len(real) + 1))),
         "threshold": threshold,
+        "doubled_held_out": int(doubled.sum()),
         "classes": classes,
     }
 

@@ -320,7 +320,7 @@ def copies_text(copies: dict) -> str:
     """How many samples are nearer to a training image than 99% of held-out real images are, in a sentence."""
     kinds = {name: copies[name] for name in ("pixels", "features") if name in copies}
     if not kinds:
-        return "There are too few training images to say how many samples are copies of them."
+        return "There are too few training images, or none was held out, to say how many samples are copies of them."
     shares = " and ".join(f"{kind['share']:.1%} in {name}" for name, kind in kinds.items())
     searched = " and ".join(f"{kind['searched']:,}" for kind in kinds.values())
     by_chance = max(kind["by_chance"] for kind in kinds.values())

@@ -99,7 +99,7 @@ def training_record(state: TrainingState, data: TrainingData, row: dict[str, Any
         "num_validation_images": len(data.val_indices),
         "random_flip": data.random_flip,
         "base_model": base_model,  # None unless the weights started from it
-        "base_model_on_hub": base_model is not None and base_model == config.init_from,
+        "base_model_on_hub": config.init_from is not None and not is_local(config.init_from),
         "data": data.report.facts,
         "epoch": row["epoch"],
         "step": row["step"],
