@@ -15,7 +15,6 @@ tries all of it on a CPU, in seconds: a tiny network, digits, and those tests on
 """
 
 import argparse
-import contextlib
 import copy
 import json
 import os
@@ -23,6 +22,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -47,17 +47,18 @@ class Limit:
         return self.end - self.to_stop - time.monotonic()
 
     def run(self, command: list, log: Path | None = None, **environment: str) -> tuple[int, str]:
-        """A program's exit code, and what it printed if it is not logged. It is told to stop in time, or else killed."""
+        """A program's exit code and what it printed, its errors if logged. It is told to stop in time, or killed."""
         command, env = [str(part) for part in command], {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-        with contextlib.ExitStack() as stack:
-            output = stack.enter_context(log.open("w")) if log else subprocess.PIPE
+        with log.open("w+") if log else tempfile.TemporaryFile("w+") as output:
             child = subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT if log else None)
-            for seconds, stop in ((max(1.0, self.left()), child.terminate), (0.8 * self.to_stop, child.kill)):
+            for seconds, stop in ((max(1.0, self.left()), child.terminate), (0.8 * self.to_stop, child.kill), (None, None)):
                 try:
-                    return child.wait(seconds), "" if log else child.stdout.read().decode()
+                    code = child.wait(seconds)
+                    break
                 except subprocess.TimeoutExpired:
                     stop()
-            return child.wait(), ""
+            output.seek(0)
+            return code, output.read()
 
 
 def tests(given: argparse.Namespace, limit: Limit) -> dict:
@@ -67,8 +68,7 @@ def tests(given: argparse.Namespace, limit: Limit) -> dict:
     passed = [word for name, outcome in outcomes.items() if outcome == "PASSED" for word in ("--deselect", name)]
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "cuda", "tests/test_cuda.py", *passed]
     environment = {"COND_DDPM_CUDA_TESTS": "cpu"} if given.tiny else {}
-    code, _ = limit.run(command, log, **environment)
-    said = log.read_text()
+    code, said = limit.run(command, log, **environment)
     outcomes |= dict(re.findall(r"^(tests/\S+) (PASSED|FAILED|SKIPPED|ERROR)", said, re.MULTILINE))
     file.write_text(json.dumps(outcomes, indent=2) + "\n")
     counts = {outcome: sum(one == outcome for one in outcomes.values()) for outcome in sorted(set(outcomes.values()))}
@@ -154,11 +154,9 @@ def train(given: argparse.Namespace, limit: Limit) -> dict:
     done = json.loads(kept.read_text())["progress"]["step"] if kept.is_file() else 0
     if done and (here is None or int(here.name.partition("-")[2]) < done):
         _unpack(command, run, given.output)
-    code, _ = limit.run([sys.executable, "train_cond_ddpm.py", *command], given.output / "train.txt")
+    code, said = limit.run([sys.executable, "train_cond_ddpm.py", *command], given.output / "train.txt")
     if code not in (0, 128 + signal.SIGTERM):
-        raise SystemExit(
-            f"train: expected it to end or to be stopped, got exit code {code}:\n{_end(given.output / 'train.txt')}"
-        )
+        raise SystemExit(f"train: expected it to end or to be stopped, got exit code {code}:\n{said[-3000:]}")
     progress = _pack(run, given.output)
     return {"step": progress["step"], "minutes": progress["elapsed_seconds"] / 60, "over": code == 0}
 
@@ -240,9 +238,9 @@ def evaluate(given: argparse.Namespace, limit: Limit) -> dict:
         results,
     ]
     command += ["--num_samples", "64", "--subset", "32"] if given.tiny else ["--fast"]
-    code, _ = limit.run([*command, *given.flags], given.output / "evaluate.txt")
+    code, said = limit.run([*command, *given.flags], given.output / "evaluate.txt")
     if code not in (0, -signal.SIGTERM):
-        raise SystemExit(f"evaluate: expected it to end or to be stopped, got {code}:\n{_end(given.output / 'evaluate.txt')}")
+        raise SystemExit(f"evaluate: expected it to end or to be stopped, got {code}:\n{said[-3000:]}")
     if code:
         return {"over": False}
     samples = json.loads(results.read_text())["samples"]
@@ -255,10 +253,6 @@ def _of_preset(given: argparse.Namespace, preset: str) -> list[str]:
 
 def _arguments(given: argparse.Namespace) -> list[str]:
     return ["--output", str(given.output), *(["--tiny"] if given.tiny else [])]
-
-
-def _end(log: Path) -> str:
-    return log.read_text()[-3000:]
 
 
 def check_kept(folder: Path) -> str:

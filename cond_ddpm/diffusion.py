@@ -27,6 +27,9 @@ def make_noise_scheduler(config: TrainConfig) -> DDPMScheduler:
     )
 
 
+AUGMENT_DIM = 5  # mirrored; shifted right and down; enlarged; turned
+
+
 @dataclass(frozen=True)
 class StepRandomness:
     """The random choices of one training step, for a batch of B images."""
@@ -36,13 +39,17 @@ class StepRandomness:
     drop_label: torch.Tensor  # (B,) bool: whether the null label replaces the class
     flip: np.ndarray  # (B,) bool: whether the image is mirrored
     dropout_seed: int  # of the network's dropout layers
+    # (B, AUGMENT_DIM) float32: how the image is changed, as `data/augmentation.py` says; None if no image is.
+    augmentation: np.ndarray | None = None
 
     def part(self, index: int, parts: int) -> "StepRandomness":
         """Part `index` of `parts` equal parts of the global batch, for one process."""
         size = len(self.flip) // parts
         rows = slice(index * size, (index + 1) * size)
         seed = (self.dropout_seed * parts + index) % 2**63
-        return StepRandomness(self.timesteps[rows], self.noise[rows], self.drop_label[rows], self.flip[rows], seed)
+        augmentation = None if self.augmentation is None else self.augmentation[rows]
+        draws = (self.timesteps[rows], self.noise[rows], self.drop_label[rows], self.flip[rows])
+        return StepRandomness(*draws, seed, augmentation)
 
 
 def draw_training(config: TrainConfig, step: int, image_shape: tuple[int, int, int], device: torch.device) -> StepRandomness:
@@ -56,6 +63,7 @@ def draw_training(config: TrainConfig, step: int, image_shape: tuple[int, int, i
     drop_label = rng.random(size) < config.class_dropout_prob
     flip = rng.random(size) < 0.5
     noise_seed, dropout_seed = rng.integers(2**62, size=2).tolist()
+    augmentation = _draw_augmentation(rng, size, config.augmentation_prob) if config.augmentation_prob else None
     # Here is the place of a further draw, so that a seed gives the same run as before.
     generator = torch.Generator(device).manual_seed(noise_seed)
     return StepRandomness(
@@ -64,7 +72,18 @@ def draw_training(config: TrainConfig, step: int, image_shape: tuple[int, int, i
         drop_label=torch.from_numpy(drop_label).to(device),
         flip=flip,
         dropout_seed=dropout_seed,
+        augmentation=augmentation,
     )
+
+
+def _draw_augmentation(rng: np.random.Generator, size: int, probability: float) -> np.ndarray:
+    """(size, AUGMENT_DIM): 1 for a mirror image and a standard normal number for each other change; 0 where it is not made.
+
+    Each change is considered by itself, and of those that are considered for it, half are mirrored.
+    """
+    amounts = np.column_stack([rng.random(size) < 0.5, rng.standard_normal((size, AUGMENT_DIM - 1))])
+    considered = rng.random((size, AUGMENT_DIM - 1)) < probability
+    return (amounts * considered[:, [0, 1, 1, 2, 3]]).astype(np.float32)
 
 
 def draw_validation(num_images: int, num_train_timesteps: int, image_shape: tuple[int, int, int]) -> StepRandomness:
@@ -115,6 +134,7 @@ def diffusion_losses(
     null_label: int,
     min_snr_gamma: float | None = None,
     model_guidance_scale: float = 1.0,
+    augment_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The weighted loss of each image, (B,) float32 (DDPM, Ho 2020, eq. 14).
 
@@ -124,14 +144,17 @@ def diffusion_losses(
     target of an image with a label moves by (1 - 1 / s) of the difference between the conditional and the unconditional
     prediction, which are taken as constants (Tang 2025, arXiv 2502.12154, eq. 11). Where the loss is least, the prediction is
     u + s (c - u), which classifier-free guidance makes of an unguided c and u by two forward passes.
+
+    The `augment_labels` (B, AUGMENT_DIM) tell the network how the images were changed; None if they were not.
     """
     noisy = scheduler.add_noise(images, randomness.noise, randomness.timesteps)
     class_labels = drop_labels(class_labels, randomness.drop_label, null_label)
-    unconditional = None
+    unconditional, more = None, {} if augment_labels is None else {"augment_labels": augment_labels}
     if model_guidance_scale > 1:
         with torch.no_grad():
-            unconditional = unet(noisy, randomness.timesteps, torch.full_like(class_labels, null_label)).sample.float()
-    prediction = unet(noisy, randomness.timesteps, class_labels).sample.float()
+            null_labels = torch.full_like(class_labels, null_label)
+            unconditional = unet(noisy, randomness.timesteps, null_labels, **more).sample.float()
+    prediction = unet(noisy, randomness.timesteps, class_labels, **more).sample.float()
     target = prediction_target(scheduler, images, randomness.noise, randomness.timesteps)
     if unconditional is not None:
         share = (1 - 1 / model_guidance_scale) * ~randomness.drop_label  # the unconditional prediction itself is not guided

@@ -5,7 +5,7 @@ May import: torch. Training asks for its precision when it begins, sampling when
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ def precision_for(device: torch.device) -> str:
             return "bf16"
         return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else "no"
     # Older versions of torch do not tell what the CPU can do; there it is "no", which is right everywhere.
-    can = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    can: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     is_limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BF16
     return "bf16" if (can.get("avx512_bf16") or can.get("amx_bf16")) and not is_limited else "no"
 

@@ -46,7 +46,7 @@ def make_accelerator(config: TrainConfig, recorded_precision: str | None = None)
             f"report_to: expected an installed tracker, got {config.report_to}, which is not; pip install {config.report_to},"
             " or --report_to none."
         )
-    precision = config.mixed_precision
+    precision: str | None = config.mixed_precision
     if precision == "auto":
         here = precision_for(PartialState(cpu=_several_on_cpus()).device)
         precision = recorded_precision or here
@@ -64,7 +64,7 @@ def make_accelerator(config: TrainConfig, recorded_precision: str | None = None)
     processes = accelerator.num_processes
     _check_launch(processes)
     parts = processes * config.gradient_accumulation_steps
-    if config.batch_size % parts:
+    if config.batch_size is not None and config.batch_size % parts:
         raise ValueError(
             f"batch_size: expected a multiple of {parts} ({processes} processes with {config.gradient_accumulation_steps}"
             f" accumulation steps), over which it is split, got {config.batch_size}; change one of the three."

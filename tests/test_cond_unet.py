@@ -162,7 +162,9 @@ def test_squared_relu_by_hand():
     assert block.activation(torch.tensor([-2.0, 0.0, 3.0])).tolist() == [0, 0, 9]
 
 
-@pytest.mark.parametrize("size, parameters, gflop", [("tiny", 0.2, 0.025), ("s", 8.5, 0.8), ("m", 50, 6), ("l", 160, 20)])
+@pytest.mark.parametrize(
+    "size, parameters, gflop", [("tiny", 0.2, 0.025), ("xs", 1.4, 0.15), ("s", 8.5, 0.8), ("m", 50, 6), ("l", 160, 20)]
+)
 def test_hybrid_sizes_cost_what_the_table_says(size, parameters, gflop):
     """For 32x32x3 images, at most so many million parameters and GFLOP in a forward pass of one image."""
     with torch.device("meta"):
@@ -181,7 +183,7 @@ def test_a_published_hybrid_does_not_change_with_the_table(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"size": "xl"}, "size: expected one of tiny, s, m, l, got 'xl'"),
+        ({"size": "xl"}, "size: expected one of tiny, xs, s, m, l, got 'xl'"),
         ({"sample_size": 10}, "sample_size: expected a multiple of 4"),
         ({"block_out_channels": (8, 16, 16)}, "block_out_channels: expected two"),
         ({"block_out_channels": (8, 36)}, "block_out_channels: expected a multiple of attention_head_dim=8 .* got 36"),

@@ -69,7 +69,7 @@ def test_labels_are_dropped_one_by_one():
     shares = torch.stack(draws).float().mean(dim=1)
     assert abs(shares.mean() - 0.1) < 0.01  # 10,000 draws at 0.1: standard deviation 0.003
     assert 0 < shares.min() < shares.max() < 0.5  # never a whole batch
-    assert not draw_training(TrainConfig(class_dropout_prob=0), 0, (1, 2, 2), "cpu").drop_label.any()
+    assert not draw_training(TrainConfig(batch_size=64, class_dropout_prob=0), 0, (1, 2, 2), "cpu").drop_label.any()
 
 
 def test_a_draw_depends_on_seed_and_step_alone_and_splits_over_processes():

@@ -538,7 +538,7 @@ def quick_classifier(monkeypatch):
     """A classifier trained for three epochs, for tests in which its accuracy does not matter."""
     from cond_ddpm.evaluate import classifier
 
-    monkeypatch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=3, min_images_seen=0))
+    monkeypatch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=3, min_images_seen=320))
 
 
 def _without_test(dataset, folder):
@@ -650,7 +650,7 @@ import os, sys
 from cond_ddpm import sampling
 from cond_ddpm.cli import main
 from cond_ddpm.evaluate import classifier
-classifier.RECIPE = classifier.Recipe(epochs=3, min_images_seen=0)
+classifier.RECIPE = classifier.Recipe(epochs=3, min_images_seen=320)
 if sys.argv.pop(1) == "kill":
     original, seen = sampling.sample_batches, []
     def killed(*given, **named):

@@ -240,15 +240,17 @@ def test_an_older_run_resumes_as_it_began_when_its_command_is_repeated(config):
 
 
 @pytest.mark.end_to_end
-def test_what_was_chosen_is_written_down_and_kept(config, tmp_path, folder):
+def test_what_was_chosen_is_written_down_and_kept(config, tmp_path, folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
     left_open = dataclasses.replace(
-        config, dataset=str(folder), resolution=None, num_validation_images=None, class_sampling="balanced", max_train_steps=2
+        config, dataset=folder.name, resolution=None, num_validation_images=None, class_sampling="balanced", max_train_steps=2
     )
     run = train(left_open)
     record = json.loads((run / "config.json").read_text())
     assert (record["config"]["resolution"], record["config"]["fit"], record["config"]["random_flip"]) == (32, "crop", True)
     assert record["resolved"]["num_validation_images"] == 4
     training = json.loads((run / "pipeline" / "results.json").read_text())["training"]
+    assert training["dataset"] == "pets" and not training["dataset_on_hub"]  # though the name alone could be one of the Hub
     assert (training["num_images"], training["num_validation_images"]) == (31, 4)
     assert training["data"]["duplicates"] == 2 and "cat/" not in json.dumps(training["data"])
     assert trained_fit({"results.json": json.dumps({"training": training}).encode()}) == "crop"

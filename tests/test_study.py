@@ -313,7 +313,7 @@ def test_the_last_model_is_looked_at_before_the_first_is_trained(changes, words,
         ({"search": {"batch_size": [8, 0]}}, "search.batch_size: expected 1 or more, got 0"),
         (
             {"search": {"batch_size": {"low": 0.5, "high": 8}}},
-            "search.batch_size: expected a whole number, 1 or more, got 0.5",
+            "search.batch_size: expected a whole number, 1 or more, or null, got 0.5",
         ),
         ({"search": {"batch_size": {"low": "a", "high": 8}}}, "search.batch_size: expected numbers, low < high"),
         ({"search": {1: [2]}}, "search: expected settings of training, .* got 1"),

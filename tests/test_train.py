@@ -29,6 +29,9 @@ from cond_ddpm.training.optimizer import lr_factor
 PLAIN = {"prediction_type": "epsilon", "min_snr_gamma": None, "optimizer": "adamw", "adam_beta2": 0.999, "weight_decay": 0.0}
 PLAIN |= {"learning_rate": 2e-3, "lr_scheduler": "constant", "lr_decay_share": 1.0, "lr_warmup_steps": 0}
 
+# What the run of the fixture chooses, which gives a number of epochs.
+AS_CHOSEN = {"fit": "crop", "random_flip": True, "augmentation_prob": 0.0, "validation_epochs": 1, "guidance_scale": 1.0}
+
 
 @pytest.fixture
 def config(shapes_parquet, tmp_path):
@@ -72,7 +75,7 @@ def test_the_run_folder_holds_all_and_its_pipeline_samples(config):
         with Image.open(picture) as opened:
             assert opened.size[0] > 200
     record = json.loads((run / "config.json").read_text())
-    assert TrainConfig(**record["config"]) == dataclasses.replace(config, fit="crop", random_flip=True)  # as chosen
+    assert TrainConfig(**record["config"]) == dataclasses.replace(config, **AS_CHOSEN)
     assert record["resolved"]["unet"]["num_classes"] == 3 and record["resolved"]["class_names"] == NAMES
     assert record["versions"]["torch"] == version("torch") and record["command"]
     pipeline = CondDDPMPipeline.from_pretrained(run / "pipeline")
@@ -231,7 +234,7 @@ def test_mixed_precision_holds_in_training_and_not_for_the_noising(config, monke
 def test_a_runs_settings_can_be_run_again(config):
     run = train(dataclasses.replace(config, num_epochs=1, save_images_epochs=0))
     assert parse_train(["--config", str(run / "config.yaml")]) == dataclasses.replace(
-        config, num_epochs=1, save_images_epochs=0, fit="crop", random_flip=True
+        config, num_epochs=1, save_images_epochs=0, **AS_CHOSEN
     )
 
 

@@ -28,6 +28,7 @@ def setting(
     below: float | None = None,
     may_change: bool = False,
     is_path: bool = False,
+    unless_chosen: Any = None,
 ) -> Any:
     """A field of a `Settings` class.
 
@@ -37,9 +38,13 @@ def setting(
         at_least, at_most, above, below: bounds of a number, or of each number in a list.
         may_change: whether a resumed run may use another value than its checkpoint's, because that alters no completed step.
         is_path: whether a string may be a path, in which a leading ~ is expanded. A `Path` always is one.
+        unless_chosen: of a setting that the command chooses where it is not given: its value where the command chooses none.
+            The default is then None. The annotation leaves that out, since the command works with the chosen value.
     """
     bounds = {"at_least": at_least, "at_most": at_most, "above": above, "below": below}
-    metadata = {"help": help, "may_change": may_change, "bounds": bounds, "is_path": is_path}
+    metadata = {"help": help, "may_change": may_change, "bounds": bounds, "is_path": is_path, "unless_chosen": unless_chosen}
+    if unless_chosen is not None:
+        default = None
     if default is not dataclasses.MISSING and callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -77,6 +82,14 @@ class Settings:
     def changed(self) -> list[str]:
         """The names of the settings that differ from their defaults."""
         return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != default_of(field)]
+
+    def is_open(self, name: str) -> bool:
+        """Whether a setting that the command chooses is not given."""
+        return getattr(self, name) is None
+
+    def with_open(self: S, values: dict[str, Any]) -> S:
+        """The same settings, with those of `values` where they are left open."""
+        return dataclasses.replace(self, **{name: value for name, value in values.items() if self.is_open(name)})
 
     def part(self, class_: type[S]) -> S:
         """An instance of `class_`, whose settings are a part of these."""
@@ -130,7 +143,8 @@ def check_value(field: dataclasses.Field, type_: Any, value: Any) -> None:
 
 def typed_fields(class_: type[Settings]) -> list[tuple[dataclasses.Field, Any]]:
     hints = get_type_hints(class_)
-    return [(field, hints[field.name]) for field in dataclasses.fields(class_)]
+    chosen = unless_chosen(class_)
+    return [(f, hints[f.name] | None if f.name in chosen else hints[f.name]) for f in dataclasses.fields(class_)]
 
 
 def default_of(field: dataclasses.Field) -> Any:
@@ -149,8 +163,16 @@ def names_of(class_: type[Settings]) -> list[str]:
 
 def with_defaults(class_: type[Settings], recorded: dict[str, Any]) -> dict[str, Any]:
     """Settings that an earlier version recorded as JSON, with the default of each setting that is newer than the record."""
-    defaults = {field.name: default_of(field) for field in dataclasses.fields(class_) if field.name not in recorded}
+    before = unless_chosen(class_)
+    fields = [field for field in dataclasses.fields(class_) if field.name not in recorded]
+    defaults = {field.name: before.get(field.name, default_of(field)) for field in fields}
     return {**recorded, **json.loads(json.dumps(defaults))}
+
+
+def unless_chosen(class_: type[Settings]) -> dict[str, Any]:
+    """The settings that a command chooses where they are not given: their values where it chooses none."""
+    found = {field.name: field.metadata["unless_chosen"] for field in dataclasses.fields(class_)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def may_change_at_resume(class_: type[Settings]) -> set[str]:

@@ -32,8 +32,22 @@ class TrainConfig(PreparationConfig, LicenceConfig):
         help="natural: each image once in an epoch; balanced: each class equally often, so small classes repeat.",
     )
 
+    augmentation_prob: float = setting(
+        unless_chosen=0.0,
+        help="Probability of each change of a training image (shifted, enlarged, turned; mirrored, unless random_flip does"
+        " that), of which the network is told, so that its samples do not have it; 0 for none.",
+        at_least=0,
+        at_most=1,
+    )
+
     # The network
-    model: Model = setting(default="hybrid", help="Which UNet.")
+    init_from: str | None = setting(
+        default=None,
+        help="Pipeline folder or Hub id whose weights the training starts from. The network's options, and the images' size"
+        " and channels, are its own unless given; classes of the same name keep what it has learned of them.",
+        is_path=True,
+    )
+    model: Model = setting(unless_chosen="hybrid", help="Which UNet.")
     unet: dict[str, Any] = setting(
         default=dict, help="Any argument of that UNet, as --unet.NAME VALUE: --unet.block_out_channels [64,128]."
     )
@@ -75,9 +89,15 @@ class TrainConfig(PreparationConfig, LicenceConfig):
         may_change=True,
     )
 
-    # The optimizer
-    batch_size: int = setting(default=64, help="Images in an optimizer step, over all processes together.", at_least=1)
-    num_epochs: int = setting(default=50, help="Passes over the training images.", at_least=1, may_change=True)
+    # How long, and with it how large a network, in what steps
+    minutes: float | None = setting(
+        default=None,
+        help="Minutes to train for, by which the size of the network, the batch, the steps and the learning rate are chosen"
+        " where they are not given (docs/how_to/minutes.md). If no length is given at all, 30.",
+        above=0,
+        may_change=True,
+    )
+    num_epochs: int = setting(unless_chosen=50, help="Passes over the training images.", at_least=1, may_change=True)
     max_train_steps: int | None = setting(
         default=None, help="Stop after this many optimizer steps, whatever num_epochs says.", at_least=1, may_change=True
     )
@@ -87,6 +107,18 @@ class TrainConfig(PreparationConfig, LicenceConfig):
         above=0,
         may_change=True,
     )
+    validation_epochs: int = setting(
+        unless_chosen=1,
+        help="Passes over the training images after which the weights are validated, and kept if they are the best so far.",
+        at_least=1,
+    )
+
+    # The optimizer
+    batch_size: int = setting(
+        unless_chosen=64,
+        help="Images in an optimizer step, over all processes together; if not given, no more than there are to train on.",
+        at_least=1,
+    )
     optimizer: Literal["adamw", "muon"] = setting(
         default="muon",
         help="muon orthogonalises the updates of the hidden weight matrices, and AdamW updates the rest; adamw updates all.",
@@ -95,7 +127,9 @@ class TrainConfig(PreparationConfig, LicenceConfig):
         default=5, help="Iterations by which muon orthogonalises an update: 5 as published, or 3, which cost less."
     )
     learning_rate: float = setting(
-        default=3e-3, help="Learning rate after warm-up. Muon's updates are scaled to AdamW's, so one fits both.", above=0
+        unless_chosen=3e-3,
+        help="Learning rate after warm-up. Muon's updates are scaled to AdamW's, so one fits both.",
+        above=0,
     )
     lr_scheduler: Literal["constant", "cosine", "linear", "1-sqrt"] = setting(
         default="linear", help="Learning-rate schedule after warm-up: constant, or a decay to zero by the end of the run."
@@ -103,7 +137,7 @@ class TrainConfig(PreparationConfig, LicenceConfig):
     lr_decay_share: float = setting(
         default=0.5, help="Share of the run, at its end, over which the learning rate decays.", at_least=0, at_most=1
     )
-    lr_warmup_steps: int = setting(default=200, help="Steps of linear warm-up.", at_least=0)
+    lr_warmup_steps: int = setting(unless_chosen=200, help="Steps of linear warm-up.", at_least=0)
     adam_beta1: float = setting(default=0.9, help="AdamW's decay rate of the first moment.", at_least=0, below=1)
     adam_beta2: float = setting(default=0.95, help="AdamW's decay rate of the second moment.", at_least=0, below=1)
     adam_epsilon: float = setting(default=1e-8, help="AdamW's epsilon.", above=0)
@@ -149,7 +183,7 @@ class TrainConfig(PreparationConfig, LicenceConfig):
     )
     patience: int | None = setting(
         default=10,
-        help="Stop when the validation loss has not improved for this many epochs; null for never.",
+        help="Stop when the validation loss has not improved for this many validations; null for never.",
         at_least=1,
         may_change=True,
     )
@@ -185,15 +219,15 @@ class TrainConfig(PreparationConfig, LicenceConfig):
         may_change=True,
     )
     save_images_epochs: int = setting(
-        default=5,
-        help="Draw a grid of samples every this many epochs, and at the end; 0 for never.",
+        unless_chosen=5,
+        help="Draw a grid of samples every this many epochs that are validated, and at the end; 0 for never.",
         at_least=0,
         may_change=True,
     )
     num_images_per_class: int = setting(default=8, help="Columns of that grid.", at_least=1, may_change=True)
     num_inference_steps: int = setting(default=20, help="Steps of the sampler for that grid.", at_least=1, may_change=True)
     guidance_scale: float = setting(
-        default=1.0, help="Guidance of that grid, and default of the saved pipeline; 1 for none.", may_change=True
+        unless_chosen=1.0, help="Guidance of that grid, and default of the saved pipeline; 1 for none.", may_change=True
     )
     push_to_hub: bool = setting(
         default=False, help="Publish the pipeline at the end of the run, as `cond-ddpm publish` does.", may_change=True
@@ -203,6 +237,11 @@ class TrainConfig(PreparationConfig, LicenceConfig):
 
     def check(self) -> None:
         super().check()
+        if self.minutes is not None and self.max_train_minutes not in (None, self.minutes):
+            raise ValueError(
+                f"max_train_minutes: expected none with minutes, which sets it, got {self.max_train_minutes:g}; give one of"
+                " them."
+            )
         for name in ("dataset", "output_dir"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a name or a path, got nothing.")
@@ -215,7 +254,7 @@ class TrainConfig(PreparationConfig, LicenceConfig):
                 f"beta_start: expected at most beta_end, {self.beta_end:g}, got {self.beta_start:g}; noise grows with time."
             )
         for name in ("guidance_scale", "model_guidance_scale"):
-            if self.class_dropout_prob == 0 and getattr(self, name) != 1:
+            if self.class_dropout_prob == 0 and getattr(self, name) not in (None, 1):
                 raise ValueError(
                     f"{name}: expected 1 with class_dropout_prob 0, which trains no null label to guide by, got"
                     f" {getattr(self, name)}; drop some labels, such as --class_dropout_prob 0.1."

@@ -21,7 +21,7 @@ batch.
 from cond_ddpm.data.batches import Batch, balanced_order, epoch_order, make_batch
 from cond_ddpm.data.folders import CLASSES_FILE, local_files
 from cond_ddpm.data.images import LabelledImages, data_fingerprint, hold_out, joined
-from cond_ddpm.data.load import load_images, public_name
+from cond_ddpm.data.load import is_local, load_images, public_name
 from cond_ddpm.data.neighbours import nearest_images
 from cond_ddpm.data.report import Prepared, Report, compare, prepare, report
 from cond_ddpm.data.source import MNIST5K, NoSuchSplit
@@ -39,6 +39,7 @@ __all__ = [
     "data_fingerprint",
     "epoch_order",
     "hold_out",
+    "is_local",
     "joined",
     "load_images",
     "local_files",

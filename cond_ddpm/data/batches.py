@@ -1,6 +1,6 @@
 """The order of the images in an epoch, and the batches that the network sees.
 
-May import: `data.images`. Next in the data flow: `diffusion.py` adds noise to a batch.
+May import: `data.images, data.augmentation`. Next in the data flow: `diffusion.py` adds noise to a batch.
 """
 
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cond_ddpm.data.augmentation import augment
 from cond_ddpm.data.images import LabelledImages
 
 if TYPE_CHECKING:  # imported when the first batch is made
@@ -20,6 +21,7 @@ class Batch:
 
     images: "torch.Tensor"
     class_labels: "torch.Tensor"
+    augment_labels: "torch.Tensor | None" = None  # (B, AUGMENT_DIM): how the images were changed; None if none can have been
 
 
 def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -42,14 +44,32 @@ def balanced_order(indices: np.ndarray, labels: np.ndarray, seed: int, epoch: in
     return rng.permutation(np.concatenate(chosen))
 
 
-def make_batch(data: LabelledImages, indices: np.ndarray, flip: np.ndarray | None = None, *, device="cpu") -> Batch:
-    """The images at `indices`, normalised for the network; those where `flip` (bool, (B,)) is true are mirrored."""
+def make_batch(
+    data: LabelledImages,
+    indices: np.ndarray,
+    flip: np.ndarray | None = None,
+    augmentation: np.ndarray | None = None,
+    *,
+    device="cpu",
+) -> Batch:
+    """The images at `indices`, normalised for the network.
+
+    Args:
+        data: what they are taken from.
+        indices: (B,).
+        flip: bool, (B,): which of them are mirrored.
+        augmentation: float32, (B, AUGMENT_DIM): how they are changed, of which the network is told (`augmentation.py`).
+        device: of the result.
+    """
     import torch
     from diffusers.image_processor import VaeImageProcessor
 
     images = data.images[indices]
     if flip is not None:
         images[flip] = images[flip][..., ::-1]
-    pixels = torch.from_numpy(images).to(device).float() / 255
     # The inverse, in the pipeline, is the `denormalize` of the same class.
-    return Batch(VaeImageProcessor.normalize(pixels), torch.from_numpy(data.labels[indices]).to(device))
+    pixels = VaeImageProcessor.normalize(torch.from_numpy(images).to(device).float() / 255)
+    class_labels = torch.from_numpy(data.labels[indices]).to(device)
+    if augmentation is None:
+        return Batch(pixels, class_labels)
+    return Batch(augment(pixels, augmentation), class_labels, torch.from_numpy(augmentation).to(device))

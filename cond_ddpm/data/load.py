@@ -106,5 +106,9 @@ def _load_digits(split: str, resolution: int, channels: int | None) -> LabelledI
 
 def public_name(name: str | None) -> str | None:
     """A name that may be published: for a path on this machine, only its last part, anything else unchanged."""
-    path = Path(os.path.expanduser(name or ""))
-    return path.resolve().name if name and path.exists() else name
+    return Path(os.path.expanduser(name)).resolve().name if name and is_local(name) else name
+
+
+def is_local(name: str) -> bool:
+    """Whether this is a path on this machine, which is taken before a data set or a model of that name on the Hub."""
+    return Path(os.path.expanduser(name)).exists()

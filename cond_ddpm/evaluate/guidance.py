@@ -82,7 +82,8 @@ def choose_guidance(
     training = results.get("training") or {}
     if results.get("guidance") or pipeline.class_dropout_prob == 0:
         return None
-    ends = clock() + min(_SHARE * seconds, _MOST_SECONDS)
+    started = clock()
+    ends = started + min(_SHARE * seconds, _MOST_SECONDS)
     columns = (config.dataset_config_name, config.image_column, config.label_column)
     shape, fit = pipeline.unet.config, trained_fit(pipeline.companions)
     real = load_real_images(
@@ -104,6 +105,7 @@ def choose_guidance(
         "scales": rows,
         "num_inference_steps": min(_STEPS, pipeline.scheduler.config.num_train_timesteps),
         "first_seed": _FIRST_SEED,
+        "seconds": clock() - started,
         "judge": {"network": _JUDGE, **judge.record},
         "learned_in_training": config.model_guidance_scale if training.get("guided_from") else None,
     }

@@ -12,6 +12,7 @@ import torch
 
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.evaluation import EvaluationConfig
+from cond_ddpm.config.settings import unless_chosen
 from cond_ddpm.data import load_images
 from cond_ddpm.diffusion import make_noise_scheduler
 from cond_ddpm.evaluate.extractors import make_extractor
@@ -20,7 +21,7 @@ from cond_ddpm.pipelines.pipeline_cond_ddpm import DEFAULT_SAMPLER, CondDDPMPipe
 from cond_ddpm.processes import process_state
 from cond_ddpm.sampling import generate
 from cond_ddpm.training.batches import load_training_images
-from cond_ddpm.training.state import make_unet
+from cond_ddpm.training.network import make_unet
 
 
 def rehearse(config: TrainConfig, where: str, evaluation: EvaluationConfig, sampling: dict[str, Any]) -> None:
@@ -43,7 +44,7 @@ def rehearse(config: TrainConfig, where: str, evaluation: EvaluationConfig, samp
     with _named(where):
         with state.main_process_first():
             prepared = load_training_images(config)
-        data = prepared.images
+        data, config = prepared.images, prepared.config.with_open(unless_chosen(TrainConfig))
         shape = data.images.shape[1:]
         with torch.device("meta"):
             make_unet(config, shape, len(data.class_names))

@@ -14,7 +14,7 @@ from typing import Any
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.data import CHOSEN
 from cond_ddpm.config.experiments import StudyConfig
-from cond_ddpm.config.settings import with_defaults
+from cond_ddpm.config.settings import unless_chosen, with_defaults
 from cond_ddpm.ema import combine_snapshots, snapshot_steps
 from cond_ddpm.evaluate.evaluate import evaluate
 from cond_ddpm.experiments.rehearsal import rehearse
@@ -78,7 +78,8 @@ def _train(settings: TrainConfig, name: str, run: Path) -> None:
     done, asked = run / "done.json", json.loads(json.dumps(dataclasses.asdict(settings)))
     if done.is_file():
         before = with_defaults(TrainConfig, _read(done))
-        left_open = {name for name in CHOSEN if asked[name] is None}  # older versions recorded defaults for them
+        # Older versions recorded defaults for them.
+        left_open = {name for name in (*CHOSEN, *unless_chosen(TrainConfig)) if asked[name] is None}
         if asked["mixed_precision"] == "auto":  # which was "bf16" in the presets of older versions
             left_open.add("mixed_precision")
         changed = [key for key in asked if asked[key] != before[key] and key not in left_open]

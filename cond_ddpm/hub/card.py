@@ -20,6 +20,7 @@ MADE_WITH = f"[cond_ddpm]({REPOSITORY})" if REPOSITORY else "cond_ddpm"
 _ASKED_NOBODY = "The weights and the code are under Apache-2.0."  # in the cards of versions that had no --license
 TRIED = {"diffusers": ("0.39.0", "0.42.1"), "torch": ("2.9.1", "2.13.0")}  # the lowest and the newest; docs/compatibility.md
 TASK = "unconditional-image-generation"  # the nearest that the Hub lists; the tag says class-conditional
+AUGMENTED = "each change (shifted, enlarged, turned, mirrored) of {:.0%} of the images; the network is told of it"
 FEATURES = {
     "classifier": "a classifier's features",
     "inception": "Inception-v3's features",
@@ -243,6 +244,7 @@ def _training_rows(training: dict, scheduler) -> list[tuple[str, str]]:
         ("data", f"{training['dataset']}, split {config['train_split']}: {training['num_images']:,} images"),
         ("held out", f"{training['num_validation_images']:,} of that split, to choose the epoch"),
         ("mirrored", "half of the images" if training["random_flip"] else "no"),
+        *([("augmented", AUGMENTED.format(config["augmentation_prob"]))] if config.get("augmentation_prob") else []),
         *([("classes", "drawn equally often")] if config.get("class_sampling") == "balanced" else []),
         ("noise schedule", f"{scheduler.beta_schedule}{betas}, {scheduler.num_train_timesteps} timesteps"),
         ("objective", f"{scheduler.prediction_type}, {weighting}, {config['timestep_sampling']} timesteps"),

@@ -180,6 +180,10 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
         self.time_proj = Timesteps(pos_dim // 4, flip_sin_to_cos=True, downscale_freq_shift=0)  # computed in forward
         self.time_embedding = TimestepEmbedding(pos_dim // 4, pos_dim)
         self.class_embedding = nn.Embedding(self.config.num_classes + 1, pos_dim)  # the last row is the null label
+        # What was done to a training image (EDM, Karras 2022, app. F.2). Nothing was done to a sample, which adds nothing.
+        self.augment_embedding = nn.Linear(self.config.augment_dim, pos_dim, bias=False) if self.config.augment_dim else None
+        if self.augment_embedding is not None:
+            _set_to_zero(self.augment_embedding)
 
     def _check_config(self) -> None:
         config = self.config
@@ -194,6 +198,8 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
             )
         if config.pos_dim < 8 or config.pos_dim % 8:
             raise ValueError(f"pos_dim: expected a multiple of 8, got {config.pos_dim}.")
+        if config.augment_dim < 0:
+            raise ValueError(f"augment_dim: expected 0 or a positive whole number, got {config.augment_dim}.")
         if not 0 <= config.dropout < 1:
             raise ValueError(f"dropout: expected a probability in [0, 1), got {config.dropout}.")
         factor = config.patch_size * 2 ** (len(config.block_out_channels) - 1)
@@ -204,7 +210,9 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
                 " block_out_channels or a smaller patch_size."
             )
 
-    def _check_inputs(self, sample: torch.Tensor, class_labels: torch.Tensor | None) -> None:
+    def _check_inputs(
+        self, sample: torch.Tensor, class_labels: torch.Tensor | None, augment_labels: torch.Tensor | None
+    ) -> None:
         size, null_label = self.config.sample_size, self.config.num_classes
         expected = (self.config.in_channels, size, size)
         if sample.ndim != 4 or tuple(sample.shape[1:]) != expected:
@@ -222,6 +230,12 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
                 f"class_labels: expected shape ({sample.shape[0]},) and dtype torch.int64, got"
                 f" {tuple(class_labels.shape)} and {class_labels.dtype}; give a whole number for each image."
             )
+        augmented = None if augment_labels is None else tuple(augment_labels.shape)
+        if augmented not in (None, (sample.shape[0], self.config.augment_dim)) or (augmented and not self.config.augment_dim):
+            raise ValueError(
+                f"augment_labels: expected shape ({sample.shape[0]}, {self.config.augment_dim}), with augment_dim above 0, got"
+                f" {augmented}; leave them out, or make a network with that augment_dim."
+            )
         # Only on the CPU: reading values back stalls an accelerator at each step and breaks a compiled graph. The data set and
         # the pipeline have checked those labels before they were moved.
         if class_labels.device.type == "cpu" and not torch.compiler.is_compiling() and class_labels.numel():
@@ -238,6 +252,7 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
         timestep: torch.Tensor | float | int,
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
+        augment_labels: torch.Tensor | None = None,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         """Predict what the scheduler's `prediction_type` names, from a noisy image, its timestep and its class.
 
@@ -246,6 +261,8 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
             timestep: in [0, num_train_timesteps); one for all images (a number or a 0-d tensor), or one for each, (B,).
             class_labels: (B,) int64 in [0, num_classes]; `num_classes` is the null label, for an unconditional prediction.
             return_dict: False for a plain tuple.
+            augment_labels: (B, augment_dim), how the images that `sample` was made of were changed, in training; None, as for
+                sampling, is the same as zeros: they were not.
 
         Returns:
             `UNet2DOutput` whose `sample` is (B, out_channels, sample_size, sample_size).
@@ -253,7 +270,7 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: another shape, dtype or label.
         """
-        self._check_inputs(sample, class_labels)
+        self._check_inputs(sample, class_labels, augment_labels)
         batch, patch = sample.shape[0], self.config.patch_size
         timestep = torch.as_tensor(timestep, device=sample.device)
         if timestep.shape not in (torch.Size([]), torch.Size([1]), torch.Size([batch])):
@@ -264,7 +281,10 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
 
         # Sinusoids of the timestep go through an MLP (DDPM, Ho 2020, app. B); the embedding of the class is added.
         embedding = self.time_embedding(self.time_proj(timestep.expand(batch)).to(self.dtype))  # (B, pos_dim)
-        embedding = F.silu(embedding + self.class_embedding(class_labels).to(embedding.dtype))
+        embedding = embedding + self.class_embedding(class_labels).to(embedding.dtype)
+        if augment_labels is not None and self.augment_embedding is not None:
+            embedding = embedding + self.augment_embedding(augment_labels.to(self.dtype)).to(embedding.dtype)
+        embedding = F.silu(embedding)
 
         patches = F.pixel_unshuffle(sample, patch)  # (B, in_channels * patch^2, S / patch, S / patch)
         prediction = F.pixel_shuffle(self._predict(patches, embedding, class_labels), patch)  # (B, out_channels, S, S)
@@ -363,6 +383,7 @@ class SimpleUNet2DModel(_UNet):
         pos_dim: width of the timestep and class embeddings, a multiple of 8.
         dropout: probability in [0, 1), inside the residual blocks.
         patch_size: side of the patches of pixels that the network works on. The study used 1; 2 costs a quarter as much.
+        augment_dim: numbers that tell the network how a training image was changed; 0 if images are not changed.
 
     Raises:
         ValueError: an argument out of range, or a `sample_size` that cannot be halved that many times.
@@ -380,6 +401,7 @@ class SimpleUNet2DModel(_UNet):
         pos_dim: int = 1024,
         dropout: float = 0.0,
         patch_size: int = 1,
+        augment_dim: int = 0,
     ):
         super().__init__()
         self._build(attention_resolutions=())
@@ -394,6 +416,7 @@ class AttentionUNet2DModel(_UNet):
         attention_resolutions: sizes of the feature maps with attention, such as (16, 8), counted in patches; None for all but
             the outermost.
         attention_head_dim: channels of each head. 64 makes the matrix products large enough to be fast.
+        augment_dim: as for `SimpleUNet2DModel`.
 
     Raises:
         ValueError: as for `SimpleUNet2DModel`; a resolution that the network does not have; a number of channels that is not
@@ -414,6 +437,7 @@ class AttentionUNet2DModel(_UNet):
         patch_size: int = 1,
         attention_resolutions: tuple[int, ...] | None = None,
         attention_head_dim: int = 64,
+        augment_dim: int = 0,
     ):
         super().__init__()
         self._build(attention_resolutions, attention_head_dim)
@@ -436,7 +460,7 @@ class HybridUNet2DModel(_CondUNet2DModel):
         mlp_ratio: hidden channels of the transformer's MLPs, as a multiple of its own.
         activation: of those MLPs.
         num_class_tokens: learned tokens of each class, which the transformer reads beside those of the image; 0 for none.
-        patch_size: as for `SimpleUNet2DModel`.
+        patch_size, augment_dim: as for `SimpleUNet2DModel`.
 
     Raises:
         ValueError: an argument out of range, or a `sample_size` that cannot be halved that many times.
@@ -445,6 +469,7 @@ class HybridUNet2DModel(_CondUNet2DModel):
     # Their parameters and GFLOP at 32x32x3 are in tests/test_cond_unet.py.
     SIZES: ClassVar[dict[str, dict]] = {
         "tiny": {"block_out_channels": (16, 64), "layers_per_block": 1, "transformer_layers": 2, "pos_dim": 64},
+        "xs": {"block_out_channels": (32, 128), "layers_per_block": 1, "transformer_layers": 4, "pos_dim": 128},
         "s": {"block_out_channels": (64, 256), "layers_per_block": 1, "transformer_layers": 6, "pos_dim": 256},
         "m": {"block_out_channels": (128, 512), "layers_per_block": 2, "transformer_layers": 8, "pos_dim": 512},
         "l": {"block_out_channels": (192, 768), "layers_per_block": 2, "transformer_layers": 12, "pos_dim": 768},
@@ -457,7 +482,7 @@ class HybridUNet2DModel(_CondUNet2DModel):
         in_channels: int = 3,
         out_channels: int = 3,
         num_classes: int = 10,
-        size: Literal["tiny", "s", "m", "l"] = "s",
+        size: Literal["tiny", "xs", "s", "m", "l"] = "s",
         block_out_channels: tuple[int, int] | None = None,
         layers_per_block: int | None = None,
         transformer_layers: int | None = None,
@@ -468,6 +493,7 @@ class HybridUNet2DModel(_CondUNet2DModel):
         patch_size: int = 2,
         activation: Literal["silu", "squared_relu"] = "silu",
         num_class_tokens: int = 0,
+        augment_dim: int = 0,
     ):
         super().__init__()
         if size not in self.SIZES:

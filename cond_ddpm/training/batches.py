@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.data import CHOSEN
+from cond_ddpm.config.settings import unless_chosen
 from cond_ddpm.data import (
     LabelledImages,
     Prepared,
@@ -23,6 +24,9 @@ from cond_ddpm.data import (
     prepare,
     report,
 )
+from cond_ddpm.training.network import with_base
+from cond_ddpm.training.plan import LENGTHS
+from cond_ddpm.training.speed import chosen_here
 
 
 @dataclasses.dataclass
@@ -37,6 +41,7 @@ class TrainingData:
     random_flip: bool
     class_sampling: str
     prepared: Prepared[TrainConfig]
+    notes: list[str]  # what was chosen besides, in words; empty in a resumed run
     _order: tuple[int, np.ndarray] | None = None  # of the current epoch
 
     @functools.cached_property
@@ -92,20 +97,22 @@ def load_training_data(
         recorded: the settings of the checkpoint from which the run resumes.
 
     Raises:
-        ValueError: fewer training images than a batch has.
+        ValueError: fewer training images than a batch has; a base model that does not fit the settings.
+        MemoryError: no network that could be chosen fits into the memory.
     """
     with accelerator.main_process_first():
         if recorded is None:
             prepared = load_training_images(config)
         else:
-            left_open: dict[str, Any] = {name: recorded.get(name) for name in CHOSEN if getattr(config, name) is None}
-            config = dataclasses.replace(config, **left_open)
+            config = as_recorded(config, recorded)
             prepared = prepare(config.dataset, config.train_split, config, chooses=False)
-    images = prepared.images
+    images, config = prepared.images, prepared.config
     train_indices, val_indices = hold_out(images, config.num_validation_images)
-    if len(train_indices) < config.batch_size:
-        raise ValueError(f"batch_size: expected at most the {len(train_indices)} training images, got {config.batch_size}.")
-    return prepared.config, TrainingData(
+    shape, num_classes = images.images.shape[1:], len(images.class_names)
+    notes: list[str] = []
+    if recorded is None:
+        config, notes = chosen_here(config, accelerator, shape, len(train_indices), num_classes)
+    return config, TrainingData(
         images,
         train_indices,
         val_indices,
@@ -114,8 +121,34 @@ def load_training_data(
         prepared.random_flip,
         config.class_sampling,
         prepared,
+        notes,
     )
 
 
 def load_training_images(config: TrainConfig) -> Prepared[TrainConfig]:
-    return prepare(config.dataset, config.train_split, config)
+    """The data set, and the settings with what was chosen by its pictures and by the base model."""
+    config = with_base(config)
+    return prepare(config.dataset, config.train_split, config.with_open({"model": "hybrid"}))
+
+
+def as_recorded(config: TrainConfig, recorded: dict[str, Any]) -> TrainConfig:
+    """The settings of a resumed run: what they leave open is as in its checkpoint.
+
+    If `minutes` is another number than the recorded one, the steps that were chosen change in proportion.
+    """
+    before = {**unless_chosen(TrainConfig), **recorded}
+    names = {*CHOSEN, *unless_chosen(TrainConfig), "init_from"} - {*LENGTHS}
+    minutes = before.get("minutes")
+    if before.get("init_from") is not None:
+        names.add("channels")
+    if minutes is not None and all(getattr(config, name) is None for name in LENGTHS):
+        names |= {"minutes", *LENGTHS}
+        if config.minutes not in (None, minutes):
+            steps = round(before["max_train_steps"] * config.minutes / minutes)
+            before |= {"max_train_minutes": config.minutes, "max_train_steps": steps}
+    else:
+        config = config.with_open({"num_epochs": unless_chosen(TrainConfig)["num_epochs"]})
+    values: dict[str, Any] = {name: before.get(name) for name in names if getattr(config, name) is None}
+    if minutes is not None or before.get("init_from") is not None:
+        values["unet"] = {**before["unet"], **config.unet}
+    return dataclasses.replace(config, **values)

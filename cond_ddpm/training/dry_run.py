@@ -16,8 +16,9 @@ from cond_ddpm.training.checkpoint import made_with, recorded_precision, recorde
 from cond_ddpm.training.horizon import Horizon
 from cond_ddpm.training.optimizer import learning_rate_at
 from cond_ddpm.training.run_folder import starting_point
+from cond_ddpm.training.speed import with_precision
 from cond_ddpm.training.state import TrainingState
-from cond_ddpm.training.step import train_step
+from cond_ddpm.training.step import memory_of_steps, train_step
 
 _TIMED_STEPS, _TIMED_SECONDS = 5, 10.0  # whichever is first, but at least one step
 
@@ -28,6 +29,7 @@ def dry_run(config: TrainConfig) -> str:
     Raises:
         ValueError, OSError: as `train` does, before its first step. Nothing is written.
     """
+    config = with_precision(config)
     accelerator = make_accelerator(config, recorded_precision(config))
 
     def look() -> tuple[Path | None, bool]:
@@ -42,12 +44,16 @@ def dry_run(config: TrainConfig) -> str:
     checkpoint, _ = on_main(accelerator, look)
     recorded = None if checkpoint is None else recorded_settings(checkpoint)
     config, data = load_training_data(config, accelerator, recorded)
-    state = TrainingState.create(config, accelerator, data)
+    with memory_of_steps(accelerator, config, data):
+        state = TrainingState.create(config, accelerator, data)
     if checkpoint is not None:
         resume(state, checkpoint, made_with(state, data))
+    elif config.init_from is not None:
+        state.start_from_base()
     progress, horizon = state.progress, Horizon.of(config, data.steps_per_epoch)
     done, forward = progress.step, forward_flop(state.pipeline.unet)
-    seconds = _step_seconds(state, data)
+    with memory_of_steps(accelerator, config, data):
+        seconds = _step_seconds(state, data)
 
     steps = horizon.steps - done
     if horizon.seconds < math.inf:
@@ -59,6 +65,7 @@ def dry_run(config: TrainConfig) -> str:
     lines = {
         "data": f"{config.dataset}: {len(data.train_indices):,} images to train on, {len(data.val_indices):,} held out,"
         f" {data.num_classes} classes, {shape}",
+        **({"chosen": ("\n" + " " * 12).join(data.notes)} if data.notes else {}),
         "network": f"{MODELS[config.model].__name__}, {parameters / 1e6:.2f} million parameters",
         "FLOPs": f"{forward / 1e9:.3f} GFLOP an image forward, about {3 * forward / 1e9:.3f} with backward",
         "steps": f"{steps:,} of {config.batch_size} images ({steps / data.steps_per_epoch:.1f} epochs of"

@@ -50,12 +50,13 @@ def end_epoch(
         state.use_averaged_weights()
         row["val_loss"] = validation_loss(state, data, val_randomness)
 
-    is_better = _count(state, row, ends_whole=progress.step % data.steps_per_epoch == 0)
+    is_better = _count(state, row, ends_whole=progress.step % (data.steps_per_epoch * config.validation_epochs) == 0)
     if is_better and accelerator.is_main_process:
         _keep_best(run, state, data, row)
     is_last = horizon.is_over(progress)
     images = None
-    if config.save_images_epochs and (is_last or log.epoch % config.save_images_epochs == 0):
+    validations = log.epoch // config.validation_epochs
+    if config.save_images_epochs and (is_last or validations % config.save_images_epochs == 0):
         images = _preview_images(state, data.num_classes)
     accelerator.log({name: row[name] for name in ("train_loss", "val_loss", "val_loss_raw")}, progress.step)
     if accelerator.is_main_process:

@@ -17,7 +17,7 @@ class Horizon:
 
     steps: float  # infinite where only the time counts
     seconds: float  # infinite where only the steps count
-    patience: int | None  # epochs without a better validation loss
+    patience: int | None  # validations without a better validation loss
 
     @classmethod
     def of(cls, config: TrainConfig, steps_per_epoch: int) -> "Horizon":
@@ -43,8 +43,8 @@ class Horizon:
         return self.seconds - progress.elapsed_seconds
 
     def __str__(self) -> str:
-        """Such as "700 steps or 10 epochs without improvement"."""
+        """Such as "700 steps or 10 validations without improvement"."""
         ends = [f"{self.steps} steps"] if self.steps < math.inf else []
         ends += [f"{self.seconds / 60:g} minutes"] if self.seconds < math.inf else []
-        ends += [f"{self.patience} epochs without improvement"] if self.patience is not None else []
+        ends += [f"{self.patience} validations without improvement"] if self.patience is not None else []
         return " or ".join(ends)

@@ -15,7 +15,7 @@ from cond_ddpm import hub
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.diffusion import draw_validation
 from cond_ddpm.ema import save_snapshot
-from cond_ddpm.processes import Stopping, make_accelerator, memory_for, on_main
+from cond_ddpm.processes import Stopping, make_accelerator, on_main
 from cond_ddpm.training.batches import load_training_data
 from cond_ddpm.training.checkpoint import (
     made_with,
@@ -31,8 +31,9 @@ from cond_ddpm.training.log import Log, start_trackers
 from cond_ddpm.training.optimizer import learning_rate_at
 from cond_ddpm.training.records import write_first_batch, write_report
 from cond_ddpm.training.run_folder import open_run, prepare_run, starting_point
+from cond_ddpm.training.speed import with_precision
 from cond_ddpm.training.state import TrainingState
-from cond_ddpm.training.step import train_step
+from cond_ddpm.training.step import memory_of_steps, train_step
 from cond_ddpm.visualize import run_report
 
 
@@ -52,12 +53,12 @@ def train(
             weights, and before that gets its card and is published. The other processes wait.
 
     Returns:
-        The run's folder: `config.json`, `data.txt` and `data.png` (what was found in the data, and images as the network sees
-        them), `first_batch.png`, `metrics.csv` (a row for each epoch), `metrics.jsonl` (a row for each step), `loss.png`,
-        `samples/epoch_NNNN.png`, `report.html` (all of that on one page), `checkpoint-N/` for resuming, `ema/`, `logs/`, and
-        `pipeline/`, the weights of the epoch with the lowest validation loss (their moving average, unless `use_ema` is off),
-        with a card, ready to be published. If the run resumed from an earlier checkpoint, `abandoned-STEP-N/` holds what was
-        written after it.
+        The run's folder: `config.json`, `data.txt` and `data.png` (what was found in the data and chosen, and images as the
+        network sees them), `first_batch.png`, `metrics.csv` (a row for each epoch), `metrics.jsonl` (a row for each step),
+        `loss.png`, `samples/epoch_NNNN.png`, `report.html` (all of that on one page), `checkpoint-N/` for resuming, `ema/`,
+        `logs/`, and `pipeline/`, the weights of the epoch with the lowest validation loss (their moving average, unless
+        `use_ema` is off), with a card, ready to be published. If the run resumed from an earlier checkpoint,
+        `abandoned-STEP-N/` holds what was written after it.
 
     Raises:
         ValueError: settings that do not fit the data, the network, the checkpoint or the number of processes; data other
@@ -68,6 +69,7 @@ def train(
         MemoryError: a step that does not fit into the memory; the error says which settings to change.
         SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with a checkpoint of the last step.
     """
+    config = with_precision(config)
     accelerator = make_accelerator(config, recorded_precision(config))
     with open_run(config, accelerator) as run:
         return _train(config, accelerator, run, on_epoch, clock, on_trained)
@@ -78,10 +80,13 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
     checkpoint, resuming = on_main(accelerator, lambda: starting_point(config))
     recorded = None if checkpoint is None else recorded_settings(checkpoint)
     config, data = load_training_data(config, accelerator, recorded)
-    state = TrainingState.create(config, accelerator, data)
+    with memory_of_steps(accelerator, config, data):
+        state = TrainingState.create(config, accelerator, data)
     settings = made_with(state, data)
     if checkpoint is not None:
         resume(state, checkpoint, settings)
+    elif config.init_from is not None:
+        state.start_from_base()
     progress, is_main = state.progress, accelerator.is_main_process
     horizon = Horizon.of(config, data.steps_per_epoch)
     progress.best_loss = on_main(accelerator, lambda: prepare_run(run, state, data, horizon, resuming))
@@ -94,7 +99,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
     val_randomness = draw_validation(len(data.val_indices), config.num_train_timesteps, data.image_shape)
 
     with (
-        memory_for(accelerator.device, f"a step of {config.batch_size} images of {data.image_shape}", _less_memory(config)),
+        memory_of_steps(accelerator, config, data),
         Stopping(accelerator, progress.elapsed_seconds, clock) as stopping,
         Log(run, state, horizon, clock) as log,
     ):
@@ -111,7 +116,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
             signal, progress.elapsed_seconds = stopping.agree()
 
             # 3. When it is due, read the losses; at the end of an epoch, validate and save the best weights.
-            ends_epoch = horizon.is_over(progress) or progress.step % data.steps_per_epoch == 0
+            ends_epoch = horizon.is_over(progress) or progress.step % (data.steps_per_epoch * config.validation_epochs) == 0
             saves = bool(signal) or _is_multiple(progress.step, config.checkpointing_steps)
             if log.is_due or ends_epoch or saves:
                 log.write()
@@ -132,7 +137,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
     # 5. The published folder gets its card, the run its report; and the folder is pushed to the Hub if requested.
     if is_main:
         if horizon.stops_early(progress):
-            print(f"stopped early: the validation loss has not improved for {config.patience} epochs")
+            print(f"stopped early: the validation loss has not improved for {config.patience} validations")
         if on_trained is not None and (run / "pipeline").is_dir():
             on_trained(run, progress.elapsed_seconds)
         if (run / "pipeline").is_dir():  # a finished run that is resumed in another folder has none
@@ -149,13 +154,6 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
 
 def _is_multiple(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
-
-
-def _less_memory(config: TrainConfig) -> str:
-    """What to change if a step does not fit into the memory."""
-    parts = config.gradient_accumulation_steps
-    fewer = f"--gradient_accumulation_steps {2 * parts} computes the batch in smaller parts"
-    return f"{fewer}; or lower --batch_size, --resolution or the size of the network (--unet.size)"
 
 
 def _stop(accelerator: Accelerator, log: Log, step: int, signal: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 import cond_ddpm
-from cond_ddpm.data import make_batch, public_name
+from cond_ddpm.data import is_local, make_batch, public_name
 from cond_ddpm.diffusion import draw_training
 from cond_ddpm.files import append, beside, remove, write
 from cond_ddpm.models import forward_flop
@@ -42,6 +42,7 @@ def write_config(run: Path, state: TrainingState, data: TrainingData) -> None:
             "class_names": data.images.class_names,
             "num_images": len(data.images),
             "num_validation_images": len(data.val_indices),
+            "base_model": state.config.init_from,
         },
         "command": sys.argv,
         "versions": _versions(),
@@ -51,9 +52,10 @@ def write_config(run: Path, state: TrainingState, data: TrainingData) -> None:
 
 
 def write_report(run: Path, data: TrainingData) -> None:
-    """data.txt and data.png: what was found in the data, which is printed too, and images as the network sees them."""
-    print(data.report, file=sys.stderr)
-    write(run / "data.txt", f"{data.report}\n")
+    """data.txt and data.png: what was found in the data and what was chosen, also printed; images as the network sees them."""
+    text = "\n".join([str(data.report), *data.notes])
+    print(text, file=sys.stderr)
+    write(run / "data.txt", f"{text}\n")
     picture = io.BytesIO()
     contact_sheet(data.images, data.random_flip, picture)
     write(run / "data.png", picture.getvalue())
@@ -85,16 +87,19 @@ def training_record(state: TrainingState, data: TrainingData, row: dict[str, Any
     local = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo")
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in local}
     dataset = settings["dataset"] = public_name(config.dataset)
+    base_model = settings["base_model"] = settings["init_from"] = public_name(config.init_from)
     images_seen = progress.step * config.batch_size
     guided = 0 if progress.guided_from is None else (progress.step - progress.guided_from) * config.batch_size
     with accelerator.autocast():
         flop = forward_flop(state.pipeline.unet)
     return {
         "dataset": dataset,
-        "dataset_on_hub": dataset == config.dataset and dataset != "mnist5k",
+        "dataset_on_hub": not is_local(config.dataset) and dataset != "mnist5k",
         "num_images": len(data.train_indices),
         "num_validation_images": len(data.val_indices),
         "random_flip": data.random_flip,
+        "base_model": base_model,  # None unless the weights started from it
+        "base_model_on_hub": base_model is not None and base_model == config.init_from,
         "data": data.report.facts,
         "epoch": row["epoch"],
         "step": row["step"],

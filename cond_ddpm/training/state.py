@@ -1,24 +1,25 @@
 """The state of a training run: what one step changes, and what a checkpoint holds.
 
-May import: `config, diffusion, models, pipelines, ema`, and `training.batches` and `training.optimizer`.
+May import: `config, diffusion, models, pipelines, ema`, and `training.{batches, network, optimizer}`.
 `step.py` advances it by one step; `checkpoint.py` writes it.
 """
 
 import copy
 import dataclasses
+import sys
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import DDPMScheduler, ModelMixin
+from diffusers import DDPMScheduler
 
-from cond_ddpm.config import TrainConfig, checked_arguments
+from cond_ddpm.config import TrainConfig
 from cond_ddpm.diffusion import make_noise_scheduler
 from cond_ddpm.ema import PowerEMA
-from cond_ddpm.models import MODELS
 from cond_ddpm.pipelines.pipeline_cond_ddpm import DEFAULT_SAMPLER, CondDDPMPipeline
 from cond_ddpm.training.batches import TrainingData
+from cond_ddpm.training.network import make_unet, start_from_base
 from cond_ddpm.training.optimizer import make_optimizer
 
 _SECOND_STD = 0.1  # EDM2 keeps averages of widths 0.05 and 0.1, from which any other width can be computed later
@@ -71,6 +72,16 @@ class TrainingState:
         pipeline.scheduler = pipeline.make_scheduler(DEFAULT_SAMPLER)
         return cls(config, accelerator, prepared, unet, noise_scheduler, optimizer, ema, pipeline)
 
+    def start_from_base(self) -> None:
+        """Put the weights of `init_from` into the network and its averages, and say what of them does not fit."""
+        assert self.config.init_from is not None and self.pipeline.id2label is not None
+        with self.accelerator.main_process_first():
+            notes = start_from_base(self.raw_unet, list(self.pipeline.id2label.values()), self.config.init_from)
+        for average in self.ema.averages.values() if self.ema is not None else ():
+            copy_parameters(self.raw_unet.parameters(), average)
+        if self.accelerator.is_main_process:
+            print("; ".join([f"the weights start from {self.config.init_from}", *notes]), file=sys.stderr)
+
     @property
     def parameter_names(self) -> list[str]:
         return [name for name, _ in self.raw_unet.named_parameters()]
@@ -119,18 +130,6 @@ class TrainingState:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(states["scaler"])
         self.progress, self.best = progress, states.get("best")
-
-
-def make_unet(config: TrainConfig, image_shape: tuple[int, int, int], num_classes: int) -> ModelMixin:
-    """The UNet that `config.model` and `config.unet` specify, for images (C, H, W) of that many classes."""
-    class_ = MODELS[config.model]
-    by_data = {
-        "sample_size": image_shape[1],
-        "in_channels": image_shape[0],
-        "out_channels": image_shape[0],
-        "num_classes": num_classes,
-    }
-    return class_(**by_data, **checked_arguments(class_, config.unet, "unet", skip=set(by_data)))
 
 
 @torch.no_grad()

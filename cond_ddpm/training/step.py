@@ -1,7 +1,7 @@
 """One optimizer step, and the validation loss.
 
-May import: `data, diffusion, hardware`, and `training.state` and `training.batches`. The loop, `--dry_run` and benchmarks call
-the same step. Next in the data flow: `log.py` reads its loss back.
+May import: `config, data, diffusion, hardware, processes`, and `training.state` and `training.batches`. The loop, `--dry_run`
+and benchmarks call the same step. Next in the data flow: `log.py` reads its loss back.
 """
 
 import contextlib
@@ -9,13 +9,27 @@ import dataclasses
 import functools
 import math
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 
+from cond_ddpm.config import TrainConfig
 from cond_ddpm.data import Batch, make_batch
 from cond_ddpm.diffusion import StepRandomness, diffusion_losses, draw_training
 from cond_ddpm.hardware import eager_if_not_compiled
+from cond_ddpm.processes import memory_for
 from cond_ddpm.training.batches import TrainingData
 from cond_ddpm.training.state import TrainingState
+
+
+def memory_of_steps(accelerator: Accelerator, config: TrainConfig, data: TrainingData) -> contextlib.AbstractContextManager:
+    """If the memory does not suffice for the run's steps, the error is one line that says what to change."""
+    parts = config.gradient_accumulation_steps
+    advice = (
+        f"--gradient_accumulation_steps {2 * parts} computes the batch in smaller parts; or lower --batch_size, --resolution"
+        " or the size of the network (--unet.size)"
+    )
+    return memory_for(accelerator.device, f"a step of {config.batch_size} images of {data.image_shape}", advice)
 
 
 def train_step(state: TrainingState, data: TrainingData, learning_rate: float) -> torch.Tensor:
@@ -35,7 +49,10 @@ def train_step(state: TrainingState, data: TrainingData, learning_rate: float) -
     for part, part_indices in enumerate(indices.reshape(parts, -1)):
         part_randomness = randomness.part(part, parts)
         flip = part_randomness.flip if data.random_flip else None
-        batch = make_batch(data.images, part_indices, flip, device=device)
+        augmentation = part_randomness.augmentation
+        if augmentation is not None and flip is not None:  # mirrored images are ordinary then: the network is not told of it
+            augmentation = augmentation * np.array([0, 1, 1, 1, 1], np.float32)
+        batch = make_batch(data.images, part_indices, flip, augmentation, device=device)
         is_last_part = part == parts - 1
         with contextlib.nullcontext() if is_last_part else accelerator.no_sync(state.unet):
             losses = eager_if_not_compiled(functools.partial(_losses, state, batch, part_randomness, data.num_classes))
@@ -68,6 +85,7 @@ def _losses(state: TrainingState, batch: Batch, randomness: StepRandomness, num_
         num_classes,
         state.config.min_snr_gamma,
         state.model_guidance_scale,
+        batch.augment_labels,
     )
 
 

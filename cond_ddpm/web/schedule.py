@@ -81,7 +81,7 @@ def _table(scheduler: SchedulerMixin, count: int) -> dict[str, list[float]] | No
     None for a number of steps that the pipeline refuses with this scheduler.
     """
     try:
-        _set_timesteps(scheduler, count, False, torch.device("cpu"))
+        _set_timesteps(scheduler, count, None, torch.device("cpu"))
     except ValueError:
         return None
     sigmas = _noise_levels(scheduler)
