@@ -45,7 +45,8 @@ def test_the_wheel_has_what_is_needed_and_nothing_else(wheel):
         licences = [name for name in archive.namelist() if name.endswith("/licenses/LICENSE")]
     assert {name.partition("/")[0] for name in names} == {"cond_ddpm"}  # no top-level `pipelines`, no tests
     ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cond_ddpm").rglob("*.py")}
-    ours |= {f"cond_ddpm/{name}" for name in ("demo/style.css", "hub/model_card.md", "py.typed", "pipelines/__init__.py")}
+    ours |= {f"cond_ddpm/{name}" for name in ("demo/style.css", "hub/model_card.md", "visualize/report.html")}
+    ours |= {f"cond_ddpm/{name}" for name in ("py.typed", "pipelines/__init__.py")}
     ours |= {"cond_ddpm/pipelines/pipeline_cond_ddpm.py", "cond_ddpm/configs/__init__.py"}
     ours |= {f"cond_ddpm/web/site/{path.name}" for path in (ROOT / "cond_ddpm" / "web" / "site").iterdir() if path.is_file()}
     ours |= {f"cond_ddpm/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
