@@ -5,7 +5,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: quickstart test-fast test integration demo-tests quality docs style bench compat gpu dist clean
+.PHONY: quickstart test-fast test integration demo-tests quality docs style bench race torture compat gpu dist clean
 .DEFAULT_GOAL := quickstart
 
 # Made anew when what is installed changes, else reused.
@@ -73,6 +73,16 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/sampling.py inference
 	$(BIN)/python benchmarks/data.py --dataset $(DATASET)
 	$(BIN)/python benchmarks/race.py --dataset $(DATASET)
+
+# Two hours, with nothing else running: MINUTES of training for ours and for each peer; the rows of docs/leaderboard.md.
+MINUTES ?= 30
+race: .venv/installed
+	$(BIN)/python -m pip install --quiet --no-deps denoising-diffusion-pytorch einops
+	$(BIN)/python benchmarks/race.py --dataset $(DATASET) --minutes $(MINUTES)
+
+# An hour, with strace: every command killed in the middle of its writes, run again and compared.
+torture: .venv/installed
+	$(BIN)/python benchmarks/torture.py
 
 # Half an hour and several GB: the lowest and the newest versions, in throwaway environments; writes docs/compatibility.md.
 compat:
