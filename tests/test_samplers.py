@@ -279,8 +279,9 @@ def test_a_class_of_ones_own_is_accepted_if_what_it_derives_from_is():
 
 
 @pytest.mark.hostile(12)
-def test_the_readme_names_the_schedulers_that_are_accepted():
-    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `sampler` |"))
+def test_the_page_on_sampling_names_the_schedulers_that_are_accepted():
+    page = ROOT / "docs" / "how_to" / "sampling.md"
+    row = next(line for line in page.read_text().splitlines() if line.startswith("| `sampler` |"))
     assert set(TESTED_SCHEDULERS) == {word.strip("`,") for word in row.split() if word.strip("`,").endswith("Scheduler")} - {
         "Scheduler"
     }
