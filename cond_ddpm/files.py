@@ -80,6 +80,28 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
 
 
+@contextlib.contextmanager
+def replacing_files(folder: Path, last: Iterable[str] = ()) -> Iterator[Path]:
+    """As `beside`, but at the end each file that was written replaces that of its name in `folder`, whose other files stay.
+
+    Args:
+        folder: if it is not there, what was written becomes it as a whole.
+        last: names of the files that are replaced last.
+    """
+    with beside(folder) as partial:
+        yield partial
+        if not folder.exists():
+            os.replace(partial, folder)
+            return
+        names = set(last)
+        files = [path for path in partial.rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda path: (path.name in names, path)):
+            target = folder / file.relative_to(partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+        remove(partial)
+
+
 def write(path: Path, content: bytes | str) -> None:
     """Write a file; if that fails, NotWritten is raised and the file is unchanged."""
     with replacing(path) as partial:

@@ -303,6 +303,30 @@ def test_what_keeps_a_folder_from_being_published(folder, server, what, words, c
     assert server.requests == []
 
 
+@pytest.mark.parametrize("at", range(1, 9))
+def test_completing_a_folder_that_is_killed_leaves_one_that_loads(folder, monkeypatch, at):
+    """At each file that is copied or put in its place."""
+    calls = []
+
+    def killed(original):
+        def counted(*arguments, **named):
+            calls.append(arguments)
+            if len(calls) == at:
+                raise KeyboardInterrupt  # nothing is cleaned up, as after a kill
+            return original(*arguments, **named)
+
+        return counted
+
+    monkeypatch.setattr(os, "replace", killed(os.replace))
+    monkeypatch.setattr(shutil, "copyfile", killed(shutil.copyfile))
+    with pytest.raises(KeyboardInterrupt):
+        hub.complete(folder)
+    CondDDPMPipeline.from_pretrained(folder)
+    monkeypatch.undo()
+    hub.complete(folder)
+    assert not folder.with_name(f"{folder.name}.partial").exists()
+
+
 def test_what_is_no_pipeline_folder(tmp_path, server, capsys):
     for model in (tmp_path / "nowhere", tmp_path):
         assert main(["publish", "--model", str(model), "--repo_id", NAME]) == 1

@@ -158,14 +158,14 @@ def test_the_best_guidance_becomes_the_default_before_the_card_is_written(config
     said = []
 
     def choose(run, seconds):
-        assert not (run / "pipeline" / "README.md").exists() and 0 < seconds < 100
+        assert not (run / "pipeline" / "README.md").exists() and seconds > 0
         said.append(choose_guidance(run, config, 4000, _clock()))
 
     run = train(config, on_trained=choose)
     results = json.loads((run / "pipeline" / "results.json").read_text())
     found = results["guidance"]
     rows = {row["guidance_scale"]: row for row in found["scales"]}
-    assert 0 < found["seconds"] < 0.05 * 4000
+    assert 0 < found["seconds"] < 0.05 * 4000  # by the clock that was handed in
     assert list(rows) == [1, 4, 8] and {row["num_images"] for row in rows.values()} == {60}
     assert found["chosen"] == min(rows, key=lambda scale: rows[scale]["kernel_distance"])
     assert CondDDPMPipeline.from_pretrained(run / "pipeline").guidance_scale == found["chosen"]

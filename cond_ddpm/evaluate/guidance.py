@@ -33,7 +33,7 @@ from cond_ddpm.evaluate.metrics import kernel_distance
 from cond_ddpm.evaluate.real_images import RealImages, load_real_images
 from cond_ddpm.evaluate.trust import why_not_trusted
 from cond_ddpm.files import write
-from cond_ddpm.hub.folder import read_results, trained_fit
+from cond_ddpm.hub.folder import read_results, save_config, trained_fit
 from cond_ddpm.hub.measured import guidance_text
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
@@ -201,4 +201,4 @@ def _set_default(folder: Path, pipeline: CondDDPMPipeline, results: dict, pictur
         "results.json": (json.dumps(results, indent=2) + "\n").encode(),
         "guidance.png": picture,
     }
-    changed.save_config(folder)
+    save_config(changed, folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cond_ddpm import REPOSITORY
-from cond_ddpm.hub.folder import OTHER_RESULTS, load_folder, one_line, read_results
+from cond_ddpm.hub.folder import OTHER_RESULTS, load_folder, one_line, read_results, save_config
 from cond_ddpm.hub.measured import guidance_text, judge_text, usefulness_text
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.text import literal, markdown, shown
@@ -81,7 +81,7 @@ def complete(
             ) from error
         files["README.md"] = card.encode()
     pipeline.companions = files
-    pipeline.save_config(folder)
+    save_config(pipeline, folder)
 
 
 def _samples_picture(pipeline: CondDDPMPipeline, columns: int = 8, rows: int = 20) -> bytes:

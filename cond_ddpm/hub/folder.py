@@ -1,12 +1,14 @@
-"""Reading a pipeline folder: its files, its pipeline and its results.json; every error is one line.
+"""Reading a pipeline folder: its files, its pipeline and its results.json; every error is one line. Writing its settings anew.
 
-May import: `config, text`, the pipeline. Next in the data flow: `card.py` completes the folder.
+May import: `config, files, text`, the pipeline. Next in the data flow: `card.py` completes the folder.
 """
 
+import shutil
 from pathlib import Path, PurePosixPath
 from typing import cast
 
 from cond_ddpm.config.data import Fit
+from cond_ddpm.files import replacing_files
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS, CondDDPMPipeline
 from cond_ddpm.text import read_json, shown
 
@@ -37,6 +39,15 @@ def load_folder(folder: Path) -> CondDDPMPipeline:
             f"model: expected a pipeline folder that loads, got {folder}, which does not ({type(error).__name__}:"
             f" {one_line(error)}); save it again."
         ) from error
+
+
+def save_config(pipeline: CondDDPMPipeline, folder: Path) -> None:
+    """`pipeline.save_config` into the folder that it was loaded from, so that a kill or a full disk leaves one that loads."""
+    with replacing_files(folder, last=["model_index.json"]) as partial:
+        for settings in folder.glob("*/*config.json"):  # which are cleaned too
+            (partial / settings.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(settings, partial / settings.relative_to(folder))
+        pipeline.save_config(partial)
 
 
 def read_part(folder: Path, name: str) -> dict:

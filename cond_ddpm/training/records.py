@@ -8,7 +8,6 @@ import csv
 import dataclasses
 import io
 import json
-import os
 import platform
 import sys
 from importlib.metadata import version
@@ -20,7 +19,7 @@ import yaml
 import cond_ddpm
 from cond_ddpm.data import is_local, make_batch, public_name
 from cond_ddpm.diffusion import draw_training
-from cond_ddpm.files import append, beside, remove, write
+from cond_ddpm.files import append, replacing_files, write
 from cond_ddpm.models import forward_flop
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS, CondDDPMPipeline
 from cond_ddpm.training.batches import TrainingData
@@ -130,16 +129,10 @@ def save_pipeline(pipeline: CondDDPMPipeline, folder: Path) -> None:
     Raises:
         OSError: it could not be written; no part of it is left.
     """
-    with beside(folder) as partial:
+    with replacing_files(folder, last=COMPANIONS) as partial:
         pipeline.save_pretrained(partial)
         for name in COMPANIONS:
             (folder / name).unlink(missing_ok=True)
-        files = [path for path in partial.rglob("*") if path.is_file()]
-        for file in sorted(files, key=lambda path: (path.name in COMPANIONS, path)):
-            target = folder / file.relative_to(partial)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
-        remove(partial)
 
 
 def write_metrics(run: Path, rows: list[dict], picture: bool = True) -> None:
