@@ -137,6 +137,10 @@ def guarded(function: Callable, *arguments) -> int:
     """Call the function; an error in the user's input is one line and exit code 1; COND_DDPM_TRACEBACK=1 shows a traceback."""
     try:
         function(*arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output has enough of it, as in `cond-ddpm presets | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or else Python reports it once more when it ends
+        return 141  # 128 + SIGPIPE, as from a shell
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if os.environ.get("COND_DDPM_TRACEBACK") == "1":
             raise

@@ -27,6 +27,14 @@ def precision_for(device: torch.device) -> str:
     return "bf16" if (can.get("avx512_bf16") or can.get("amx_bf16")) and not is_limited else "no"
 
 
+def is_compiled(network: torch.nn.Module) -> bool:
+    """Whether calls of the network are compiled: it was asked for, and the compiler has not failed in this process."""
+    return getattr(network, "_compiled_call_impl", None) is not None and not _FAILED
+
+
+_FAILED: list[str] = []  # why the compiler failed
+
+
 def eager_if_not_compiled(call: Callable[[], Any]) -> Any:
     """The result of a call. If the compiler fails in it, the call is repeated, and nothing is compiled from then on.
 
@@ -44,4 +52,5 @@ def eager_if_not_compiled(call: Callable[[], Any]) -> Any:
             stacklevel=2,
         )
         torch.compiler.set_stance("force_eager")
+        _FAILED.append(why)
         return call()

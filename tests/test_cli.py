@@ -165,6 +165,14 @@ def test_a_preset_that_is_none_is_one_line_that_lists_them(capsys):
     assert f"or a preset ({', '.join(presets())}), got hybrid. File does not exist." in error
 
 
+def test_a_reader_that_has_enough_of_the_output_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "cond_ddpm.cli", "presets"], stdout=writing, stderr=subprocess.PIPE, cwd=ROOT)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_the_list_of_presets_is_what_their_heads_say(capsys):
     assert main(["presets"]) == 0
     first, *rows = capsys.readouterr().out.partition("\n\n")[0].splitlines()

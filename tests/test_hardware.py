@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import NAMES, ROOT, TINY, make_pipeline, make_unet
 
+import cond_ddpm.hardware as hardware
 import cond_ddpm.processes
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.experiments import StudyConfig
@@ -124,6 +125,7 @@ def no_compiler(monkeypatch):
 
     original = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: original(module, backend=fails))
+    monkeypatch.setattr(hardware, "_FAILED", [])
     yield
     torch.compiler.set_stance("default")
 
@@ -143,9 +145,11 @@ def test_a_network_that_cannot_be_compiled_draws_without(no_compiler):
     pipeline = make_pipeline(make_unet("simple"))
     expected = generate(pipeline, NAMES, [0, 1, 2], num_inference_steps=2)
     pipeline.unet.compile()
+    assert hardware.is_compiled(pipeline.unet)
     with pytest.warns(UserWarning, match="cannot be compiled here and runs without") as caught:
         assert np.array_equal(generate(pipeline, NAMES, [0, 1, 2], num_inference_steps=2), expected)
     assert sum("cannot be compiled" in str(one.message) for one in caught) == 1
+    assert not hardware.is_compiled(pipeline.unet)
 
 
 def test_other_errors_of_a_compiled_network_are_raised():

@@ -10,7 +10,7 @@ import torch
 from conftest import NAMES, TINY_HYBRID, make_pipeline, make_unet, shapes, write_parquet
 
 from cond_ddpm import CondDDPMPipeline
-from cond_ddpm.cli import main
+from cond_ddpm.cli import main, parse_train
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.data import LabelledImages, make_batch
 from cond_ddpm.data.augmentation import augment
@@ -156,10 +156,15 @@ def test_patches_grow_with_the_images(resolution, patch):
     assert _plan(1, resolution=resolution)[0].unet["patch_size"] == patch
 
 
-def test_two_lengths_that_contradict_each_other_are_refused():
+def test_two_lengths_that_contradict_each_other_are_refused(capsys):
     with pytest.raises(ValueError, match="max_train_minutes: expected none with minutes, which sets it, got 60"):
         TrainConfig(minutes=5, max_train_minutes=60)
     assert TrainConfig(minutes=5, max_train_minutes=5).minutes == 5  # as a run's config.yaml has it
+    arguments = ["--config", "hybrid_cifar10_cpu", "--dataset", "shapes", "--minutes", "5"]
+    assert parse_train(arguments).max_train_minutes is None  # a flag replaces the preset's hour
+    with pytest.raises(SystemExit):
+        parse_train([*arguments, "--max_train_minutes", "60"])
+    assert "expected none with minutes" in capsys.readouterr().err
 
 
 # A run

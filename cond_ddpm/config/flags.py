@@ -50,6 +50,9 @@ def parse(class_: type[S], arguments: list[str], prog: str | None = None, descri
     try:
         values = {} if file is None else read_yaml(path_or_preset(file))
         check_names(values, names_of(class_), "config", "a YAML file of settings, as --help lists them")
+        for field, _ in typed_fields(class_):
+            if field.name in given:
+                values.pop(field.metadata["replaces"], None)
         for flag, text in given.items():
             name, _, key = flag.partition(".")
             if not key:

@@ -29,6 +29,7 @@ def setting(
     may_change: bool = False,
     is_path: bool = False,
     unless_chosen: Any = None,
+    replaces: str | None = None,
 ) -> Any:
     """A field of a `Settings` class.
 
@@ -40,9 +41,11 @@ def setting(
         is_path: whether a string may be a path, in which a leading ~ is expanded. A `Path` always is one.
         unless_chosen: of a setting that the command chooses where it is not given: its value where the command chooses none.
             The default is then None. The annotation leaves that out, since the command works with the chosen value.
+        replaces: the setting of a `--config FILE` that does not count where this one is given as a flag.
     """
     bounds = {"at_least": at_least, "at_most": at_most, "above": above, "below": below}
     metadata = {"help": help, "may_change": may_change, "bounds": bounds, "is_path": is_path, "unless_chosen": unless_chosen}
+    metadata["replaces"] = replaces
     if unless_chosen is not None:
         default = None
     if default is not dataclasses.MISSING and callable(default):

@@ -96,6 +96,7 @@ class TrainConfig(PreparationConfig, LicenceConfig):
         " where they are not given (docs/how_to/minutes.md). If no length is given at all, 30.",
         above=0,
         may_change=True,
+        replaces="max_train_minutes",
     )
     num_epochs: int = setting(unless_chosen=50, help="Passes over the training images.", at_least=1, may_change=True)
     max_train_steps: int | None = setting(

@@ -28,7 +28,7 @@ from cond_ddpm.evaluate.trust import why_not_trusted, withhold
 from cond_ddpm.evaluate.usefulness import measure_usefulness
 from cond_ddpm.files import replacing
 from cond_ddpm.fingerprints import value_fingerprint, weights_checksum
-from cond_ddpm.hardware import precision_for
+from cond_ddpm.hardware import is_compiled, precision_for
 from cond_ddpm.hub.folder import trained_fit
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
@@ -159,6 +159,8 @@ def evaluate(
         if state.is_main_process:
             nearest = nearest_training_images(tally.images[:NEIGHBOURS].numpy(), real.whole.images)
             measured.append(compute_metrics(tally, train_tally, class_names, nearest.distances))
+    if pipeline is not None:
+        record["compiled"] = is_compiled(pipeline.unet)  # now that it was tried
     if state.is_main_process:
         # Samples may be copies of any image that was trained on, but held-out images must not be compared with themselves.
         of_held_out = nearest_training_images(held_out_tally.images.numpy(), real.train.images)

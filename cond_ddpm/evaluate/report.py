@@ -1,6 +1,7 @@
 """The report of an evaluation: the record in results.json, its warnings, its pictures and the printed summary.
 
-May import: `config, data, files, fingerprints, text, visualize`, the pipeline, `evaluate.real_images` and what it may import.
+May import: `config, data, files, fingerprints, hardware, text, visualize`, the pipeline, `evaluate.real_images` and what it may
+import.
 Next in the data flow: `hub/card.py` reads results.json for the model card.
 """
 
@@ -24,6 +25,7 @@ from cond_ddpm.evaluate.real_images import RealImages
 from cond_ddpm.evaluate.statistics import GROUPS, NEIGHBOURS, Tally
 from cond_ddpm.files import write
 from cond_ddpm.fingerprints import weights_checksum
+from cond_ddpm.hardware import is_compiled
 from cond_ddpm.hub.card import copies_text
 from cond_ddpm.hub.measured import judge_text, usefulness_text
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
@@ -78,7 +80,7 @@ def sampling_record(
         "num_inference_steps": settings.get("num_inference_steps") or pipeline.default_steps(scheduler),
         "scheduler": type(scheduler).__name__,
         "scheduler_config": {name: str(value) if value in (math.inf, -math.inf) else value for name, value in config.items()},
-        "compiled": getattr(pipeline.unet, "_compiled_call_impl", None) is not None,  # as by --fast, which rounds differently
+        "compiled": is_compiled(pipeline.unet),  # as by --fast, which rounds differently
         "guide_checksum": None if guide is None else weights_checksum(guide.unet),
         "seeds": [protocol.seed, protocol.seed + protocol.num_samples * protocol.repeats - 1],
     }
