@@ -343,6 +343,41 @@ def test_threads_where_the_page_is_isolated(site, address, new_page, launch):
     assert ready(page, elsewhere) == f"wasm {threads}"
 
 
+@pytest.fixture(scope="module")
+def graphics_card(launch):
+    """A browser with a graphics card, which Chromium's SwiftShader imitates on the processor."""
+    return launch("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
+
+
+def test_a_graphics_card_draws_what_python_draws(pipeline, address, new_page, graphics_card):
+    page = new_page(graphics_card)
+    # By itself the page does not choose software that imitates a graphics card.
+    assert ready(page, address, **{"class": "cross", "seed": 3, "steps": 6}) == "wasm 1"
+    if not page.evaluate("async () => Boolean(await navigator.gpu?.requestAdapter())"):
+        pytest.skip("this Chromium has no WebGPU in software")
+    page.eval_on_selector("details", "more => { more.open = true; }")
+    page.select_option("#device", "webgpu")
+    page.wait_for_selector("body[data-ready='webgpu 1']")
+    expected = of_python(pipeline, "cross", 3, num_inference_steps=6)
+    assert np.abs(drawn(page) - expected).max() <= 2
+
+
+def test_a_graphics_card_that_computes_wrongly_is_not_used(site, new_page, graphics_card, tmp_path):
+    """The page compares an answer of the network with Python's. Here Python's answer is changed instead of the card's."""
+    shutil.copytree(site, tmp_path / "site")
+    model = json.loads((tmp_path / "site" / "model.json").read_text())
+    model["check"]["prediction"] = [value + 0.05 for value in model["check"]["prediction"]]
+    (tmp_path / "site" / "model.json").write_text(json.dumps(model))
+    page = new_page(graphics_card)
+    with served(tmp_path / "site") as address:
+        ready(page, address)
+        page.eval_on_selector("details", "more => { more.open = true; }")
+        page.evaluate("() => delete document.body.dataset.ready")
+        page.select_option("#device", "webgpu")
+        page.wait_for_selector("body[data-ready]")
+        assert page.get_attribute("body", "data-ready") == "wasm 1"
+
+
 def answer(status, body):
     return lambda route: route.fulfill(status=status, body=body, content_type="text/html")
 
