@@ -73,7 +73,6 @@ def test_flags_override_the_file_and_unet_arguments_merge(tmp_path):
         ({"learning_rate": float("inf")}, "learning_rate: expected a finite number, more than 0, got inf"),
         ({"guidance_scale": float("nan")}, "guidance_scale: expected a finite number, got nan"),
         ({"beta_start": 0.03}, "beta_start: expected at most beta_end, 0.02, got 0.03"),
-        ({"model_guidance_interval": (2, 1)}, "model_guidance_interval: expected a lower noise level before a higher one"),
         ({"beta_start": 0.0, "beta_end": 0.0}, "beta_start: expected more than 0 and less than 1, got 0.0"),
         ({"beta_start": 1.0, "beta_end": 1.0}, "beta_start: expected more than 0 and less than 1, got 1.0"),
         ({"adam_epsilon": -1.0}, "adam_epsilon: expected more than 0, got -1.0"),

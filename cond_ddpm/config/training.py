@@ -260,11 +260,6 @@ class TrainConfig(PreparationConfig, LicenceConfig):
             raise ValueError(
                 f"beta_start: expected at most beta_end, {self.beta_end:g}, got {self.beta_start:g}; noise grows with time."
             )
-        low, high = self.model_guidance_interval or (0, 1)
-        if low >= high:
-            raise ValueError(
-                f"model_guidance_interval: expected a lower noise level before a higher one, got {low:g}, {high:g}; swap them."
-            )
         for name in ("guidance_scale", "model_guidance_scale"):
             if self.class_dropout_prob == 0 and getattr(self, name) not in (None, 1):
                 raise ValueError(
