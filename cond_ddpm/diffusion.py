@@ -135,7 +135,6 @@ def diffusion_losses(
     min_snr_gamma: float | None = None,
     model_guidance_scale: float = 1.0,
     augment_labels: torch.Tensor | None = None,
-    model_guidance_interval: tuple[float, float] | None = None,
 ) -> torch.Tensor:
     """The weighted loss of each image, (B,) float32 (DDPM, Ho 2020, eq. 14).
 
@@ -144,8 +143,7 @@ def diffusion_losses(
     With a `model_guidance_scale` s above 1 the network learns to predict what guidance would make of its prediction: the
     target of an image with a label moves by (1 - 1 / s) of the difference between the conditional and the unconditional
     prediction, which are taken as constants (Tang 2025, arXiv 2502.12154, eq. 11). Where the loss is least, the prediction is
-    u + s (c - u), which classifier-free guidance makes of an unguided c and u by two forward passes. With a
-    `model_guidance_interval` (lo, hi) that is so at noise levels lo < sigma <= hi only (Kynkaanniemi 2024, arXiv 2404.07724).
+    u + s (c - u), which classifier-free guidance makes of an unguided c and u by two forward passes.
 
     The `augment_labels` (B, AUGMENT_DIM) tell the network how the images were changed; None if they were not.
     """
@@ -160,9 +158,6 @@ def diffusion_losses(
     target = prediction_target(scheduler, images, randomness.noise, randomness.timesteps)
     if unconditional is not None:
         share = (1 - 1 / model_guidance_scale) * ~randomness.drop_label  # the unconditional prediction itself is not guided
-        if model_guidance_interval is not None:
-            sigma = compute_snr(scheduler, randomness.timesteps).rsqrt()  # sqrt((1 - alphas_cumprod) / alphas_cumprod)
-            share = share * (model_guidance_interval[0] < sigma) * (sigma <= model_guidance_interval[1])
         target = target + share[:, None, None, None] * (prediction.detach() - unconditional)
     errors = F.mse_loss(prediction, target, reduction="none").mean(dim=(1, 2, 3))
     return errors * loss_weights(scheduler, randomness.timesteps, min_snr_gamma)

@@ -154,20 +154,3 @@ def test_model_guidance_is_least_where_the_prediction_is_a_guided_one():
     # An image whose label was dropped trains the unconditional prediction, as without guidance.
     dropped = StepRandomness(timesteps, noise, torch.tensor([True, True]), np.zeros(2, bool), 0)
     assert gradient(5.0, dropped, noise=0.5) == pytest.approx([0, 2 * (u - target)], rel=1e-5)
-
-
-def test_model_guidance_is_learned_in_its_interval_of_noise_levels_alone():
-    scheduler, images, noise, timesteps = _known()
-    (sigma,) = set((((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod) ** 0.5)[timesteps].tolist())
-    draw = StepRandomness(timesteps, noise, torch.tensor([False, False]), np.zeros(2, bool), 0)
-    labels = torch.tensor([0, 0])
-
-    def losses(scale, interval=None):
-        guided = {"model_guidance_scale": scale, "model_guidance_interval": interval}
-        with torch.no_grad():
-            return diffusion_losses(
-                _TwoNumbers(0.7, 0.3, 0.0), scheduler, images, labels, draw, null_label=1, **guided
-            ).tolist()
-
-    assert losses(3.0, (0.9 * sigma, 1.1 * sigma)) == losses(3.0) != losses(1.0)
-    assert losses(3.0, (0.5 * sigma, 0.9 * sigma)) == losses(3.0, (1.1 * sigma, 2 * sigma)) == losses(1.0)

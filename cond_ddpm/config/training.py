@@ -81,12 +81,6 @@ class TrainConfig(PreparationConfig, LicenceConfig):
         at_least=1,
         may_change=True,
     )
-    model_guidance_interval: tuple[float, float] | None = setting(
-        default=None,
-        help="Lowest and highest noise level at which it learns that guidance, as in guidance_interval; if not given, all.",
-        at_least=0,
-        may_change=True,
-    )
     model_guidance_share: float = setting(
         default=0.5,
         help="Share of the run, at its end, that learns that guidance. The best weights are chosen anew when it begins.",

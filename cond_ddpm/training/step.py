@@ -86,7 +86,6 @@ def _losses(state: TrainingState, batch: Batch, randomness: StepRandomness, num_
         state.config.min_snr_gamma,
         state.model_guidance_scale,
         batch.augment_labels,
-        state.config.model_guidance_interval,
     )
 
 
@@ -123,7 +122,6 @@ def validation_loss(state: TrainingState, data: TrainingData, randomness: StepRa
                 data.num_classes,
                 config.min_snr_gamma,
                 state.model_guidance_scale,
-                model_guidance_interval=config.model_guidance_interval,
             )
         total += losses.sum()
     loss = accelerator.reduce(total, reduction="sum").item() / len(indices)
