@@ -103,7 +103,11 @@ def replacing_files(folder: Path, last: Iterable[str] = ()) -> Iterator[Path]:
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write a file; if that fails, NotWritten is raised and the file is unchanged."""
+    """Write a file; if that fails, NotWritten is raised and the file is unchanged.
+
+    Tensors too are brought into memory first, by `safetensors.torch.save`: `save_file` makes a temporary file with a new name
+    each time, which a kill would leave there for good.
+    """
     with replacing(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 

@@ -1,0 +1,68 @@
+"""Kills in the middle of a write, and writes that find no room; `benchmarks/torture.py` does hundreds of both."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+# Each action is ended by the system in the middle of a write, in a fork, and is then done again without a limit.
+LIMITED = """
+import json, os, resource, signal, sys
+from pathlib import Path
+import torch
+from conftest import NAMES, make_pipeline, make_unet, shapes
+from cond_ddpm.data import LabelledImages
+from cond_ddpm.ema import PowerEMA, save_snapshot
+from cond_ddpm.evaluate import classifier, real_images
+from cond_ddpm.evaluate.extractors import Extractor
+from cond_ddpm.export import export
+from cond_ddpm.files import NotWritten
+
+torch.set_num_threads(1)
+folder, device = Path(sys.argv[1]), torch.device("cpu")
+images, labels = shapes(96)
+data = LabelledImages(images.transpose(0, 3, 1, 2), labels, NAMES)
+judge = classifier.Judge(classifier._new_network("convolutional", data), 0.5, 96, None)
+classifier.new_judge = lambda *_: judge
+extractor = Extractor("stub", lambda images: (torch.from_numpy(images).float().flatten(1), None), 192, (), {})
+actions = {
+    "snapshot": lambda path: save_snapshot(PowerEMA([torch.zeros(9999)], [0.1]), ["a"], path, 1),
+    "classifier": lambda path: classifier.train_classifier("convolutional", data, data, path, device),
+    "real": lambda path: real_images.real_tally(data, 96, extractor, 96, path),
+}
+left = {}
+for name, act in actions.items():
+    process = os.fork()
+    if not process:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        act(folder / name)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    act(folder / name)
+    left[name] = [code, [path.suffix for path in (folder / name).iterdir() if path.suffix != ".lock" and path.name != ".lock"]]
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+try:
+    export(make_pipeline(make_unet("simple")), "torch", folder / "exported")
+except NotWritten as error:
+    left["export"] = [str(error), [path.name for path in folder.glob("exported*")]]
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(json.dumps(left))
+"""
+
+
+@pytest.mark.hostile(14)
+@pytest.mark.end_to_end
+def test_a_write_that_is_ended_in_its_middle_leaves_nothing_once_it_is_done_again(tmp_path):
+    """A kill of `safetensors.save_file` would leave a temporary file with a name of its own; torch's exporter would abort."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    done = subprocess.run([sys.executable, "-c", LIMITED, tmp_path], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    left = json.loads(done.stdout.splitlines()[-1])
+    text, files = left.pop("export")
+    assert "could not be written: File too large" in text and "\n" not in text and not files
+    assert left == {name: [-25, [".safetensors"]] for name in ("snapshot", "classifier", "real")}
