@@ -242,7 +242,7 @@ def _fold(
         tally.load(tensors)
         done, earlier = int(tensors["done"]), float(tensors.get("seconds", 0.0))
 
-    def save() -> None:
+    def save_statistics() -> None:
         seconds = earlier + time.perf_counter() - started
         tensors = {**tally.tensors(), "done": torch.tensor(done), "seconds": torch.tensor(seconds, dtype=torch.float64)}
         write(own_file, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
@@ -252,9 +252,9 @@ def _fold(
         tally.update(rows, images, labels)
         done += 1
         if time.perf_counter() - saved > _SAVE_SECONDS:
-            save()
+            save_statistics()
             saved = time.perf_counter()
-    save()
+    save_statistics()
     state.wait_for_everyone()
     if state.is_main_process and len(files) > 1:
         tally = new()
