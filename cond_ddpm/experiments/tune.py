@@ -6,6 +6,7 @@ the data flow but trials.csv, best.yaml (for `cond-ddpm train --config`) and Opt
 
 import csv
 import dataclasses
+import io
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ import yaml
 from cond_ddpm.config.experiments import TuneConfig
 from cond_ddpm.evaluate.evaluate import evaluate
 from cond_ddpm.experiments.rehearsal import rehearse
+from cond_ddpm.files import write
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
 from cond_ddpm.training import train
@@ -58,7 +60,7 @@ def tune(config: TuneConfig) -> Path:
         number = trial.user_attrs.get("goes_on", trial.number)
         run = folder / f"trial-{number}"
         settings = config.run(chosen, run)
-        (folder / f"trial-{number}.owner").write_text(json.dumps([platform.node(), os.getpid(), _began(os.getpid())]))
+        write(folder / f"trial-{number}.owner", json.dumps([platform.node(), os.getpid(), _began(os.getpid())]))
 
         def on_epoch(row: dict) -> None:
             trial.report(row["val_loss"], int(row["epoch"]))
@@ -154,11 +156,12 @@ def _report(search, config: TuneConfig, folder: Path) -> None:
 
     trials = search.get_trials()
     names = list(config.search)
-    with (folder / "trials.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["trial", "state", config.objective, *names])
-        for trial in trials:
-            writer.writerow([trial.number, trial.state.name.lower(), trial.value, *(trial.params.get(n, "") for n in names)])
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["trial", "state", config.objective, *names])
+    for trial in trials:
+        writer.writerow([trial.number, trial.state.name.lower(), trial.value, *(trial.params.get(n, "") for n in names)])
+    write(folder / "trials.csv", table.getvalue())
     complete = [trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]
     if not complete:
         print("no trial was finished", file=sys.stderr)
@@ -167,9 +170,10 @@ def _report(search, config: TuneConfig, folder: Path) -> None:
     chosen = {name: _unpacked(config.search[name], value) for name, value in best.params.items()}
     settings = dataclasses.asdict(config.run(chosen, folder / "best"))
     settings |= {"resume_from_checkpoint": None}
-    (folder / "best.yaml").write_text(
+    write(
+        folder / "best.yaml",
         f"# trial-{best.user_attrs.get('goes_on', best.number)}: {config.objective} {best.value:g}\n"
-        + yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False)
+        + yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False),
     )
     plots = optuna.visualization.matplotlib
     drawn: dict[str, Callable] = {"history": plots.plot_optimization_history, "slice": plots.plot_slice}
