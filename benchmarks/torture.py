@@ -106,13 +106,13 @@ def prepare(shared: Path) -> int:
     search = {"base": {**base, "max_train_steps": 6}, "search": {"learning_rate": [1e-4, 1e-3]}, "trials": 2}
     (shared / "tune.yaml").write_text(yaml.safe_dump(search))
     arguments = ["train", "--config", str(shared / "train.yaml"), "--dataset", str(shared / "data")]
-    return call([*arguments, "--output_dir", str(shared / "run")], shared / "cache")
+    return invoke([*arguments, "--output_dir", str(shared / "run")], shared / "cache")
 
 
 # One command
 
 
-def call(arguments: list[str], cache: Path) -> int:
+def invoke(arguments: list[str], cache: Path) -> int:
     """Run the command in this process; its exit code."""
     import datasets
 
@@ -174,13 +174,13 @@ def end(process: int, tracer: subprocess.Popen | None = None, signal_at: tuple[i
 
 def command(arguments: list[str], cache: Path, log: Path) -> tuple[int, str]:
     """Run it; its exit code and its output."""
-    code = end(start(lambda: call(arguments, cache), log))
+    code = end(start(lambda: invoke(arguments, cache), log))
     return code, log.read_text(errors="replace")
 
 
 def traced(arguments: list[str], cache: Path, log: Path, calls: Path, *injected: str) -> int:
     """Run it under strace, which writes `calls` and injects what it is told to; its exit code."""
-    process = start(lambda: call(arguments, cache), log)
+    process = start(lambda: invoke(arguments, cache), log)
     kinds = ",".join((*WRITES, *NAMES))
     options = ["-y", "-qq", "-o", str(calls), "-e", f"trace={kinds}", *(f"--inject={what}" for what in injected)]
     tracer = subprocess.Popen(["strace", *options, "-p", str(process)], stderr=subprocess.DEVNULL)
@@ -313,7 +313,7 @@ def trial(name: str, scenario: Scenario, known: Known, how: str, rng: random.Ran
     else:
         number = {"killed": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}[how]
         at = rng.uniform(0, known.seconds)
-        code = end(start(lambda: call(arguments, run / "cache"), log), signal_at=(number, at))
+        code = end(start(lambda: invoke(arguments, run / "cache"), log), signal_at=(number, at))
         where = f"{how} after {at / known.seconds:.0%}"
     text = log.read_text(errors="replace") if log.exists() else ""
     if "Traceback" in text and how != "Ctrl-C":

@@ -74,6 +74,7 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path, half_weights: 
                 write(partial / FILES[format], _onnx_file(program, batch, half_weights))
         record = {
             "format": format,
+            "checksum": file_checksum(partial / FILES[format]),
             "unet": {name: value for name, value in config.items() if not name.startswith("_")},
             "id2label": pipeline.id2label,
             "class_dropout_prob": pipeline.class_dropout_prob,
@@ -119,9 +120,12 @@ def load_exported(folder: Path, threads: int | None = None, trust_remote_code: b
                 f"expected a network that can be loaded without running code, got {file}, a program that torch exported, which"
                 " can run any code; if you trust whoever made it, give trust_remote_code, else export it with --format onnx."
             )
+        checksum = file_checksum(file)
+        if record.get("checksum", checksum) != checksum:  # folders of earlier versions have none
+            raise ValueError(f"expected the file whose checksum is in export.json, got another {file}; copy it again.")
         run = _OnnxRun(file, threads or torch.get_num_threads()) if record["format"] == "onnx" else _TorchRun(file)
         timestep_dtype = getattr(torch, record.get("timestep_dtype", "int64"))
-        unet = ExportedUNet(run, record["unet"], file_checksum(file), timestep_dtype)
+        unet = ExportedUNet(run, record["unet"], checksum, timestep_dtype)
         scheduler_class = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
         scheduler = installed_scheduler("diffusers", scheduler_class).from_pretrained(folder, subfolder="scheduler")
         settings = {name: record[name] for name in ("id2label", "class_dropout_prob", "guidance_scale") if name in record}

@@ -4,6 +4,7 @@ May import: everything but the command line: it trains and measures. Each trial 
 the data flow but trials.csv, best.yaml (for `cond-ddpm train --config`) and Optuna's plots.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -11,7 +12,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
@@ -26,11 +27,29 @@ from cond_ddpm.training import train
 from cond_ddpm.visualize import read_metrics
 
 
+@contextlib.contextmanager
+def _storage_errors() -> Iterator[None]:
+    """An error of the storage, such as a full disk, in one line. Its address may contain a password, and is not named."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("sqlalchemy", "optuna"):
+            raise
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())
+        raise OSError(
+            f"storage: the trials could not be read or written: {reason}; once they can, the same command continues the search."
+        ) from error
+
+
+@_storage_errors()
 def tune(config: TuneConfig) -> Path:
     """Run the search. An interrupted search continues, and so does the trial that was interrupted.
 
     Args:
         config: the settings.
+
+    Raises:
+        OSError: the storage of the trials, or another file, cannot be read or written.
 
     Returns:
         The search's folder: `trial-N/` (a run folder each), `trials.csv`, `best.yaml`, `history.png`, `slice.png` and,
