@@ -212,6 +212,17 @@ def test_search_goes_on_where_it_was_killed(base, tmp_path, monkeypatch):
     assert (folder / "trials.csv").read_text() == before
 
 
+@pytest.mark.hostile(14)
+def test_a_full_disk_during_a_search_is_one_line(base, tmp_path, monkeypatch):
+    errors = pytest.importorskip("sqlalchemy.exc")
+    full = errors.OperationalError("INSERT INTO trials", {}, OSError("database or disk is full"))
+    monkeypatch.setattr("optuna.create_study", lambda **_: (_ for _ in ()).throw(full))
+    with pytest.raises(
+        OSError, match="^storage: the trials could not be .*: database or disk is full; once they can be[^\n]*$"
+    ):
+        tune(_tune(tmp_path, base))
+
+
 @pytest.mark.end_to_end
 def test_search_by_distance_and_a_setting_that_does_not_fit(base, tmp_path):
     """A batch of 500 is larger than the data set: that trial fails, the search does not."""

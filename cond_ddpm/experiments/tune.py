@@ -37,7 +37,7 @@ def _storage_errors() -> Iterator[None]:
             raise
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
         raise OSError(
-            f"storage: the trials could not be read or written: {reason}; once they can, the same command continues the search."
+            f"storage: the trials could not be read or written: {reason}; once they can be, the same command goes on."
         ) from error
 
 
