@@ -217,10 +217,9 @@ def test_a_full_disk_during_a_search_is_one_line(base, tmp_path, monkeypatch):
     errors = pytest.importorskip("sqlalchemy.exc")
     full = errors.OperationalError("INSERT INTO trials", {}, OSError("database or disk is full"))
     monkeypatch.setattr("optuna.create_study", lambda **_: (_ for _ in ()).throw(full))
-    with pytest.raises(
-        OSError, match="^storage: the trials could not be .*: database or disk is full; once they can be[^\n]*$"
-    ):
+    with pytest.raises(OSError, match=r"storage: the trials could not be .*: database or disk is full; once they") as raised:
         tune(_tune(tmp_path, base))
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.end_to_end
