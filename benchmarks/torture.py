@@ -277,7 +277,7 @@ class Known:
     seconds: float
 
 
-def undisturbed(scenario: Scenario, folder: Path, shared: Path) -> Known:
+def undisturbed(name: str, scenario: Scenario, folder: Path, shared: Path) -> Known:
     """Run it twice."""
     made = []
     for number in range(2):
@@ -288,6 +288,7 @@ def undisturbed(scenario: Scenario, folder: Path, shared: Path) -> Known:
         if code != 0:
             raise SystemExit(f"undisturbed, run {number}: exit code {code}\n{(folder / 'log').read_text()}")
         made.append(contents(run))
+    shutil.copytree(run, folder.parent / "undisturbed" / name, symlinks=True)  # to compare with by hand
     one, two = made
     if one.keys() != two.keys():
         raise SystemExit(f"two undisturbed runs leave different files: {sorted(one.keys() ^ two.keys())}")
@@ -355,7 +356,7 @@ def campaign(trials: int, minutes: float, seed: int, only: list[str], output_dir
     if end(start(lambda: prepare(shared), output_dir / "prepare.log")) != 0:
         raise SystemExit((output_dir / "prepare.log").read_text())
     every = {name: scenario for name, scenario in scenarios(shared).items() if not only or name in only}
-    known = {name: undisturbed(scenario, folder, shared) for name, scenario in every.items()}
+    known = {name: undisturbed(name, scenario, folder, shared) for name, scenario in every.items()}
     rows = {name: {"command": name, "calls that write": len(known[name].calls)} for name in every}
     deadline = time.monotonic() + 60 * minutes
     wrong: list[str] = []
