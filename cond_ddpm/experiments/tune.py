@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import io
 import json
+import logging
 import os
 import platform
 import sys
@@ -25,6 +26,12 @@ from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
 from cond_ddpm.training import train
 from cond_ddpm.visualize import read_metrics
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Optuna logs one of each trial that fails, beside the error."""
+    record.exc_info = record.exc_text = None
+    return True
 
 
 @contextlib.contextmanager
@@ -62,6 +69,8 @@ def tune(config: TuneConfig) -> Path:
     if process_state().num_processes > 1:
         raise ValueError("tune: expected one process; for several machines start it on each, with one storage.")
     config.first_that_fits(lambda run: rehearse(run, "base", config.evaluation_of(run), config.sampling))
+    for handler in logging.getLogger("optuna").handlers:
+        handler.addFilter(_without_traceback)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     pruner = {"median": optuna.pruners.MedianPruner(), "hyperband": optuna.pruners.HyperbandPruner()}.get(config.pruner)
