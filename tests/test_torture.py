@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -66,3 +67,17 @@ def test_a_write_that_is_ended_in_its_middle_leaves_nothing_once_it_is_done_agai
     text, files = left.pop("export")
     assert "could not be written: File too large" in text and "\n" not in text and not files
     assert left == {name: [-25, [".safetensors"]] for name in ("snapshot", "classifier", "real")}
+
+
+@pytest.mark.integration
+def test_a_short_campaign_goes_well(tmp_path):
+    """Eight trials of the commands that are quickest, the same each time: kills and full disks in calls that write."""
+    if shutil.which("strace") is None:
+        pytest.skip("there is no strace, which stops a command in the middle of a write")
+    arguments = ["--trials", "8", "--only", "sample to a folder", "ema", "--output_dir", str(tmp_path / "torture")]
+    command = [sys.executable, ROOT / "benchmarks" / "torture.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "strace may not attach" in done.stderr:
+        pytest.skip("strace may not attach to another process here")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| sample to a folder | " in done.stdout
