@@ -126,6 +126,8 @@ def load_exported(folder: Path, threads: int | None = None, trust_remote_code: b
         run = _OnnxRun(file, threads or torch.get_num_threads()) if record["format"] == "onnx" else _TorchRun(file)
         timestep_dtype = getattr(torch, record.get("timestep_dtype", "int64"))
         unet = ExportedUNet(run, record["unet"], checksum, timestep_dtype)
+        with torch.no_grad():
+            unet(*_example(unet.config, 1))  # what the record says of the file holds
         scheduler_class = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
         scheduler = installed_scheduler("diffusers", scheduler_class).from_pretrained(folder, subfolder="scheduler")
         settings = {name: record[name] for name in ("id2label", "class_dropout_prob", "guidance_scale") if name in record}
