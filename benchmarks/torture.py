@@ -16,7 +16,7 @@ an interruption, so of it only the last result and the absence of litter are com
 - `killed`, `SIGTERM`, `Ctrl-C`: at a random moment of its course.
 
 The commands run in forks of one process that has imported torch already; so a trial takes a second or two and not half a
-minute. Needs strace and Linux. Trials are the same for the same seed; the slower of `--trials` and `--minutes` does not count.
+minute. Needs strace and Linux. Trials are the same for the same seed. They end after `--trials`, or after `--minutes` if that is earlier.
 Prints JSON and Markdown rows: how many trials, and how many of them went wrong; what went wrong is kept in the folder.
 """
 
@@ -292,7 +292,9 @@ def undisturbed(name: str, scenario: Scenario, folder: Path, shared: Path) -> Kn
     one, two = made
     if one.keys() != two.keys():
         raise SystemExit(f"two undisturbed runs leave different files: {sorted(one.keys() ^ two.keys())}")
-    return Known(two, {name for name in one if one[name] != two[name]}, calls_of(folder / "calls", folder / "work"), seconds)
+    vary = {name for name in one if one[name] != two[name]}
+    vary |= one.keys() & {"study/study.md", "study/study.png"}  # minutes in a table and along an axis
+    return Known(two, vary, calls_of(folder / "calls", folder / "work"), seconds)
 
 
 def fresh(folder: Path, shared: Path) -> Path:
@@ -368,6 +370,7 @@ def campaign(trials: int, minutes: float, seed: int, only: list[str], output_dir
             problem = trial(name, every[name], known[name], how, rng, folder, shared)
         except TimeoutError as error:
             problem = f"{how}: {error}"
+        print(f"{name}, trial {number}: {how}", file=sys.stderr, flush=True)
         rows[name][how] = rows[name].get(how, 0) + 1
         rows[name].setdefault("went wrong", 0)
         if problem:
