@@ -16,8 +16,9 @@ an interruption, so of it only the last result and the absence of litter are com
 - `killed`, `SIGTERM`, `Ctrl-C`: at a random moment of its course.
 
 The commands run in forks of one process that has imported torch already; so a trial takes a second or two and not half a
-minute. Needs strace and Linux. Trials are the same for the same seed. They end after `--trials`, or after `--minutes` if that is earlier.
-Prints JSON and Markdown rows: how many trials, and how many of them went wrong; what went wrong is kept in the folder.
+minute. Needs strace and Linux. Trials are the same for the same seed. They end after `--trials`, or after `--minutes` if that
+is earlier. Prints JSON and Markdown rows: how many trials, and how many of them went wrong; what went wrong is kept in the
+folder.
 """
 
 import argparse
