@@ -7,7 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_pipeline, make_unet
+
+from cond_ddpm.cli import main
+from cond_ddpm.data import load_images
+from cond_ddpm.files import remove
 
 # Each action is ended by the system in the middle of a write, in a fork, and is then done again without a limit.
 LIMITED = """
@@ -67,6 +71,49 @@ def test_a_write_that_is_ended_in_its_middle_leaves_nothing_once_it_is_done_agai
     text, files = left.pop("export")
     assert "could not be written: File too large" in text and "\n" not in text and not files
     assert left == {name: [-25, [".safetensors"]] for name in ("snapshot", "classifier", "real")}
+
+
+@pytest.mark.hostile(14)
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, shapes_parquet, capsys):
+    """Of a disk that is mounted so, because permissions mean nothing to root."""
+    make_pipeline(make_unet("simple")).save_pretrained(tmp_path / "model")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], capture_output=True)
+    if mount.returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    sample = ["sample", "--model", tmp_path / "model", "--num_inference_steps", "2", "--num_images_per_class", "1", "--output"]
+    train = ["train", "--dataset", shapes_parquet, "--resolution", "8", "--output_dir"]
+    try:
+        for command in ([*sample, disk / "x"], [*sample, disk / "x.npz"], [*sample, disk / "x.png"], [*train, disk / "run"]):
+            assert main([str(argument) for argument in command]) == 1
+            errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+            assert len(errors) == 1 and "Read-only file system" in errors[0] and str(disk) in errors[0]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.hostile(14)
+def test_caches_that_are_deleted_are_made_again(tmp_path, shapes_parquet, monkeypatch):
+    """All of them, or any file or folder: what is read is the same."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    before = load_images(str(shapes_parquet), resolution=8)
+    pixels, labels = before.images.copy(), before.labels.copy()
+    for name in (
+        ".",
+        "cond_ddpm",
+        "cond_ddpm/links",
+        "cond_ddpm/*.npy",
+        "cond_ddpm/*.json",
+        "*/default",
+        "*/default/*/*/*.arrow",
+    ):
+        found = [tmp_path / "cache"] if name == "." else list((tmp_path / "cache").glob(name))
+        assert found, name
+        for path in found:
+            remove(path)
+        again = load_images(str(shapes_parquet), resolution=8)
+        assert (again.images == pixels).all() and (again.labels == labels).all()
 
 
 @pytest.mark.integration
