@@ -5,7 +5,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: quickstart test-fast test integration demo-tests quality docs style bench race torture compat gpu dist clean
+.PHONY: quickstart test-fast test integration demo-tests quality docs style bench race torture fuzz compat gpu dist clean
 .DEFAULT_GOAL := quickstart
 
 # Made anew when what is installed changes, else reused.
@@ -83,6 +83,10 @@ race: .venv/installed
 # An hour, with strace: every command killed in the middle of its writes, run again and compared.
 torture: .venv/installed
 	$(BIN)/python benchmarks/torture.py
+
+# Ten minutes: changed files of every kind that is read from outside; each is read or refused in one line.
+fuzz: .venv/installed
+	$(BIN)/python benchmarks/fuzz.py
 
 # Half an hour and several GB: the lowest and the newest versions, in throwaway environments; writes docs/compatibility.md.
 compat:

@@ -81,8 +81,9 @@ def _choose_guidance(config: TrainCommandConfig, run: Path, seconds: float) -> N
 
 
 def sample(config: SampleConfig) -> str | None:
+    from cond_ddpm.fingerprints import value_fingerprint
     from cond_ddpm.processes import process_state
-    from cond_ddpm.sampling import generate, save_samples
+    from cond_ddpm.sampling import drawn_by, generate, save_samples
 
     pipeline, arguments = _load(config.model, config.revision, config)
     classes = None if config.unconditional else _labels(pipeline, config.class_labels)
@@ -96,7 +97,11 @@ def sample(config: SampleConfig) -> str | None:
 
             class_grid(images, [pipeline.class_name(label) for label in classes or (None,)], _new(config.output))
     else:
-        save_samples(pipeline, labels, seeds, config.output, progress=True, **arguments)
+        key = value_fingerprint([drawn_by(pipeline, arguments), pipeline.id2label])
+        unfinished, _ = save_samples(pipeline, labels, seeds, config.output, progress=True, resume_key=key, **arguments)
+        process_state().wait_for_everyone()  # until every process has seen that all images are there
+        for file in unfinished if is_main else ():
+            file.unlink(missing_ok=True)
     return f"{len(seeds)} images: {config.output}" if is_main else None
 
 

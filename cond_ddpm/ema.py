@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from cond_ddpm.files import replacing, steps_of
+from cond_ddpm.files import steps_of, write
 
 
 def std_to_gamma(std: float) -> float:
@@ -61,8 +61,8 @@ def save_snapshot(ema: PowerEMA, names: Iterable[str], folder: Path, step: int) 
         for name, tensor in zip(names, average, strict=True)
     }
     folder.mkdir(exist_ok=True)
-    with replacing(folder / f"step-{step:08d}.safetensors") as partial:
-        save_file(tensors, partial, metadata={"step": str(step), "stds": json.dumps(list(ema.gammas))})
+    metadata = {"step": str(step), "stds": json.dumps(list(ema.gammas))}
+    write(folder / f"step-{step:08d}.safetensors", save(tensors, metadata))
 
 
 def snapshot_steps(folder: Path) -> list[int]:

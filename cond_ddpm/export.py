@@ -5,6 +5,7 @@ place of the UNet.
 """
 
 import copy
+import io
 import json
 import shutil
 import warnings
@@ -15,7 +16,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
-from cond_ddpm.files import is_free
+from cond_ddpm.files import is_free, write
 from cond_ddpm.fingerprints import file_checksum
 from cond_ddpm.pipelines.pipeline_cond_ddpm import (
     SAMPLERS,
@@ -66,18 +67,21 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path, half_weights: 
             for node in program.graph.nodes:
                 node.meta.pop("stack_trace", None)  # it contains paths of this machine
             if format == "torch":
-                torch.export.save(program, partial / FILES[format])
+                content = io.BytesIO()  # where a file cannot be written, torch's own writer aborts the process
+                torch.export.save(program, content)
+                write(partial / FILES[format], content.getvalue())
             else:
-                _save_onnx(program, batch, partial / FILES[format], half_weights)
+                write(partial / FILES[format], _onnx_file(program, batch, half_weights))
         record = {
             "format": format,
+            "checksum": file_checksum(partial / FILES[format]),
             "unet": {name: value for name, value in config.items() if not name.startswith("_")},
             "id2label": pipeline.id2label,
             "class_dropout_prob": pipeline.class_dropout_prob,
             "guidance_scale": pipeline.guidance_scale,
             "timestep_dtype": "float32",  # folders of earlier versions lack this entry; theirs is int64
         }
-        (partial / "export.json").write_text(json.dumps(record, indent=2) + "\n")
+        write(partial / "export.json", json.dumps(record, indent=2) + "\n")
         pipeline.scheduler.save_pretrained(partial / "scheduler")
         difference = _difference(network, load_exported(partial, trust_remote_code=True).unet, _timesteps(pipeline))
         tolerance = HALF_TOLERANCE if half_weights else TOLERANCE
@@ -116,9 +120,14 @@ def load_exported(folder: Path, threads: int | None = None, trust_remote_code: b
                 f"expected a network that can be loaded without running code, got {file}, a program that torch exported, which"
                 " can run any code; if you trust whoever made it, give trust_remote_code, else export it with --format onnx."
             )
+        checksum = file_checksum(file)
+        if record.get("checksum", checksum) != checksum:  # folders of earlier versions have none
+            raise ValueError(f"expected the file whose checksum is in export.json, got another {file}; copy it again.")
         run = _OnnxRun(file, threads or torch.get_num_threads()) if record["format"] == "onnx" else _TorchRun(file)
         timestep_dtype = getattr(torch, record.get("timestep_dtype", "int64"))
-        unet = ExportedUNet(run, record["unet"], file_checksum(file), timestep_dtype)
+        unet = ExportedUNet(run, record["unet"], checksum, timestep_dtype)
+        with torch.no_grad():
+            unet(*_example(unet.config, 1))  # what the record says of the file holds
         scheduler_class = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
         scheduler = installed_scheduler("diffusers", scheduler_class).from_pretrained(folder, subfolder="scheduler")
         settings = {name: record[name] for name in ("id2label", "class_dropout_prob", "guidance_scale") if name in record}
@@ -203,9 +212,7 @@ def _example(config, batch: int, seed: int = 0) -> tuple[torch.Tensor, torch.Ten
     return sample, torch.zeros(batch), labels  # timesteps are floats, because some samplers have fractional ones
 
 
-def _save_onnx(
-    program: torch.export.ExportedProgram, dynamic_shapes: list[dict], file: Path, half_weights: bool = False
-) -> None:
+def _onnx_file(program: torch.export.ExportedProgram, dynamic_shapes: list[dict], half_weights: bool = False) -> bytes:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -228,7 +235,7 @@ def _save_onnx(
     _remove_metadata(model)
     if half_weights:
         _halve_weights(model.graph)
-    file.write_bytes(model.SerializeToString())
+    return model.SerializeToString()
 
 
 def _remove_metadata(message) -> None:

@@ -103,7 +103,11 @@ def replacing_files(folder: Path, last: Iterable[str] = ()) -> Iterator[Path]:
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write a file; if that fails, NotWritten is raised and the file is unchanged."""
+    """Write a file; if that fails, NotWritten is raised and the file is unchanged.
+
+    Tensors too are brought into memory first, by `safetensors.torch.save`: `save_file` makes a temporary file with a new name
+    each time, which a kill would leave there for good.
+    """
     with replacing(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -131,9 +135,10 @@ def read_lines(path: Path) -> list[dict]:
     """The rows of a metrics.jsonl. A line that is not a row is left out, since a killed run may have half written its last."""
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             row = json.loads(line)
-            if row["step"] >= 0:
+            losses = [row.get(name, 0.0) for name in ("loss", "train_loss", "val_loss")]
+            if row["step"] >= 0 and all(isinstance(loss, (int, float)) for loss in losses):
                 rows.append(row)
     return rows
 

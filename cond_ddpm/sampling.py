@@ -16,6 +16,7 @@ import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from cond_ddpm.data import CLASSES_FILE
 from cond_ddpm.files import is_free
-from cond_ddpm.fingerprints import SHORT, sha256, value_fingerprint
+from cond_ddpm.fingerprints import SHORT, sha256, value_fingerprint, weights_checksum
 from cond_ddpm.hardware import eager_if_not_compiled, precision_for
 from cond_ddpm.pipelines.pipeline_cond_ddpm import whole_number
 from cond_ddpm.processes import ends_in_order, memory_for, process_state
@@ -138,6 +139,13 @@ def generate(
     images = [image for _, image in sorted(gather_object(numbered), key=lambda pair: pair[0])]
     config = pipeline.unet.config
     return np.array(images, np.uint8).reshape(-1, config.in_channels, config.sample_size, config.sample_size)
+
+
+def drawn_by(pipeline: DiffusionPipeline, arguments: dict[str, Any]) -> list:
+    """What images depend on besides labels, seeds and batches, for a `resume_key`: the weights and how they are sampled."""
+    guide = arguments.get("guide")
+    recorded = {**arguments, "guide": None if guide is None else weights_checksum(guide.unet)}
+    return [weights_checksum(pipeline.unet), pipeline.scheduler.config, sorted(recorded.items())]
 
 
 def save_samples(

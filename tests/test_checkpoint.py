@@ -286,6 +286,15 @@ def short(config):
 
 
 @pytest.mark.end_to_end
+def test_a_checkpoint_whose_removal_was_interrupted_is_removed_at_the_next_start(short):
+    short = dataclasses.replace(short, max_train_steps=3, checkpointing_steps=1, checkpoints_total_limit=2)
+    run = train(short)
+    (run / "checkpoint-1").mkdir()  # killed before it was empty, and then itself gone
+    train(dataclasses.replace(short, resume_from_checkpoint="latest"))  # which has nothing else left to do
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-3", "checkpoint-2"]
+
+
+@pytest.mark.end_to_end
 def test_a_setting_that_is_newer_than_the_checkpoint_had_its_default(short):
     folder = train(dataclasses.replace(short, max_train_steps=1, checkpointing_steps=1)) / "checkpoint-1"
     record = json.loads((folder / "progress.json").read_text())
@@ -440,7 +449,7 @@ def test_lines_of_metrics_that_are_none_are_dropped_and_the_good_ones_kept(short
     short = dataclasses.replace(short, lr_scheduler="constant", max_train_steps=2, checkpointing_steps=1)
     run = train(short)
     with (run / "metrics.jsonl").open("ab") as file:
-        file.write(b'null\n[1]\n3\n\xff\xfe\n{"step": null}\n{"loss": 1}\n{"step"')
+        file.write(b'null\n[1]\n3\n\xff\xfe\n{"step": null}\n{"loss": 1}\n{"step": 9, "loss": null}\n{"step"')
     train(dataclasses.replace(short, max_train_steps=3, resume_from_checkpoint="latest"))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]

@@ -6,8 +6,9 @@ import torch
 from conftest import CIFAR10, needs_cifar10
 
 from cond_ddpm import load_images
+from cond_ddpm.data import LabelledImages
 from cond_ddpm.evaluate.augmentation import blurred, destroyed, shifted, shuffled, varied
-from cond_ddpm.evaluate.classifier import NETWORKS, classifier_key, get_classifier
+from cond_ddpm.evaluate.classifier import NETWORKS, Recipe, classifier_key, get_classifier, trained_network
 from cond_ddpm.evaluate.classifier_networks import ConvolutionalClassifier
 from cond_ddpm.pretrained_models import pretrained_folder
 
@@ -70,6 +71,19 @@ def test_networks_take_any_size(name, size, channels):
     network.prepare(_images(40, size, channels))
     features, logits = network(_images(3, size, channels))
     assert features.shape == (3, 128) and logits.shape == (3, 6)  # five classes and none
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_judge_does_not_depend_on_what_was_drawn_before(name):
+    """Such as the weights of the other judge, which an evaluation that goes on reads from the cache."""
+    images = np.random.default_rng(0).integers(0, 256, (12, 3, 8, 8), dtype=np.uint8)
+    data = LabelledImages(images, np.arange(12) % 3, ["a", "b", "c"])
+    few = Recipe(min_steps=1, min_batch_size=4, max_batch_size=4, epochs=0, min_images_seen=8)
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        found.append(trained_network(name, data, torch.device("cpu"), few).state_dict())
+    assert all(torch.equal(tensor, found[1][key]) for key, tensor in found[0].items())
 
 
 def test_the_first_layer_whitens():

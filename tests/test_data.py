@@ -1,5 +1,6 @@
 import io
 import os
+import platform
 import re
 import shutil
 import struct
@@ -660,6 +661,25 @@ def test_a_single_file_is_not_two_splits_and_an_empty_folder_no_missing_split(tm
     assert raised.type is ValueError
     shutil.copy(path, tmp_path / "my_test.parquet")
     assert len(load_images(str(tmp_path / "my_test.parquet"), "test", resolution=8)) == 2
+
+
+@pytest.mark.hostile(14)
+def test_what_a_killed_decoding_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    _classes(tmp_path / "set")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    cache = tmp_path / "cache" / "cond_ddpm"
+    cache.mkdir(parents=True)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left, theirs, elsewhere = (
+        cache / f"x.npy.{host}-{process}.partial"
+        for host, process in ((platform.node(), ended.pid), (platform.node(), os.getppid()), ("elsewhere", ended.pid))
+    )
+    for file in (left, theirs, elsewhere):
+        file.write_bytes(b"x")
+    load_images(str(tmp_path / "set"), resolution=8)
+    assert not left.exists() and theirs.exists() and elsewhere.exists()
+    assert len(list(cache.glob("*.partial"))) == 2
 
 
 FULL = r"not enough disk space for the decoded pictures \(0.8 MB\) in .*; free some, or set HF_DATASETS_CACHE to a folder"

@@ -1,6 +1,7 @@
 """The exported network equals the original for any batch, and can be sampled from without torch's weights."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -164,7 +165,7 @@ def test_a_folder_from_before_takes_whole_timesteps_and_says_so(tmp_path):
     program = torch.export.export(_TensorsOnly(pipeline.unet), example, dynamic_shapes=[{0: torch.export.Dim.DYNAMIC}] * 3)
     torch.export.save(program, tmp_path / "out" / "unet.pt2")
     record = json.loads((tmp_path / "out" / "export.json").read_text())
-    del record["timestep_dtype"]
+    del record["timestep_dtype"], record["checksum"]
     (tmp_path / "out" / "export.json").write_text(json.dumps(record))
     loaded = load_exported(tmp_path / "out", trust_remote_code=True)
     loaded.set_progress_bar_config(disable=True)
@@ -234,6 +235,22 @@ def test_a_program_runs_no_code_unless_it_is_trusted(tmp_path, capsys):
         load_exported(tmp_path)
     assert main(["sample", "--model", str(tmp_path), "--output", str(tmp_path / "x.png")]) == 1
     assert "give trust_remote_code" in capsys.readouterr().err
+
+
+@pytest.mark.hostile(22)
+@pytest.mark.parametrize("format", ["onnx"], indirect=True)
+@pytest.mark.parametrize(
+    "change", [{"timestep_dtype": "int64"}, {"unet": {"sample_size": 9}}, {"unet": {"in_channels": 1}}], ids=str
+)
+@pytest.mark.end_to_end
+def test_a_record_that_does_not_fit_the_file_is_one_line(change, exported, tmp_path):
+    """Else the runtime would raise an error of its own at the first image."""
+    shutil.copytree(exported, tmp_path / "out")
+    record = json.loads((exported / "export.json").read_text())
+    change = change if "unet" not in change else {"unet": record["unet"] | change["unet"]}
+    (tmp_path / "out" / "export.json").write_text(json.dumps(record | change))
+    with pytest.raises(ValueError, match=r"expected the files that save_pretrained wrote, got [^\n]*$"):
+        load_exported(tmp_path / "out")
 
 
 @pytest.mark.hostile(22)

@@ -717,6 +717,15 @@ def test_settings_of_something_else_are_said_in_one_line(folder, server, quick_c
     assert capsys.readouterr().err.startswith("error: ")
 
 
+@pytest.mark.hostile(22)
+@pytest.mark.parametrize("start", [b"---\nlicense: \x1amit\n---\n", b"---\nlicense: mit\nlib\ntags: x\n---\n", b"\xff"])
+def test_a_damaged_card_is_said_in_one_line(folder, server, quick_check, start, capsys):
+    (folder / "README.md").write_bytes(start + (folder / "README.md").read_bytes())
+    assert main(["publish", "--model", str(folder), "--repo_id", NAME, "--dry_run"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: README.md: expected the first lines of a model card") and printed.count("\n") == 1
+
+
 @pytest.mark.hostile(23)
 @pytest.mark.parametrize(
     "text",

@@ -423,3 +423,39 @@ def test_samples_of_something_else_are_not_gone_on_from(simple_pipeline, tmp_pat
     save_samples(simple_pipeline, LABELS, range(8, 16), tmp_path / name, **arguments)  # without a key it starts anew
     save_samples(simple_pipeline, LABELS, SEEDS, tmp_path / name, resume_key="one", **arguments)
     assert np.load(tmp_path / name)["seeds"].tolist() == SEEDS
+
+
+@pytest.mark.hostile(16)
+@pytest.mark.parametrize("name", ["made", "made.npz"])
+def test_the_same_command_goes_on_after_a_kill(tiny_pipeline, tmp_path, name, monkeypatch):
+    import cond_ddpm.sampling as module
+    from cond_ddpm.cli import main
+
+    tiny_pipeline.save_pretrained(tmp_path / "model")
+    few = ["--num_images_per_class", "3", "--num_inference_steps", "2", "--batch_size", "2"]
+    command = ["sample", "--model", str(tmp_path / "model"), *few, "--output"]
+    assert main([*command, str(tmp_path / "whole" / name)]) == 0
+    write, written = module._ProgressRecord.write, []
+
+    def killed(record, done, seconds):
+        if done == 3:
+            raise _Killed
+        written.append(done)
+        write(record, done, seconds)
+
+    monkeypatch.setattr(module._ProgressRecord, "write", killed)
+    with pytest.raises(_Killed):
+        main([*command, str(tmp_path / "killed" / name)])
+    assert written == [0, 1, 2]
+    monkeypatch.setattr(module._ProgressRecord, "write", write)
+    drawn = []
+    monkeypatch.setattr(
+        module, "sample_batches", lambda *given, **named: drawn.append(given[-1]) or sample_batches(*given, **named)
+    )
+    assert main([*command, str(tmp_path / "killed" / name)]) == 0
+    assert drawn == [2]  # the number of batches that are not drawn again
+    found = [
+        {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "whole", tmp_path / "killed")
+    ]
+    assert found[0] == found[1]

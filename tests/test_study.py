@@ -212,6 +212,16 @@ def test_search_goes_on_where_it_was_killed(base, tmp_path, monkeypatch):
     assert (folder / "trials.csv").read_text() == before
 
 
+@pytest.mark.hostile(14)
+def test_a_full_disk_during_a_search_is_one_line(base, tmp_path, monkeypatch):
+    errors = pytest.importorskip("sqlalchemy.exc")
+    full = errors.OperationalError("INSERT INTO trials", {}, OSError("database or disk is full"))
+    monkeypatch.setattr("optuna.create_study", lambda **_: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match=r"storage: the trials could not be .*: database or disk is full; once they") as raised:
+        tune(_tune(tmp_path, base))
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.end_to_end
 def test_search_by_distance_and_a_setting_that_does_not_fit(base, tmp_path):
     """A batch of 500 is larger than the data set: that trial fails, the search does not."""
@@ -250,7 +260,7 @@ def test_search_settings_that_do_not_fit(changes, words):
 
 
 @pytest.mark.end_to_end
-def test_a_search_in_which_nothing_fits_ends(base, tmp_path, monkeypatch):
+def test_a_search_in_which_nothing_fits_ends(base, tmp_path, monkeypatch, capsys):
     pytest.importorskip("optuna")
     calls = []
 
@@ -261,7 +271,7 @@ def test_a_search_in_which_nothing_fits_ends(base, tmp_path, monkeypatch):
     monkeypatch.setattr("cond_ddpm.experiments.tune.train", fails)
     with pytest.raises(ValueError, match="all 3 trials failed, the last by: no such layer"):
         tune(_tune(tmp_path, base, trials=10))
-    assert len(calls) == 3
+    assert len(calls) == 3 and "Traceback" not in capsys.readouterr().err
 
 
 BAD_MEASUREMENT = [

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import platform
 import shutil
 import warnings
 from collections import Counter
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from cond_ddpm.data.pictures import GREY, LOSSES, RULE, location, losses, to_array, with_picture
 from cond_ddpm.files import is_full
@@ -57,7 +59,8 @@ def _decode(pictures, column: str, cache: Path, loss_file: Path, shape: tuple[in
     channels, resolution = shape[1:3]
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
-    partial = cache.with_name(f"{cache.name}.{os.getpid()}.partial")
+    here = f".{platform.node()}-"  # another command may be decoding the same pictures, also on another machine
+    partial = cache.with_name(f"{cache.name}{here}{os.getpid()}.partial")
 
     def arrays() -> Iterator[np.ndarray]:
         for row, record in enumerate(pictures):
@@ -71,6 +74,10 @@ def _decode(pictures, column: str, cache: Path, loss_file: Path, shape: tuple[in
     try:
         with space_needed(f"the decoded pictures ({np.prod(shape) / 1e6:,.1f} MB)"):
             cache.parent.mkdir(parents=True, exist_ok=True)
+            for left in cache.parent.glob("*.partial"):  # by commands of this machine that were killed
+                process = left.stem.rpartition(here)[2]
+                if process.isdecimal() and not psutil.pid_exists(int(process)):
+                    left.unlink(missing_ok=True)
             if shutil.disk_usage(cache.parent).free < np.prod(shape):  # better to fail now than after hours of decoding
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with partial.open("wb") as file:  # not memory-mapped: on a full disk, that would kill the process silently

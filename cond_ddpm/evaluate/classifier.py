@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from tqdm import tqdm
 
@@ -28,7 +28,7 @@ from cond_ddpm.data import LabelledImages, data_fingerprint, epoch_order, joined
 from cond_ddpm.evaluate.augmentation import destroyed, shuffled, varied
 from cond_ddpm.evaluate.classifier_networks import AttentionClassifier, ConvolutionalClassifier
 from cond_ddpm.evaluate.trust import least_accuracy, wilson_interval
-from cond_ddpm.files import replacing
+from cond_ddpm.files import write
 from cond_ddpm.fingerprints import value_fingerprint
 from cond_ddpm.hardware import precision_for
 from cond_ddpm.pretrained_models import pretrained_folder
@@ -144,8 +144,7 @@ def train_classifier(name: str, data: LabelledImages, test: LabelledImages, cach
             if judge.shuffled_accuracy is not None:
                 record["shuffled_accuracy"] = str(judge.shuffled_accuracy)
             tensors = {key: tensor.contiguous().cpu() for key, tensor in judge.network.state_dict().items()}
-            with replacing(file) as partial:
-                save_file(tensors, partial, record)
+            write(file, save(tensors, record))
 
 
 def load_classifier(name: str, data: LabelledImages, test: LabelledImages, cache: Path, device: torch.device) -> Judge:

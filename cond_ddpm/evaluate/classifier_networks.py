@@ -114,6 +114,10 @@ class AttentionClassifier(nn.Module):
         self.norm1, self.norm2 = nn.BatchNorm2d(32), nn.BatchNorm2d(96)
         with torch.no_grad():
             places = self._tokens(torch.zeros(2, *image_shape)).shape[1]
+            for norm in (self.norm1, self.norm2):  # else the judge would depend on the random state at this moment
+                assert norm.running_mean is not None and norm.running_var is not None  # as in any layer that tracks them
+                norm.running_mean.zero_()
+                norm.running_var.fill_(1)
         self.positions = nn.Parameter(torch.zeros(places, width))
         self.blocks = nn.Sequential(*(_AttentionBlock(width, width // 32) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)

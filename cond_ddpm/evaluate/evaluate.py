@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from cond_ddpm.config.evaluation import EvaluationConfig
 from cond_ddpm.data import LabelledImages, data_fingerprint
@@ -26,13 +26,13 @@ from cond_ddpm.evaluate.report import list_warnings, mean_and_deviation, protoco
 from cond_ddpm.evaluate.statistics import GROUPS, NEIGHBOURS, VERSION, Tally
 from cond_ddpm.evaluate.trust import why_not_trusted, withhold
 from cond_ddpm.evaluate.usefulness import measure_usefulness
-from cond_ddpm.files import replacing
-from cond_ddpm.fingerprints import value_fingerprint, weights_checksum
+from cond_ddpm.files import write
+from cond_ddpm.fingerprints import value_fingerprint
 from cond_ddpm.hardware import is_compiled, precision_for
 from cond_ddpm.hub.folder import trained_fit
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
-from cond_ddpm.sampling import sample_batches, save_samples
+from cond_ddpm.sampling import drawn_by, sample_batches, save_samples
 from cond_ddpm.text import read_json
 
 _SAVE_SECONDS = 60  # an interrupted evaluation loses at most this
@@ -136,9 +136,7 @@ def evaluate(
         labels = [index % len(class_names) for index in range(protocol.num_samples)]
         made = given
         if pipeline is not None:
-            guide = arguments.get("guide")
-            recorded = {**arguments, "guide": None if guide is None else weights_checksum(guide.unet)}
-            key = [weights_checksum(pipeline.unet), pipeline.scheduler.config, sorted(recorded.items()), seeds.start]
+            key = [*drawn_by(pipeline, arguments), seeds.start]
         if keep is not None:
             where = keep if protocol.repeats == 1 else keep.with_name(f"{keep.stem}-{repeat}{keep.suffix}")
             resume_key = value_fingerprint([key, class_names])
@@ -246,20 +244,19 @@ def _fold(
         tally.load(tensors)
         done, earlier = int(tensors["done"]), float(tensors.get("seconds", 0.0))
 
-    def save() -> None:
+    def save_statistics() -> None:
         seconds = earlier + time.perf_counter() - started
         tensors = {**tally.tensors(), "done": torch.tensor(done), "seconds": torch.tensor(seconds, dtype=torch.float64)}
-        with replacing(own_file) as partial:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        write(own_file, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
     started = saved = time.perf_counter()
     for rows, images, labels in stream(done):
         tally.update(rows, images, labels)
         done += 1
         if time.perf_counter() - saved > _SAVE_SECONDS:
-            save()
+            save_statistics()
             saved = time.perf_counter()
-    save()
+    save_statistics()
     state.wait_for_everyone()
     if state.is_main_process and len(files) > 1:
         tally = new()

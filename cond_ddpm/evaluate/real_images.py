@@ -1,18 +1,19 @@
 """The real images: those that samples are compared with, and held-out ones whose metrics are reported as the reference.
 
-May import: `data, fingerprints, evaluate.extractors, evaluate.statistics`. Next: `metrics.py` compares with them.
+May import: `data, files, fingerprints, evaluate.extractors, evaluate.statistics`. Next: `metrics.py` compares with them.
 """
 
 import dataclasses
-import os
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file, save_file
+from filelock import FileLock
+from safetensors.torch import load_file, save
 
 from cond_ddpm.data import LabelledImages, NoSuchSplit, data_fingerprint, load_images
 from cond_ddpm.evaluate.extractors import Extractor
 from cond_ddpm.evaluate.statistics import GROUPS, NEIGHBOURS, VERSION, Tally
+from cond_ddpm.files import LOCK, write
 from cond_ddpm.fingerprints import value_fingerprint
 
 
@@ -97,7 +98,6 @@ def real_tally(data: LabelledImages, count: int, extractor: Extractor, subset: i
         indices = order[start : start + 500]
         tally.update(range(start, start + len(indices)), data.images[indices], data.labels[indices])
     cache.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")  # other evaluations may write the same file
-    save_file({name: tensor.contiguous() for name, tensor in tally.tensors().items()}, partial)
-    os.replace(partial, file)
+    with FileLock(cache / LOCK):  # other evaluations may write the same file
+        write(file, save({name: tensor.contiguous() for name, tensor in tally.tensors().items()}))
     return tally

@@ -6,6 +6,7 @@ next are study.csv, study.md and study.png.
 
 import csv
 import dataclasses
+import io
 import json
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from cond_ddpm.config.settings import unless_chosen, with_defaults
 from cond_ddpm.ema import combine_snapshots, snapshot_steps
 from cond_ddpm.evaluate.evaluate import evaluate
 from cond_ddpm.experiments.rehearsal import rehearse
+from cond_ddpm.files import write
 from cond_ddpm.hardware import precision_for
 from cond_ddpm.models import forward_flop
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
@@ -54,12 +56,13 @@ def study(config: StudyConfig) -> Path:
         samples[name] = CondDDPMPipeline.from_pretrained(run / "pipeline").to(process_state().device)
     if not process_state().is_main_process:
         return folder
-    with (folder / "study.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, _COLUMNS, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(folder / "study.csv", table.getvalue())
     last = _read(folder / rows[-1]["model"] / "evaluations" / f"step-{rows[-1]['step']}.json")
-    (folder / "study.md").write_text(_markdown(rows, last), encoding="utf-8")
+    write(folder / "study.md", _markdown(rows, last))
     quality_curves(rows, last["held_out_real"], folder / "study.png")
     _grid(samples, config.sampling, folder / "samples.png")
     return folder
@@ -90,7 +93,7 @@ def _train(settings: TrainConfig, name: str, run: Path) -> None:
     print(f"{name}: training", file=sys.stderr)
     train(settings)
     if process_state().is_main_process:
-        done.write_text(json.dumps(asked, indent=2) + "\n")
+        write(done, json.dumps(asked, indent=2) + "\n")
 
 
 def _measure(config: StudyConfig, settings: TrainConfig, name: str, run: Path) -> list[dict]:

@@ -4,13 +4,16 @@ May import: everything but the command line: it trains and measures. Each trial 
 the data flow but trials.csv, best.yaml (for `cond-ddpm train --config`) and Optuna's plots.
 """
 
+import contextlib
 import csv
 import dataclasses
+import io
 import json
+import logging
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
@@ -18,17 +21,42 @@ import yaml
 from cond_ddpm.config.experiments import TuneConfig
 from cond_ddpm.evaluate.evaluate import evaluate
 from cond_ddpm.experiments.rehearsal import rehearse
+from cond_ddpm.files import write
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
 from cond_ddpm.training import train
 from cond_ddpm.visualize import read_metrics
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Optuna logs one of each trial that fails, beside the error."""
+    record.exc_info = record.exc_text = None
+    return True
+
+
+@contextlib.contextmanager
+def _storage_errors() -> Iterator[None]:
+    """An error of the storage, such as a full disk, in one line. Its address may contain a password, and is not named."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("sqlalchemy", "optuna"):
+            raise
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())
+        raise OSError(
+            f"storage: the trials could not be read or written: {reason}; once they can be, the same command goes on."
+        ) from error
+
+
+@_storage_errors()
 def tune(config: TuneConfig) -> Path:
     """Run the search. An interrupted search continues, and so does the trial that was interrupted.
 
     Args:
         config: the settings.
+
+    Raises:
+        OSError: the storage of the trials, or another file, cannot be read or written.
 
     Returns:
         The search's folder: `trial-N/` (a run folder each), `trials.csv`, `best.yaml`, `history.png`, `slice.png` and,
@@ -41,6 +69,8 @@ def tune(config: TuneConfig) -> Path:
     if process_state().num_processes > 1:
         raise ValueError("tune: expected one process; for several machines start it on each, with one storage.")
     config.first_that_fits(lambda run: rehearse(run, "base", config.evaluation_of(run), config.sampling))
+    for handler in logging.getLogger("optuna").handlers:
+        handler.addFilter(_without_traceback)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     pruner = {"median": optuna.pruners.MedianPruner(), "hyperband": optuna.pruners.HyperbandPruner()}.get(config.pruner)
@@ -58,7 +88,7 @@ def tune(config: TuneConfig) -> Path:
         number = trial.user_attrs.get("goes_on", trial.number)
         run = folder / f"trial-{number}"
         settings = config.run(chosen, run)
-        (folder / f"trial-{number}.owner").write_text(json.dumps([platform.node(), os.getpid(), _began(os.getpid())]))
+        write(folder / f"trial-{number}.owner", json.dumps([platform.node(), os.getpid(), _began(os.getpid())]))
 
         def on_epoch(row: dict) -> None:
             trial.report(row["val_loss"], int(row["epoch"]))
@@ -154,11 +184,12 @@ def _report(search, config: TuneConfig, folder: Path) -> None:
 
     trials = search.get_trials()
     names = list(config.search)
-    with (folder / "trials.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["trial", "state", config.objective, *names])
-        for trial in trials:
-            writer.writerow([trial.number, trial.state.name.lower(), trial.value, *(trial.params.get(n, "") for n in names)])
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["trial", "state", config.objective, *names])
+    for trial in trials:
+        writer.writerow([trial.number, trial.state.name.lower(), trial.value, *(trial.params.get(n, "") for n in names)])
+    write(folder / "trials.csv", table.getvalue())
     complete = [trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]
     if not complete:
         print("no trial was finished", file=sys.stderr)
@@ -167,9 +198,10 @@ def _report(search, config: TuneConfig, folder: Path) -> None:
     chosen = {name: _unpacked(config.search[name], value) for name, value in best.params.items()}
     settings = dataclasses.asdict(config.run(chosen, folder / "best"))
     settings |= {"resume_from_checkpoint": None}
-    (folder / "best.yaml").write_text(
+    write(
+        folder / "best.yaml",
         f"# trial-{best.user_attrs.get('goes_on', best.number)}: {config.objective} {best.value:g}\n"
-        + yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False)
+        + yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False),
     )
     plots = optuna.visualization.matplotlib
     drawn: dict[str, Callable] = {"history": plots.plot_optimization_history, "slice": plots.plot_slice}

@@ -119,7 +119,14 @@ def _licences(card: bytes | None, results: dict) -> tuple[str | None, str | None
     config = training.get("config") if isinstance(training, dict) else None
     found = config if isinstance(config, dict) else {}
     if card is not None:
-        said = {name: value for name, value in ModelCard(card.decode()).data.to_dict().items() if value}
+        try:
+            read = ModelCard(card.decode()).data.to_dict()
+        except Exception as error:  # of YAML, or whatever the Hub's library makes of it
+            raise ValueError(
+                f"README.md: expected the first lines of a model card, got {type(error).__name__}: {one_line(error)}; correct"
+                " or remove the file."
+            ) from error
+        said = {name: value for name, value in read.items() if value}
         if MARKER.encode() in card and _ASKED_NOBODY.encode() in card:
             said.pop("license", None)
         found = {**found, **said}

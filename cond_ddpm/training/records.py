@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import platform
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -43,7 +44,8 @@ def write_config(run: Path, state: TrainingState, data: TrainingData) -> None:
             "num_validation_images": len(data.val_indices),
             "base_model": state.config.init_from,
         },
-        "command": sys.argv,
+        # Such as of a search whose storage is the address of a database, with a password in it.
+        "command": [re.sub(r"(://[^/@\s:]*):[^@\s]*@", r"\1:***@", argument) for argument in sys.argv],
         "versions": _versions(),
     }
     write(run / "config.json", json.dumps(record, indent=2) + "\n")

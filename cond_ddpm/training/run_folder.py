@@ -21,7 +21,7 @@ from cond_ddpm.config import TrainConfig
 from cond_ddpm.files import LOCK, NotWritten, held, is_full, read_lines, remove, steps_of, write
 from cond_ddpm.processes import on_main
 from cond_ddpm.training.batches import TrainingData
-from cond_ddpm.training.checkpoint import checkpoints, find_checkpoint, what_is_good
+from cond_ddpm.training.checkpoint import checkpoints, find_checkpoint, prune_checkpoints, what_is_good
 from cond_ddpm.training.horizon import Horizon
 from cond_ddpm.training.records import save_pipeline, to_lines, write_config, write_metrics
 from cond_ddpm.training.state import Progress, TrainingState
@@ -181,6 +181,7 @@ def _set_aside(run: Path, state: TrainingState) -> None:
     progress = state.progress
     for path in _partial(run):
         remove(path)
+    prune_checkpoints(run, state.config.checkpoints_total_limit, progress.step)  # a kill may have interrupted it
     later = _written_after(run, progress, state.best)
     if not later:
         return

@@ -7,11 +7,13 @@ Next in the data flow: `cond_ddpm/sampling.py` calls the pipeline for any number
 import contextlib
 import copy
 import difflib
+import hashlib
 import importlib
 import inspect
 import itertools
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
@@ -63,6 +65,8 @@ COMPANIONS = (
     *("README.md", "results.json", "samples.png", "loss.png", "guidance.png"),
     *("results-confusion.png", "results-neighbours.png", "results-copies.png"),
 )
+# An entry of the metadata of a file of weights: the checksum of all its tensors. safetensors itself would not notice a damage.
+CHECKSUM = "sha256"
 
 
 @dataclass
@@ -509,7 +513,7 @@ class CondDDPMPipeline(DiffusionPipeline):
             )
 
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs) -> None:
-        """Write model_index.json, the companions, and the code of each class that is not diffusers' own.
+        """Write model_index.json, the companions, the code of each class that is not diffusers' own, the weights' checksums.
 
         diffusers alone would copy no code and would name our classes by their dotted module, which its loader rejects. With
         [file stem, class] and the file in the folder, `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)`
@@ -528,6 +532,8 @@ class CondDDPMPipeline(DiffusionPipeline):
                 code[name] = _copy_code(type(component), folder / name)
             if (folder / name / component.config_name).is_file():
                 _edit_json(folder / name / component.config_name, {})
+            for weights in (folder / name).glob("*.safetensors"):
+                _add_checksum(weights)
         _edit_json(folder / self.config_name, code)
 
     @property
@@ -598,7 +604,8 @@ class CondDDPMPipeline(DiffusionPipeline):
 
         Raises:
             ValueError: the folder holds another pipeline, or a network that this package does not have; the weights lack a
-                tensor; there are none of this variant; a file is not what `save_pretrained` wrote.
+                tensor, or are not those of the checksum that `save_pretrained` put into their file; there are none of this
+                variant; a file is not what `save_pretrained` wrote.
             OSError: there is no such folder or repository; a file is missing or not JSON.
         """
         where = str(pretrained_model_name_or_path)
@@ -631,6 +638,7 @@ class CondDDPMPipeline(DiffusionPipeline):
             weights = {name: value for name, value in weights.items() if value is not None}
             with one_line_errors(f"{where}, unet"):
                 _component_config(unet_class, where, "unet", hub)
+                _check_weights(Path(where, "unet"), variant)
                 try:
                     unet = unet_class.from_pretrained(where, subfolder="unet", **hub, **weights)
                 except OSError as error:
@@ -874,6 +882,46 @@ def _edit_json(file: Path, changes: dict) -> None:
     content = json.loads(file.read_text()) | changes
     content.pop("_name_or_path", None)
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _header_and_tensors(file: Path) -> tuple[dict, memoryview]:
+    """The header of a safetensors file, and all its tensors as bytes."""
+    content = memoryview(file.read_bytes())
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(bytes(content[8:end])), content[end:]
+
+
+def _add_checksum(file: Path) -> None:
+    """Write the checksum of its tensors into the metadata of a safetensors file, unless there is one."""
+    header, tensors = _header_and_tensors(file)
+    metadata = header.get("__metadata__", {})
+    if CHECKSUM in metadata:
+        return
+    header["__metadata__"] = {**metadata, CHECKSUM: hashlib.sha256(tensors).hexdigest()}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # for tensors aligned in memory
+    partial = file.with_name(f"{file.name}.partial")
+    with partial.open("wb") as opened:
+        for part in (len(text).to_bytes(8, "little"), text, tensors):
+            opened.write(part)
+    os.replace(partial, file)
+
+
+def _check_weights(folder: Path, variant: str | None) -> None:
+    """Compare the tensors of a folder's files with their checksums; files of other programs and earlier versions have none.
+
+    Raises:
+        ValueError: they differ.
+    """
+    stem = "diffusion_pytorch_model" + (f".{variant}" if variant else "")
+    for file in (*folder.glob(f"{stem}.safetensors"), *folder.glob(f"{stem}-*.safetensors")):
+        header, tensors = _header_and_tensors(file)
+        expected = header.get("__metadata__", {}).get(CHECKSUM)
+        if expected is not None and hashlib.sha256(tensors).hexdigest() != expected:
+            raise ValueError(
+                f"{file}: expected the tensors whose checksum is in the file's metadata, got others: it is damaged; save or"
+                " download it again. If you changed them yourself, save them by save_pretrained, or without that metadata."
+            )
 
 
 def _network_dtype(dtype, torch_dtype) -> torch.dtype | None:
