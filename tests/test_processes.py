@@ -11,7 +11,7 @@ import time
 
 import psutil
 import pytest
-from conftest import ROOT, TINY, one_thread_each
+from conftest import ROOT, TINY, make_pipeline, make_unet, one_thread_each
 
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.training import train
@@ -20,7 +20,7 @@ SILENCE = 3  # seconds after which a process is given up, in these tests
 # What the processes run: with FAULT=NAME, the one of that rank sends itself the signal in the middle of the 13th step, or of
 # the third batch of samples.
 SCRIPT = """
-import os, signal, sys
+import os, sys, time
 import cond_ddpm.sampling as sampling, cond_ddpm.training.loop as loop
 from cond_ddpm.cli import main
 
@@ -28,14 +28,15 @@ def faulty(function):
     calls = []
     def call(*given, **named):
         calls.append(1)
+        time.sleep(float(os.environ.get("SECONDS_A_STEP", 0)))
         if len(calls) == FAULT_AT and os.environ.get("RANK") == os.environ.get("FAULT_RANK"):
             os.kill(os.getpid(), int(os.environ["FAULT"]))
         return function(*given, **named)
     return call
 
+FAULT_AT = 13 if sys.argv[1] == "train" else 3
+loop.train_step = faulty(loop.train_step)
 if "FAULT" in os.environ:
-    FAULT_AT = 13 if sys.argv[1] == "train" else 3
-    loop.train_step = faulty(loop.train_step)
     sampling.eager_if_not_compiled = faulty(sampling.eager_if_not_compiled)
 sys.exit(main(sys.argv[1:]))
 """
@@ -67,13 +68,13 @@ def _flags(config):
     return ["train", *(f"--{name}={value}" for name, value in given.items())]
 
 
-def _launch(tmp_path, flags, processes=2, launcher=("--standalone",), prefix=(), **env):
-    """Start it on several processes."""
+def _launch(tmp_path, flags, processes=2, launcher=None, **env):
+    """Start it on several processes of this machine, or by the given launcher."""
     import datasets
 
     (tmp_path / "run.py").write_text(SCRIPT)
-    command = [*prefix, sys.executable, "-m", "torch.distributed.run", *launcher, "--nproc_per_node", processes]
-    command += [tmp_path / "run.py", *flags]
+    launcher = launcher or [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+    command = [*launcher, tmp_path / "run.py", *flags]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE), **env}
     env = {"COND_DDPM_PROCESS_TIMEOUT": str(SILENCE), "OMP_NUM_THREADS": "1", **env}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -127,4 +128,73 @@ def test_a_process_that_dies_or_hangs_ends_the_others(config, tmp_path, number, 
     else:
         printed = _end(_launch(tmp_path, _flags(resumed), resumed_on))
         assert "error" not in printed, printed
+    _assert_same_course(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+@pytest.mark.integration
+def test_sampling_ends_too_and_says_why(tmp_path, number):
+    make_pipeline(make_unet()).save_pretrained(tmp_path / "model")
+    flags = ["sample", "--model", tmp_path / "model", "--class_labels", "cross", "--num_images_per_class", "24"]
+    flags += ["--num_inference_steps", "2", "--batch_size", "2", "--output", tmp_path / "out"]
+    printed = _end(_launch(tmp_path, flags, FAULT=str(int(number)), FAULT_RANK="1"))
+    assert "error: process 1 of 2 (counted from 0, on " in printed, printed
+
+
+@pytest.fixture
+def machines():
+    """Two network namespaces that a virtual link joins, as two machines: how to run a command in each; and to set the link."""
+    names = [f"cond-ddpm-{os.getpid()}-{rank}" for rank in (0, 1)]
+    links = [f"cd{os.getpid()}{end}" for end in "ab"]
+
+    def ip(*arguments):
+        subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+    try:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+            ip("link", "add", links[0], "netns", names[0], "type", "veth", "peer", "name", links[1], "netns", names[1])
+            for rank, (name, link) in enumerate(zip(names, links)):
+                ip("-n", name, "address", "add", f"10.211.0.{rank + 1}/24", "dev", link)
+                for device in ("lo", link):
+                    ip("-n", name, "link", "set", device, "up")
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"network namespaces cannot be made here: {getattr(error, 'stderr', None) or error}")
+        yield (
+            [["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={link}"] for name, link in zip(names, links)],
+            lambda state: ip("-n", names[0], "link", "set", links[0], state),
+        )
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+@pytest.mark.integration
+def test_two_machines_follow_the_course_of_one_also_after_their_network_was_cut(config, tmp_path, machines):
+    """`accelerate launch --num_machines 2`. When the link is cut, each end names the process of the other one."""
+    inside, set_link = machines
+    whole = train(dataclasses.replace(config, output_dir=str(tmp_path / "whole")))
+    (tmp_path / "accelerate.yaml").write_text((ROOT / "docs" / "accelerate_2_cpus.yaml").read_text())
+
+    def launch(config, **env):
+        flags = ["--config_file", tmp_path / "accelerate.yaml", "--num_machines", "2", "--num_processes", "2"]
+        flags += ["--main_process_ip", "10.211.0.1", "--main_process_port", "29500"]
+        accelerate = [sys.executable, "-m", "accelerate.commands.launch", *flags, "--machine_rank"]
+        commands = [[*inside[rank], *accelerate, rank] for rank in (0, 1)]
+        return [_launch(tmp_path, _flags(config), launcher=command, **env) for command in commands]
+
+    started = launch(config, SECONDS_A_STEP="0.2")
+    written = tmp_path / "run" / "metrics.jsonl"
+    while not (written.exists() and '\n{"step": 7, ' in written.read_text()):
+        assert all(one.poll() is None for one in started), [one.communicate()[0] for one in started]
+        time.sleep(0.1)
+    set_link("down")
+    printed = [one.communicate(timeout=600)[0] for one in started]
+    for rank in (0, 1):
+        assert f"error: process {1 - rank} of 2 (counted from 0, on " in printed[rank], printed[rank]
+    set_link("up")
+    started = launch(dataclasses.replace(config, resume_from_checkpoint="latest"))
+    printed = [one.communicate(timeout=600)[0] for one in started]
+    assert [one.returncode for one in started] == [0, 0], printed
     _assert_same_course(tmp_path / "run", whole)
