@@ -5,7 +5,7 @@
 
 A step of N processes, each with b of the B images, has
 
-    compute     b * 3 * (FLOP of a forward pass of an image) / (peak * utilisation); backward costs as much as two forward passes
+    compute     b * 3 * (FLOP of a forward pass of an image) / (peak * utilisation); backward costs two forward passes
     all-reduce  2 (N - 1) / N * (4 bytes a parameter) / bandwidth + 2 (N - 1) * latency: a ring
     random      B * (numbers of an image) / rate: each process draws those of the whole batch
     host        Python and launches + 2 (N - 1) * latency of TCP: at each step the processes agree whether to stop
