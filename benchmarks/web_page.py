@@ -1,6 +1,6 @@
 """The page without a server: seconds from the click to the first picture, in a real Chromium on this machine's processor.
 
-    make demo-tests && PYTHONPATH=.:tests .venv-demo/bin/python benchmarks/web_page.py [--model pretrained/cifar10] [--rounds 5]
+    make demo-tests && PYTHONPATH=.:tests .venv-demo/bin/python benchmarks/web_page.py [--model DIR] [--rounds 5]
 
 Exports the model's page with the runtime beside it, opens it with one thread and with as many as the page takes, and draws
 with the page's own settings. Needs playwright and the extra `onnx`. Prints Markdown rows; the machine should do nothing else.

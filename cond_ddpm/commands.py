@@ -82,51 +82,55 @@ def _choose_guidance(config: TrainCommandConfig, run: Path, seconds: float) -> N
 
 def sample(config: SampleConfig) -> str | None:
     from cond_ddpm.fingerprints import value_fingerprint
+    from cond_ddpm.heartbeat import together
     from cond_ddpm.processes import process_state
     from cond_ddpm.sampling import drawn_by, generate, save_samples
 
-    pipeline, arguments = _load(config.model, config.revision, config)
-    classes = None if config.unconditional else _labels(pipeline, config.class_labels)
-    labels = None if classes is None else [label for label in classes for _ in range(config.num_images_per_class)]
-    seeds = range(config.seed, config.seed + (config.num_images_per_class if labels is None else len(labels)))
-    is_main = process_state().is_main_process
-    if config.output.suffix.lower() == ".png":
-        images = generate(pipeline, labels, seeds, progress=True, **arguments)
-        if is_main:
-            from cond_ddpm.visualize import class_grid
+    with together(process_state()):
+        pipeline, arguments = _load(config.model, config.revision, config)
+        classes = None if config.unconditional else _labels(pipeline, config.class_labels)
+        labels = None if classes is None else [label for label in classes for _ in range(config.num_images_per_class)]
+        seeds = range(config.seed, config.seed + (config.num_images_per_class if labels is None else len(labels)))
+        is_main = process_state().is_main_process
+        if config.output.suffix.lower() == ".png":
+            images = generate(pipeline, labels, seeds, progress=True, **arguments)
+            if is_main:
+                from cond_ddpm.visualize import class_grid
 
-            class_grid(images, [pipeline.class_name(label) for label in classes or (None,)], _new(config.output))
-    else:
-        key = value_fingerprint([drawn_by(pipeline, arguments), pipeline.id2label])
-        unfinished, _ = save_samples(pipeline, labels, seeds, config.output, progress=True, resume_key=key, **arguments)
-        process_state().wait_for_everyone()  # until every process has seen that all images are there
-        for file in unfinished if is_main else ():
-            file.unlink(missing_ok=True)
-    return f"{len(seeds)} images: {config.output}" if is_main else None
+                class_grid(images, [pipeline.class_name(label) for label in classes or (None,)], _new(config.output))
+        else:
+            key = value_fingerprint([drawn_by(pipeline, arguments), pipeline.id2label])
+            unfinished, _ = save_samples(pipeline, labels, seeds, config.output, progress=True, resume_key=key, **arguments)
+            process_state().wait_for_everyone()  # until every process has seen that all images are there
+            for file in unfinished if is_main else ():
+                file.unlink(missing_ok=True)
+        return f"{len(seeds)} images: {config.output}" if is_main else None
 
 
 def evaluate(config: EvaluateConfig) -> str | None:
     from cond_ddpm.evaluate.evaluate import evaluate
     from cond_ddpm.evaluate.report import summary
+    from cond_ddpm.heartbeat import together
     from cond_ddpm.processes import process_state
 
-    protocol = config.part(EvaluationConfig)
-    if config.model is None:
-        results = evaluate(protocol, config.output, samples=config.samples)
-    else:
-        pipeline, arguments = _load(config.model, config.revision, config)
-        results = evaluate(protocol, config.output, config.model, pipeline, keep=config.save_samples, **arguments)
-        output, folder = config.output.resolve(), Path(config.model).resolve()
-        if process_state().is_main_process:
-            if output == folder / "results.json":
-                from cond_ddpm.hub import complete
+    with together(process_state()):
+        protocol = config.part(EvaluationConfig)
+        if config.model is None:
+            results = evaluate(protocol, config.output, samples=config.samples)
+        else:
+            pipeline, arguments = _load(config.model, config.revision, config)
+            results = evaluate(protocol, config.output, config.model, pipeline, keep=config.save_samples, **arguments)
+            output, folder = config.output.resolve(), Path(config.model).resolve()
+            if process_state().is_main_process:
+                if output == folder / "results.json":
+                    from cond_ddpm.hub import complete
 
-                complete(config.output.parent)  # its card reports the metrics
-            if output.parent in (folder, folder.parent) and (folder.parent / "config.json").is_file():
-                from cond_ddpm.visualize import run_report
+                    complete(config.output.parent)  # its card reports the metrics
+                if output.parent in (folder, folder.parent) and (folder.parent / "config.json").is_file():
+                    from cond_ddpm.visualize import run_report
 
-                run_report(folder.parent)  # it shows them too
-    return f"{summary(results)}\n{config.output}" if process_state().is_main_process else None
+                    run_report(folder.parent)  # it shows them too
+        return f"{summary(results)}\n{config.output}" if process_state().is_main_process else None
 
 
 def report(config: visualization.ReportConfig) -> str:

@@ -164,16 +164,20 @@ def memory_for(device: torch.device, what: str, advice: str) -> Iterator[None]:
         raise NotEnoughMemory(f"out of memory on {device}: {what} does not fit; {advice}. ({said[:200]})") from error
 
 
+class Terminated(SystemExit):
+    """SIGTERM has come while the process was within `ends_in_order`."""
+
+
 @contextlib.contextmanager
 def ends_in_order() -> Iterator[None]:
     """Within, SIGTERM raises SystemExit with its code, 143, as Ctrl-C raises KeyboardInterrupt; so what was begun is removed.
 
     Raises:
-        SystemExit: 143 after SIGTERM.
+        Terminated: a SystemExit with code 143, after SIGTERM.
     """
 
     def leave(number: int, frame) -> None:
-        raise SystemExit(128 + number)
+        raise Terminated(128 + number)
 
     try:
         before = signal.signal(signal.SIGTERM, leave)

@@ -21,6 +21,7 @@ FLOORS = [
     {"visualize"},
     {"web"},
     {"sampling", "export"},
+    {"heartbeat"},
     {"ema", "processes"},
     {"hardware"},
     {"diffusion", "data", "models", "pipelines"},

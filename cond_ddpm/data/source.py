@@ -176,5 +176,7 @@ def _unreadable(dataset: str, split: str, error: Exception, replaced: tuple[str,
     if isinstance(cause, OSError) and is_full(cause):
         return no_space("the table of the data set", cause)
     words = root_cause(error)
+    if "corresponds to no data" in words:
+        return ValueError(f"{dataset}: expected pictures in the split {split!r}, got none; add some, or name another split.")
     kind = NoSuchSplit if words.startswith("Unknown split") else ValueError  # at the start: a path may contain these words
     return kind(f"{dataset}: expected a data set with a split {split!r}, got: {words.replace(*replaced)}")

@@ -1,7 +1,7 @@
 """The training loop: it reads top to bottom.
 
-May import: everything of `training`, and `config, diffusion, ema, hub, processes, visualize`. Next in the data flow: the
-folder `pipeline/`, which everything else reads.
+May import: everything of `training`, and `config, diffusion, ema, heartbeat, hub, processes, visualize`. Next in the data
+flow: the folder `pipeline/`, which everything else reads.
 """
 
 import sys
@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from cond_ddpm import hub
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.diffusion import draw_validation
 from cond_ddpm.ema import save_snapshot
+from cond_ddpm.heartbeat import together
 from cond_ddpm.processes import Stopping, make_accelerator, on_main
 from cond_ddpm.training.batches import load_training_data
 from cond_ddpm.training.checkpoint import (
@@ -66,12 +67,13 @@ def train(
         OSError: a data set that cannot be found, an output folder that cannot be written, a full disk; with `push_to_hub`, a
             Hub that cannot be reached or refuses.
         FloatingPointError: a loss that is not finite.
+        ConnectionError: another process died, hangs or cannot be reached (`heartbeat.together`).
         MemoryError: a step that does not fit into the memory; the error says which settings to change.
         SystemExit: 143 or 130 after SIGTERM or Ctrl-C, with a checkpoint of the last step.
     """
     config = with_precision(config)
     accelerator = make_accelerator(config, recorded_precision(config))
-    with open_run(config, accelerator) as run:
+    with together(PartialState()), open_run(config, accelerator) as run:
         return _train(config, accelerator, run, on_epoch, clock, on_trained)
 
 
