@@ -369,7 +369,36 @@ def _from_pretrained(model: str, revision: str | None = None, trust_remote_code:
         raise ValueError(f"expected a pipeline folder, with a model_index.json, got {model}{hint}")
     from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 
-    return CondDDPMPipeline.from_pretrained(model, revision=revision)
+    if Path(model).exists():
+        return CondDDPMPipeline.from_pretrained(model, revision=revision)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise FileNotFoundError(
+            f"model: expected a pipeline folder or a Hub id, got {model}, which does not exist; check the path."
+        )
+    offline = not _hub_answers(model)
+    try:
+        return CondDDPMPipeline.from_pretrained(model, revision=revision, local_files_only=offline)
+    except OSError as error:
+        if not offline:
+            raise
+        raise ConnectionError(
+            f"model: there is no folder {model!r} here; as a Hub id it is not in the cache, and the Hub cannot be reached."
+            " Give the path of a pipeline folder, take a model that comes with the package"
+            f" (--model {', '.join(pretrained_pipelines())}), or go online."
+        ) from error
+
+
+def _hub_answers(model: str) -> bool:
+    """Whether the Hub can be reached, by one quick request; without a connection, loading would retry for a minute."""
+    import huggingface_hub
+
+    try:
+        huggingface_hub.HfApi().model_info(model, timeout=5)
+    except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError):
+        return True  # what is wrong with this id, loading says
+    except Exception:  # a missing connection raises different errors by platform and library version
+        return False
+    return True
 
 
 def _demo_models(config: DemoConfig) -> list["Model"]:

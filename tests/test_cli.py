@@ -165,6 +165,24 @@ def test_a_preset_that_is_none_is_one_line_that_lists_them(capsys):
     assert f"or a preset ({', '.join(presets())}), got hybrid. File does not exist." in error
 
 
+def test_a_model_that_is_neither_here_nor_reachable_is_one_line_at_once(tmp_path):
+    """The endpoint is read when huggingface_hub is imported, so it needs a process of its own."""
+    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-m", "cond_ddpm.cli", "sample", "--output", "x.png", "--model"]
+    done = subprocess.run([*command, "user/digits"], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "error: model: there is no folder 'user/digits' here; as a Hub id it is not in the cache, and"
+    )
+    assert done.stderr.count("\n") == 1 and "--model cifar10" in done.stderr
+
+
+def test_a_path_of_a_model_that_does_not_exist(tmp_path, capsys):
+    for path in ("./runs/mine", str(tmp_path / "nowhere"), "runs/mine/pipeline"):
+        assert main(["sample", "--model", path, "--output", str(tmp_path / "x.png")]) == 1
+        assert f"got {path}, which does not exist" in capsys.readouterr().err
+
+
 def test_a_reader_that_has_enough_of_the_output_is_no_error():
     reading, writing = os.pipe()
     os.close(reading)
