@@ -300,7 +300,7 @@ NOISE = _png(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
         ([GOOD, FLOAT], [0, 0], "row 1: expected a picture, .*floating-point"),
         ([GOOD, GOOD], [1, None], "label: expected a label in each row, got none in row 1"),
         ([GOOD], None, "label_column: expected a column of labels, got the columns image"),
-        ([], [], "expected a data set with a split 'train', got"),
+        ([], [], "expected pictures in the split 'train', got none; add some, or name another split"),
     ],
 )
 def test_data_that_cannot_be_used(tmp_path, pictures, labels, words):

@@ -113,7 +113,7 @@ def test_the_description_for_pypi_names_the_repository():
     assert len(_relative(readme)) >= 4
     for address in ("https://host.example/user/name", ""):
         text = setup.description(readme, address, "1.2")
-        assert _relative(text) == [] and "## Two commands" in text
+        assert _relative(text) == [] and "## Begin" in text
         assert ("](https://host.example/user/name/raw/v1.2/docs/pictures/demo-draw.png)" in text) == bool(address)
         assert ("[costs](https://host.example/user/name/blob/v1.2/docs/results.md)" in text) == bool(address)
         assert ('src="https://host.example/user/name/raw/v1.2/docs/b.png" width' in text) == bool(address)
