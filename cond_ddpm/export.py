@@ -120,8 +120,8 @@ def load_exported(folder: Path, threads: int | None = None, trust_remote_code: b
                 f"expected a network that can be loaded without running code, got {file}, a program that torch exported, which"
                 " can run any code; if you trust whoever made it, give trust_remote_code, else export it with --format onnx."
             )
-        checksum = file_checksum(file) if file.is_file() else None
-        if checksum is not None and record.get("checksum", checksum) != checksum:  # folders of earlier versions have none
+        checksum = file_checksum(file) if file.is_file() else ""
+        if checksum and record.get("checksum", checksum) != checksum:  # folders of earlier versions have none
             raise ValueError(f"expected the file whose checksum is in export.json, got another {file}; copy it again.")
         run = _OnnxRun(file, threads or torch.get_num_threads()) if record["format"] == "onnx" else _TorchRun(file)
         timestep_dtype = getattr(torch, record.get("timestep_dtype", "int64"))
