@@ -62,6 +62,13 @@ def test_the_first_trial_that_lacks_a_row_is_next(tmp_path):
     ]
 
 
+def test_each_experiment_starts_from_a_base_or_a_preset_that_exists():
+    queue = SCRIPT.parent
+    known = {file.stem for folder in (queue / "bases", ROOT / "configs") for file in folder.glob("*.yaml")}
+    for name, settings in runner.experiments(queue):
+        assert settings.get("config") in {None, *known}, name
+
+
 def test_a_row_after_a_half_written_one_is_read(tmp_path):
     file = tmp_path / "results.jsonl"
     rows = [{"experiment": "a", "seed": seed, "evaluation": "few"} for seed in (0, 1)]

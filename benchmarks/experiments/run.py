@@ -7,7 +7,7 @@
 An experiment is a YAML file beside this one (or in `--queue DIR`):
 
     order: 10                       # the queue's order; then by name
-    config: hybrid_cifar10_cpu      # the preset in configs/ that it starts from; the defaults, if none is named
+    config: first_hour              # what it starts from: a file of bases/, or else a preset; the defaults, if none is named
     train: {max_train_steps: 700}   # the settings in which it differs; recipes are compared at equal steps and FLOP
     seeds: [0, 1]                   # a trial each
     dtype: bf16                     # optional: measure the pipeline as it is after its weights were stored in this type
@@ -172,7 +172,10 @@ def run(given: argparse.Namespace, commit: str, name: str, settings: dict, seed:
     folder, log = lab / "runs" / trial, lab / "logs" / f"{trial}.log"
 
     preset = settings.get("config")
-    config = yaml.safe_load((code / "configs" / f"{preset}.yaml").read_text()) if preset else {}
+    base = given.queue / "bases" / f"{preset}.yaml"
+    if not base.exists():
+        base = code / "configs" / base.name
+    config = yaml.safe_load(base.read_text()) if preset else {}
     config |= settings.get("train") or {}
     config |= {"dataset": dataset, "seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "latest"}
     config["num_cpu_threads"] = given.threads
