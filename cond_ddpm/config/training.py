@@ -136,7 +136,11 @@ class TrainConfig(PreparationConfig, LicenceConfig):
         default="linear", help="Learning-rate schedule after warm-up: constant, or a decay to zero by the end of the run."
     )
     lr_decay_share: float = setting(
-        default=0.5, help="Share of the run, at its end, over which the learning rate decays.", at_least=0, at_most=1
+        default=0.5,
+        help="Share of the run, at its end, over which the learning rate decays.",
+        at_least=0,
+        at_most=1,
+        may_change=True,
     )
     lr_warmup_steps: int = setting(unless_chosen=200, help="Steps of linear warm-up.", at_least=0)
     adam_beta1: float = setting(default=0.9, help="AdamW's decay rate of the first moment.", at_least=0, below=1)
