@@ -21,8 +21,8 @@ import torch
 from conftest import NAMES, make_pipeline, make_unet, shapes
 from cond_ddpm.data import LabelledImages
 from cond_ddpm.ema import PowerEMA, save_snapshot
-from cond_ddpm.evaluate import classifier, real_images
-from cond_ddpm.evaluate.extractors import Extractor
+from cond_ddpm.evaluation import classifier, real_images
+from cond_ddpm.evaluation.extractors import Extractor
 from cond_ddpm.export import export
 from cond_ddpm.files import NotWritten
 

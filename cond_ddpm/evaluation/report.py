@@ -19,10 +19,10 @@ import torch
 
 from cond_ddpm.config.evaluation import EvaluationConfig
 from cond_ddpm.data import data_fingerprint, public_name
-from cond_ddpm.evaluate.external_samples import UNKNOWN
-from cond_ddpm.evaluate.extractors import Extractor
-from cond_ddpm.evaluate.real_images import RealImages
-from cond_ddpm.evaluate.statistics import GROUPS, NEIGHBOURS, Tally
+from cond_ddpm.evaluation.external_samples import UNKNOWN
+from cond_ddpm.evaluation.extractors import Extractor
+from cond_ddpm.evaluation.real_images import RealImages
+from cond_ddpm.evaluation.statistics import GROUPS, NEIGHBOURS, Tally
 from cond_ddpm.files import write
 from cond_ddpm.fingerprints import weights_checksum
 from cond_ddpm.hardware import is_compiled
