@@ -200,7 +200,7 @@ def test_guidance_is_not_chosen_by_a_judge_that_is_not_trusted_nor_without_time(
     ],
 )
 def test_who_chooses_guidance(config, settings, chooses, monkeypatch, capsys):
-    """Also train_cond_ddpm.py calls this command, and Python its function. What goes wrong after the training does not lose it."""
+    """Also train_cond_ddpm.py calls this command. What goes wrong after the training does not lose it. From Python too."""
     import cond_ddpm.training
 
     def trained(config, on_epoch, on_trained):
