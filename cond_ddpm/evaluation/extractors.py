@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cond_ddpm import __version__
 from cond_ddpm.data import LabelledImages
 from cond_ddpm.evaluation.classifier import NETWORKS, get_classifier
 from cond_ddpm.evaluation.classifier_networks import NUM_FEATURES
@@ -89,7 +90,7 @@ def _classifier(train: LabelledImages, test: LabelledImages, cache: Path, device
     checksums = {name: weights_checksum(judge.network) for name, judge in judges.items()}
     record = {
         "backend": "cond_ddpm.evaluation.classifier",
-        "version": version("cond_ddpm"),
+        "version": __version__,
         "checksum": next(iter(checksums.values())),  # of the one that has the features
         "held_out_accuracy": min(judge.accuracy for judge in judges.values()),
         "judges": {name: {"checksum": checksums[name], **judge.record} for name, judge in judges.items()},
