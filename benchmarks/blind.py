@@ -49,7 +49,7 @@ def sheet(images: list[np.ndarray], first: int) -> Image.Image:
 
 def make(dataset: str, sources: dict[str, Path], output: Path, pictures: int, seed: int) -> None:
     from cond_ddpm.data import load_images
-    from cond_ddpm.evaluate.external_samples import load_samples, with_class_ids
+    from cond_ddpm.evaluation.external_samples import load_samples, with_class_ids
 
     rng = np.random.default_rng(seed)
     real = load_images(dataset, "test")

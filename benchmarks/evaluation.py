@@ -20,9 +20,9 @@ def main(images: int, repeats: int) -> None:
     import numpy as np
     import torch
 
-    from cond_ddpm.evaluate.classifier_networks import NUM_FEATURES, ConvolutionalClassifier
-    from cond_ddpm.evaluate.extractors import Extractor
-    from cond_ddpm.evaluate.statistics import Tally
+    from cond_ddpm.evaluation.classifier_networks import NUM_FEATURES, ConvolutionalClassifier
+    from cond_ddpm.evaluation.extractors import Extractor
+    from cond_ddpm.evaluation.statistics import Tally
 
     network = ConvolutionalClassifier(10, (3, 32, 32)).eval()
 

@@ -39,7 +39,7 @@ def main(
 
     from cond_ddpm import CondDDPMPipeline
     from cond_ddpm.config.evaluation import EvaluationConfig
-    from cond_ddpm.evaluate.evaluate import evaluate
+    from cond_ddpm.evaluation.evaluate import evaluate
 
     pipeline = CondDDPMPipeline.from_pretrained(model)
     pipeline.unet.compile()  # as `cond-ddpm evaluate --fast`

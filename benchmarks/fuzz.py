@@ -221,7 +221,7 @@ def _settings(command: str, file: Path) -> None:
 
 
 def _read_npz(folder: Path) -> None:
-    from cond_ddpm.evaluate.external_samples import load_samples
+    from cond_ddpm.evaluation.external_samples import load_samples
 
     images = load_samples(folder / "samples.npz", 8).images
     assert images.shape[0] < 10**6

@@ -21,9 +21,9 @@ def main(dataset: str, samples: list[str]) -> None:
 
     from cond_ddpm.data import load_images
     from cond_ddpm.data.cache import cache_folder
-    from cond_ddpm.evaluate.augmentation import blurred, shuffled
-    from cond_ddpm.evaluate.classifier import NETWORKS, get_classifier
-    from cond_ddpm.evaluate.external_samples import load_samples, with_class_ids
+    from cond_ddpm.evaluation.augmentation import blurred, shuffled
+    from cond_ddpm.evaluation.classifier import NETWORKS, get_classifier
+    from cond_ddpm.evaluation.external_samples import load_samples, with_class_ids
 
     train, test = load_images(dataset, "train"), load_images(dataset, "test")
     judges = {name: get_classifier(name, train, test, cache_folder() / "evaluate") for name in NETWORKS}

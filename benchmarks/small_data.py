@@ -147,8 +147,8 @@ def _measured(run: Path, everything, test, rows, test_rows, samples: int) -> dic
     from cond_ddpm.data import make_batch, nearest_images
     from cond_ddpm.data.cache import cache_folder
     from cond_ddpm.diffusion import diffusion_losses, draw_validation
-    from cond_ddpm.evaluate.classifier import get_classifier
-    from cond_ddpm.evaluate.copies import QUANTILE, nearness
+    from cond_ddpm.evaluation.classifier import get_classifier
+    from cond_ddpm.evaluation.copies import QUANTILE, nearness
     from cond_ddpm.sampling import generate
 
     pipeline = CondDDPMPipeline.from_pretrained(run / "pipeline")

@@ -46,7 +46,7 @@ def main(model: str, dataset: str, steps: list, guidance: float, seeds: int, sam
 
     from cond_ddpm import CondDDPMPipeline
     from cond_ddpm.config.evaluation import EvaluationConfig
-    from cond_ddpm.evaluate.evaluate import evaluate
+    from cond_ddpm.evaluation.evaluate import evaluate
 
     pipeline = CondDDPMPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)

@@ -118,7 +118,7 @@ def invoke(arguments: list[str], cache: Path) -> int:
     import datasets
 
     from cond_ddpm.cli import main
-    from cond_ddpm.evaluate import classifier
+    from cond_ddpm.evaluation import classifier
 
     datasets.config.HF_DATASETS_CACHE = cache
     classifier.RECIPE = classifier.Recipe(min_steps=2, epochs=0, min_images_seen=64)  # judges of seconds, not of quality
@@ -345,7 +345,7 @@ def campaign(trials: int, minutes: float, seed: int, only: list[str], output_dir
     import machine  # noqa: F401  # imports torch, before the forks
 
     import cond_ddpm.commands
-    import cond_ddpm.evaluate.evaluate
+    import cond_ddpm.evaluation.evaluate
     import cond_ddpm.experiments.study
     import cond_ddpm.experiments.tune
     import cond_ddpm.hub

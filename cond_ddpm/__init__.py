@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 # The address of the public repository, such as https://github.com/USER/cond_ddpm; empty as long as there is none. The card,
 # the Spaces, the site and PyPI's page take it from here, and a test compares CITATION.cff and whatever else names it.
 REPOSITORY = ""
@@ -19,7 +19,9 @@ _PUBLIC = {
     "HybridUNet2DModel": "models.cond_unet",
     "CondDDPMPipeline": "pipelines.pipeline_cond_ddpm",
     "TrainConfig": "config",
-    "train": "training",
+    "train": "api",
+    "EvaluateConfig": "config",
+    "evaluate": "api",
     "LabelledImages": "data",
     "load_images": "data",
     "generate": "sampling",

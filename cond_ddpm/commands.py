@@ -10,20 +10,21 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cond_ddpm.config import visualization
 from cond_ddpm.config.data import DataConfig, RealImagesConfig
 from cond_ddpm.config.demo import LOOPBACK, DemoConfig
-from cond_ddpm.config.evaluation import EvaluateConfig, EvaluationConfig
+from cond_ddpm.config.evaluation import EvaluateConfig
 from cond_ddpm.config.experiments import StudyConfig, TuneConfig
 from cond_ddpm.config.presets import PresetsConfig, preset_table
 from cond_ddpm.config.publishing import EmaConfig, PublishConfig
 from cond_ddpm.config.quickstart import QuickstartConfig
-from cond_ddpm.config.sampling import ExportConfig, NetworksConfig, SampleConfig, call_arguments
+from cond_ddpm.config.sampling import ExportConfig, SampleConfig
 from cond_ddpm.config.training import TrainCommandConfig, TrainConfig
 from cond_ddpm.files import is_free
-from cond_ddpm.pretrained_models import pretrained, pretrained_pipelines
+from cond_ddpm.loading import from_pretrained, load
+from cond_ddpm.pretrained_models import pretrained_pipelines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,25 +60,14 @@ def data(config: DataConfig) -> str:
 
 
 def train(config: TrainCommandConfig) -> str | None:
-    from cond_ddpm.training import dry_run, train
+    from cond_ddpm.api import train
+    from cond_ddpm.training import dry_run
 
     if config.dry_run:
         text = dry_run(config.part(TrainConfig))
         return text if os.environ.get("RANK", "0") == "0" else None
-    chooses = config.guidance_scale == TrainConfig.guidance_scale if config.choose_guidance is None else config.choose_guidance
-    run = train(config.part(TrainConfig), on_trained=functools.partial(_choose_guidance, config) if chooses else None)
+    run = train(config.part(TrainConfig), choose_guidance=config.choose_guidance)
     return f"run folder: {run}" if os.environ.get("RANK", "0") == "0" else None
-
-
-def _choose_guidance(config: TrainCommandConfig, run: Path, seconds: float) -> None:
-    from cond_ddpm.evaluate.guidance import choose_guidance
-
-    try:
-        found = choose_guidance(run, config.part(TrainConfig), seconds)
-    except (ValueError, OSError) as error:  # the training is done, and is not lost by what comes after it
-        found = f"guidance_scale was not chosen: {error}"
-    if found is not None:
-        print(found)
 
 
 def sample(config: SampleConfig) -> str | None:
@@ -87,7 +77,7 @@ def sample(config: SampleConfig) -> str | None:
     from cond_ddpm.sampling import drawn_by, generate, save_samples
 
     with together(process_state()):
-        pipeline, arguments = _load(config.model, config.revision, config)
+        pipeline, arguments = load(config.model, config.revision, config)
         classes = None if config.unconditional else _labels(pipeline, config.class_labels)
         labels = None if classes is None else [label for label in classes for _ in range(config.num_images_per_class)]
         seeds = range(config.seed, config.seed + (config.num_images_per_class if labels is None else len(labels)))
@@ -108,29 +98,12 @@ def sample(config: SampleConfig) -> str | None:
 
 
 def evaluate(config: EvaluateConfig) -> str | None:
-    from cond_ddpm.evaluate.evaluate import evaluate
-    from cond_ddpm.evaluate.report import summary
-    from cond_ddpm.heartbeat import together
+    from cond_ddpm.api import evaluate
+    from cond_ddpm.evaluation.report import summary
     from cond_ddpm.processes import process_state
 
-    with together(process_state()):
-        protocol = config.part(EvaluationConfig)
-        if config.model is None:
-            results = evaluate(protocol, config.output, samples=config.samples)
-        else:
-            pipeline, arguments = _load(config.model, config.revision, config)
-            results = evaluate(protocol, config.output, config.model, pipeline, keep=config.save_samples, **arguments)
-            output, folder = config.output.resolve(), Path(config.model).resolve()
-            if process_state().is_main_process:
-                if output == folder / "results.json":
-                    from cond_ddpm.hub import complete
-
-                    complete(config.output.parent)  # its card reports the metrics
-                if output.parent in (folder, folder.parent) and (folder.parent / "config.json").is_file():
-                    from cond_ddpm.visualize import run_report
-
-                    run_report(folder.parent)  # it shows them too
-        return f"{summary(results)}\n{config.output}" if process_state().is_main_process else None
+    results = evaluate(config)
+    return f"{summary(results)}\n{config.output}" if process_state().is_main_process else None
 
 
 def report(config: visualization.ReportConfig) -> str:
@@ -169,7 +142,7 @@ def publish(config: PublishConfig) -> None:
 
 
 def export(config: ExportConfig) -> str:
-    pipeline = _from_pretrained(config.model, config.revision)
+    pipeline = from_pretrained(config.model, config.revision)
     if config.format == "web":
         from cond_ddpm.web import export_page
 
@@ -223,7 +196,7 @@ def ema(config: EmaConfig) -> str:
         what = "is the run's own pipeline" if output.resolve() == (config.run / "pipeline").resolve() else "has other files"
         raise ValueError(f"output: expected a new or empty folder, got {output}, which {what}; give another.")
     weights, rest = combine_snapshots(config.run / "ema", config.std, config.step)
-    pipeline = _from_pretrained(str(config.run / "pipeline"))
+    pipeline = from_pretrained(str(config.run / "pipeline"))
     pipeline.unet.load_state_dict(weights)
     pipeline.companions = {}  # those belong to other weights
     save_pipeline(pipeline, output)
@@ -236,7 +209,7 @@ def ema(config: EmaConfig) -> str:
 def forward(config: visualization.ForwardConfig) -> str:
     from cond_ddpm import visualize
 
-    pipeline = _from_pretrained(config.model, config.revision)
+    pipeline = from_pretrained(config.model, config.revision)
     label = _label(pipeline, config.class_label)
     data = _real_images(config, pipeline)
     of_class = [index for index, found in enumerate(data.labels) if found == label]
@@ -251,7 +224,7 @@ def forward(config: visualization.ForwardConfig) -> str:
 def denoising(config: visualization.DenoisingConfig) -> str:
     from cond_ddpm import visualize
 
-    pipeline, arguments = _load(config.model, config.revision, config)
+    pipeline, arguments = load(config.model, config.revision, config)
     label = _label(pipeline, config.class_label)
     visualize.denoising_strip(pipeline, label, _new(config.output), config.columns, config.seed, **arguments)
     return str(config.output)
@@ -260,7 +233,7 @@ def denoising(config: visualization.DenoisingConfig) -> str:
 def gif(config: visualization.GifConfig) -> str:
     from cond_ddpm import visualize
 
-    pipeline, arguments = _load(config.model, config.revision, config)
+    pipeline, arguments = load(config.model, config.revision, config)
     labels = _labels(pipeline, config.class_labels)
     visualize.denoising_gif(pipeline, labels, _new(config.output), config.columns, seed=config.seed, **arguments)
     return str(config.output)
@@ -270,7 +243,7 @@ def classes(config: visualization.ClassGridConfig) -> str:
     from cond_ddpm import visualize
     from cond_ddpm.sampling import generate
 
-    pipeline, arguments = _load(config.model, config.revision, config)
+    pipeline, arguments = load(config.model, config.revision, config)
     classes = _labels(pipeline, config.class_labels)
     labels = [label for label in classes for _ in range(config.columns)]
     images = generate(pipeline, labels, range(config.seed, config.seed + len(labels)), progress=True, **arguments)
@@ -281,7 +254,7 @@ def classes(config: visualization.ClassGridConfig) -> str:
 def guidance(config: visualization.GuidanceSweepConfig) -> str:
     from cond_ddpm import visualize
 
-    pipeline, arguments = _load(config.model, config.revision, config)
+    pipeline, arguments = load(config.model, config.revision, config)
     labels = _labels(pipeline, config.class_labels)
     visualize.guidance_sweep(pipeline, labels, _new(config.output), config.scales, config.seed, **arguments)
     return str(config.output)
@@ -290,7 +263,7 @@ def guidance(config: visualization.GuidanceSweepConfig) -> str:
 def steps(config: visualization.StepsSweepConfig) -> str:
     from cond_ddpm import visualize
 
-    pipeline, arguments = _load(config.model, config.revision, config)
+    pipeline, arguments = load(config.model, config.revision, config)
     labels = _labels(pipeline, config.class_labels)
     visualize.steps_sweep(pipeline, labels, _new(config.output), config.steps, config.seed, **arguments)
     return str(config.output)
@@ -299,7 +272,7 @@ def steps(config: visualization.StepsSweepConfig) -> str:
 def epochs(config: visualization.EpochsConfig) -> str:
     from cond_ddpm import visualize
 
-    pipeline, arguments = _load(str(config.run / "pipeline"), None, config)
+    pipeline, arguments = load(str(config.run / "pipeline"), None, config)
     labels = _labels(pipeline, config.class_labels)
     output = _new(config.output)
     visualize.epochs_strip(config.run, pipeline, labels, output, config.columns, config.std, config.seed, **arguments)
@@ -310,7 +283,7 @@ def neighbours(config: visualization.NeighboursConfig) -> str:
     from cond_ddpm import visualize
     from cond_ddpm.sampling import generate
 
-    pipeline, arguments = _load(config.model, config.revision, config)
+    pipeline, arguments = load(config.model, config.revision, config)
     labels = _labels(pipeline, config.class_labels)
     data = _real_images(config, pipeline)
     if config.columns > len(data):  # before images are made
@@ -333,72 +306,6 @@ def loss(config: visualization.LossConfig) -> str:
 
 
 # What commands share
-
-
-def _load(model: str, revision: str | None, config: NetworksConfig) -> tuple["CondDDPMPipeline", dict[str, Any]]:
-    """The pipeline, on this process's device, and the arguments to call it with."""
-    from cond_ddpm.hardware import precision_for
-    from cond_ddpm.processes import process_state
-
-    device = process_state().device
-    pipeline = _from_pretrained(model, revision, config.trust_remote_code).to(device)
-    arguments = call_arguments(config)
-    if config.guide is not None:
-        arguments["guide"] = _from_pretrained(config.guide, trust_remote_code=config.trust_remote_code).to(device)
-    is_exported = next(pipeline.unet.parameters(), None) is None
-    if (config.fast or config.mixed_precision != "no") and is_exported:
-        raise ValueError("fast, mixed_precision: expected neither with an exported model, which runs as it was exported.")
-    if config.fast:
-        arguments["mixed_precision"] = "bf16" if config.mixed_precision == "bf16" else precision_for(device)
-        for one in (pipeline, arguments.get("guide")):
-            if one is not None:
-                one.unet.compile()
-    return pipeline, arguments
-
-
-def _from_pretrained(model: str, revision: str | None = None, trust_remote_code: bool = False) -> "CondDDPMPipeline":
-    folder = Path(model)
-    if not folder.exists() and model in pretrained_pipelines():
-        model, revision = str(pretrained(model)), None
-    if (folder / "export.json").is_file():
-        from cond_ddpm.export import load_exported
-
-        return load_exported(folder, trust_remote_code=trust_remote_code)
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
-        hint = "; a run's is its pipeline/, and `cond-ddpm ema --run RUN --std 0.05 --step N` writes one of an earlier step"
-        raise ValueError(f"expected a pipeline folder, with a model_index.json, got {model}{hint}")
-    from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
-
-    if Path(model).exists():
-        return CondDDPMPipeline.from_pretrained(model, revision=revision)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise FileNotFoundError(
-            f"model: expected a pipeline folder or a Hub id, got {model}, which does not exist; check the path."
-        )
-    offline = not _hub_answers(model)
-    try:
-        return CondDDPMPipeline.from_pretrained(model, revision=revision, local_files_only=offline)
-    except OSError as error:
-        if not offline:
-            raise
-        raise ConnectionError(
-            f"model: there is no folder {model!r} here; as a Hub id it is not in the cache, and the Hub cannot be reached."
-            " Give the path of a pipeline folder, take a model that comes with the package"
-            f" (--model {', '.join(pretrained_pipelines())}), or go online."
-        ) from error
-
-
-def _hub_answers(model: str) -> bool:
-    """Whether the Hub can be reached, by one quick request; without a connection, loading would retry for a minute."""
-    import huggingface_hub
-
-    try:
-        huggingface_hub.HfApi().model_info(model, timeout=5)
-    except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError):
-        return True  # what is wrong with this id, loading says
-    except Exception:  # a missing connection raises different errors by platform and library version
-        return False
-    return True
 
 
 def _demo_models(config: DemoConfig) -> list["Model"]:
@@ -428,18 +335,18 @@ def _demo_model(model: str, revision: str | None) -> list["Model"]:
         imports, argument = "CondDDPMPipeline", repr(source) + (f", revision={revision!r}" if revision else "")
     lines = f"from cond_ddpm import {imports}\n\npipeline = CondDDPMPipeline.from_pretrained({argument})"
 
-    def load(step: int | None = None) -> "CondDDPMPipeline":
-        pipeline = _from_pretrained(source, revision)
+    def loaded(step: int | None = None) -> "CondDDPMPipeline":
+        pipeline = from_pretrained(source, revision)
         if step is not None:
             pipeline.unet.load_state_dict(combine_snapshots(run / "ema", MOMENTS_STD, step)[0])
         return pipeline.to(process_state().device)
 
-    models = [Model(model, load, lines)]
+    models = [Model(model, loaded, lines)]
     for step in snapshot_steps(run / "ema")[:-1] if is_run else ():
         averaged = f"{run}/pipeline-ema-{MOMENTS_STD}-step-{step}"
         first = f"# first: cond-ddpm ema --run {run} --std {MOMENTS_STD} --step {step}\n"
         moment = f"{first}from cond_ddpm import CondDDPMPipeline\n\npipeline = CondDDPMPipeline.from_pretrained({averaged!r})"
-        models.append(Model(f"{model}, step {step}", functools.partial(load, step), moment))
+        models.append(Model(f"{model}, step {step}", functools.partial(loaded, step), moment))
     return models
 
 

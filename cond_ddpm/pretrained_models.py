@@ -1,7 +1,7 @@
 """The trained models and classifiers that come with the package, in `pretrained/` of a checkout, and inside it if installed.
 
 May import: the standard library. Next in the data flow: `CondDDPMPipeline.from_pretrained` loads the folder, and
-`evaluate/classifier.py` finds its classifiers.
+`evaluation/classifier.py` finds its classifiers.
 """
 
 import importlib.resources

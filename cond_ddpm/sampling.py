@@ -1,7 +1,7 @@
 """Draws images for seeds and class labels, in batches of any size and on any number of processes.
 
 May import: `data, files, fingerprints, hardware, processes`, the pipelines. Next: `visualize/` shows the images, and
-`evaluate/` measures them.
+`evaluation/` measures them.
 """
 
 import contextlib

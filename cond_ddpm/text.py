@@ -1,6 +1,6 @@
 """Foreign text, such as class names, made safe to show on a terminal, in Markdown and in code; and reading foreign JSON.
 
-May import: nothing of ours. `visualize/`, `evaluate/`, `hub/` and the command line use it for all text from elsewhere.
+May import: nothing of ours. `visualize/`, `evaluation/`, `hub/` and the command line use it for all text from elsewhere.
 """
 
 import json

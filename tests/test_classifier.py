@@ -7,9 +7,9 @@ from conftest import CIFAR10, needs_cifar10
 
 from cond_ddpm import load_images
 from cond_ddpm.data import LabelledImages
-from cond_ddpm.evaluate.augmentation import blurred, destroyed, shifted, shuffled, varied
-from cond_ddpm.evaluate.classifier import NETWORKS, Recipe, classifier_key, get_classifier, trained_network
-from cond_ddpm.evaluate.classifier_networks import ConvolutionalClassifier
+from cond_ddpm.evaluation.augmentation import blurred, destroyed, shifted, shuffled, varied
+from cond_ddpm.evaluation.classifier import NETWORKS, Recipe, classifier_key, get_classifier, trained_network
+from cond_ddpm.evaluation.classifier_networks import ConvolutionalClassifier
 from cond_ddpm.pretrained_models import pretrained_folder
 
 

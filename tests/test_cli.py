@@ -14,7 +14,7 @@ from cond_ddpm import quickstart
 from cond_ddpm.cli import COMMANDS, guarded, main, parse_train, settings_of
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.presets import presets
-from cond_ddpm.evaluate.extractors import make_extractor
+from cond_ddpm.evaluation.extractors import make_extractor
 from cond_ddpm.processes import make_accelerator
 
 

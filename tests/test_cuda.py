@@ -14,7 +14,7 @@ from conftest import NAMES, TINY, make_pipeline, make_unet
 
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.evaluation import EvaluationConfig
-from cond_ddpm.evaluate.evaluate import evaluate
+from cond_ddpm.evaluation.evaluate import evaluate
 from cond_ddpm.hardware import precision_for
 from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS
 from cond_ddpm.processes import process_state

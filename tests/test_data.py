@@ -21,7 +21,7 @@ from PIL import Image as PILImage
 
 from cond_ddpm.cli import parse_train
 from cond_ddpm.data import LabelledImages, NoSuchSplit, data_fingerprint, epoch_order, hold_out, load_images, make_batch
-from cond_ddpm.evaluate.external_samples import load_samples
+from cond_ddpm.evaluation.external_samples import load_samples
 from cond_ddpm.fingerprints import value_fingerprint
 
 

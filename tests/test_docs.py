@@ -8,8 +8,10 @@ import shlex
 
 import pytest
 import yaml
-from conftest import ROOT, TINY_HYBRID, make_unet
+from conftest import NAMES as NAMES_OF_SHAPES
+from conftest import ROOT, TINY_HYBRID, make_unet, shapes
 from markdown_it import MarkdownIt
+from PIL import Image
 
 from cond_ddpm.cli import COMMANDS, KINDS, settings_class, settings_of
 from cond_ddpm.config.settings import names_of
@@ -194,6 +196,13 @@ def runs(tmp_path_factory):
     return folder
 
 
+def _pictures(folder):
+    """A data set of the reader's own: a folder of pictures for each of three classes."""
+    for row, (image, label) in enumerate(zip(*shapes(150, 16))):
+        (folder / NAMES_OF_SHAPES[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / NAMES_OF_SHAPES[label] / f"{row}.png")
+
+
 PYTHON = [path for path in PAGES if any(map(_is_python, _blocks(path)))]
 
 
@@ -203,6 +212,7 @@ def test_python_runs(path, runs, tmp_path, monkeypatch):
     """All blocks of a page, one after the other, as a reader would type them."""
     (tmp_path / "runs").symlink_to(runs)
     (tmp_path / "pretrained").symlink_to(ROOT / "pretrained")
+    _pictures(tmp_path / "path" / "to" / "folder")
     (tmp_path / "USER").mkdir()
     (tmp_path / "USER" / "digits").symlink_to(runs / "quickstart" / "pipeline")  # found before a repository on the Hub
     monkeypatch.chdir(tmp_path)

@@ -8,9 +8,9 @@ import torch
 from conftest import shapes, write_parquet
 
 from cond_ddpm.config.evaluation import EvaluationConfig
-from cond_ddpm.evaluate import metrics
-from cond_ddpm.evaluate.evaluate import evaluate
-from cond_ddpm.evaluate.extractors import make_extractor
+from cond_ddpm.evaluation import metrics
+from cond_ddpm.evaluation.evaluate import evaluate
+from cond_ddpm.evaluation.extractors import make_extractor
 
 pytestmark = pytest.mark.end_to_end
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def test_the_distance_grows_with_noise(extractor):
 
 def test_the_report_names_the_network_and_warns_of_too_few_images(tmp_path, monkeypatch):
     # The Frechet distance in 1280 dimensions takes two seconds, and it is computed for each class.
-    for name in ("cond_ddpm.evaluate.metrics", "cond_ddpm.evaluate.evaluate"):
+    for name in ("cond_ddpm.evaluation.metrics", "cond_ddpm.evaluation.evaluate"):
         monkeypatch.setattr(f"{name}.frechet_distance", lambda one, other: 1.0)
     for split in ("test", "train"):
         write_parquet(tmp_path, *shapes(6, 32)).joinpath("train.parquet").rename(tmp_path / f"{split}.parquet")

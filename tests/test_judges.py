@@ -11,13 +11,13 @@ from conftest import NAMES, TINY, shapes
 from PIL import Image
 
 from cond_ddpm import CondDDPMPipeline, commands
-from cond_ddpm.config.training import TrainCommandConfig
+from cond_ddpm.config.training import TrainCommandConfig, TrainConfig
 from cond_ddpm.data import LabelledImages
-from cond_ddpm.evaluate import classifier, guidance, usefulness
-from cond_ddpm.evaluate.classifier import Recipe, get_classifier, new_judge
-from cond_ddpm.evaluate.guidance import choose_guidance
-from cond_ddpm.evaluate.trust import least_accuracy, why_not_trusted, wilson_interval, withhold
-from cond_ddpm.evaluate.usefulness import measure_usefulness
+from cond_ddpm.evaluation import classifier, guidance, usefulness
+from cond_ddpm.evaluation.classifier import Recipe, get_classifier, new_judge
+from cond_ddpm.evaluation.guidance import choose_guidance
+from cond_ddpm.evaluation.trust import least_accuracy, why_not_trusted, wilson_interval, withhold
+from cond_ddpm.evaluation.usefulness import measure_usefulness
 from cond_ddpm.hub.measured import judge_text, usefulness_text
 from cond_ddpm.training import train
 
@@ -200,10 +200,10 @@ def test_guidance_is_not_chosen_by_a_judge_that_is_not_trusted_nor_without_time(
     ],
 )
 def test_who_chooses_guidance(config, settings, chooses, monkeypatch, capsys):
-    """Also train_cond_ddpm.py calls this command. What goes wrong after the training does not lose it."""
+    """Also train_cond_ddpm.py calls this command. What goes wrong after the training does not lose it. From Python too."""
     import cond_ddpm.training
 
-    def trained(config, on_trained):
+    def trained(config, on_epoch, on_trained):
         if on_trained is not None:
             on_trained("run", 1000.0)
         return "run"
@@ -213,5 +213,10 @@ def test_who_chooses_guidance(config, settings, chooses, monkeypatch, capsys):
 
     monkeypatch.setattr(cond_ddpm.training, "train", trained)
     monkeypatch.setattr(guidance, "choose_guidance", refuse)
-    assert commands.train(dataclasses.replace(config, **settings)) == "run folder: run"
-    assert ("guidance_scale was not chosen: no pictures" in capsys.readouterr().out) == chooses
+    config = dataclasses.replace(config, **settings)
+    for called in (
+        lambda: commands.train(config),
+        lambda: cond_ddpm.train(config.part(TrainConfig), choose_guidance=config.choose_guidance),
+    ):
+        assert called() in ("run folder: run", "run")
+        assert ("guidance_scale was not chosen: no pictures" in capsys.readouterr().out) == chooses

@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from cond_ddpm.data import nearest_images
-from cond_ddpm.evaluate.copies import nearest_training_images
-from cond_ddpm.evaluate.metrics import (
+from cond_ddpm.evaluation.copies import nearest_training_images
+from cond_ddpm.evaluation.metrics import (
     extrapolated_distance,
     frechet_distance,
     inception_score,
     kernel_distance,
     precision_and_recall,
 )
-from cond_ddpm.evaluate.statistics import Moments
+from cond_ddpm.evaluation.statistics import Moments
 
 
 def _moments(features, batch=100):

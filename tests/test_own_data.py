@@ -20,8 +20,8 @@ from cond_ddpm.data.choices import choose_fit, choose_flip, choose_resolution, m
 from cond_ddpm.data.duplicates import exact_duplicates, near_duplicates, near_duplicates_across
 from cond_ddpm.data.pictures import to_array
 from cond_ddpm.data.survey import Survey, survey
-from cond_ddpm.evaluate.copies import find_copies, nearest_training_images, nearness, warn_of_copies
-from cond_ddpm.evaluate.real_images import warranted_samples
+from cond_ddpm.evaluation.copies import find_copies, nearest_training_images, nearness, warn_of_copies
+from cond_ddpm.evaluation.real_images import warranted_samples
 from cond_ddpm.experiments.study import _train
 from cond_ddpm.fingerprints import file_checksum
 from cond_ddpm.hub import check, complete, model_card

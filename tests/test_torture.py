@@ -21,8 +21,8 @@ import torch
 from conftest import NAMES, make_pipeline, make_unet, shapes
 from cond_ddpm.data import LabelledImages
 from cond_ddpm.ema import PowerEMA, save_snapshot
-from cond_ddpm.evaluate import classifier, real_images
-from cond_ddpm.evaluate.extractors import Extractor
+from cond_ddpm.evaluation import classifier, real_images
+from cond_ddpm.evaluation.extractors import Extractor
 from cond_ddpm.export import export
 from cond_ddpm.files import NotWritten
 
@@ -71,6 +71,43 @@ def test_a_write_that_is_ended_in_its_middle_leaves_nothing_once_it_is_done_agai
     text, files = left.pop("export")
     assert "could not be written: File too large" in text and "\n" not in text and not files
     assert left == {name: [-25, [".safetensors"]] for name in ("snapshot", "classifier", "real")}
+
+
+# A file, a folder, and the files of a folder are written anew, in a fork that the system ends in the middle of the write.
+ENDED = """
+import os, resource, signal, sys
+from pathlib import Path
+from cond_ddpm.files import replacing, replacing_files, write
+
+def inside(function):
+    def act(path, content):
+        with function(path) as partial:
+            partial.mkdir(exist_ok=True)
+            for name in "ab":
+                (partial / name).write_bytes(content)
+    return act
+
+for name, act in {"write": write, "replacing": inside(replacing), "replacing_files": inside(replacing_files)}.items():
+    path = Path(sys.argv[1], name)
+    act(path, b"before")
+    process = os.fork()
+    if not process:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        act(path, b"x" * 9999)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    print(name, code, {file.read_bytes()[:9] for file in ([path] if path.is_file() else path.iterdir())})
+"""
+
+
+@pytest.mark.hostile(14)
+def test_what_was_there_outlives_a_write_that_is_ended_in_its_middle(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", ENDED, tmp_path], env=environment, capture_output=True, text=True)
+    expected = [f"{name} -25 {{b'before'}}" for name in ("write", "replacing", "replacing_files")]
+    assert done.stdout.splitlines() == expected, done.stderr
 
 
 @pytest.mark.hostile(14)

@@ -13,7 +13,8 @@ experiments.py    `cond-ddpm study` and `tune`
 publishing.py     `cond-ddpm publish` and `ema`
 """
 
+from cond_ddpm.config.evaluation import EvaluateConfig
 from cond_ddpm.config.settings import Settings, checked_arguments, may_change_at_resume, setting
 from cond_ddpm.config.training import TrainConfig
 
-__all__ = ["Settings", "TrainConfig", "checked_arguments", "may_change_at_resume", "setting"]
+__all__ = ["EvaluateConfig", "Settings", "TrainConfig", "checked_arguments", "may_change_at_resume", "setting"]

@@ -1,6 +1,6 @@
 """The settings of `cond-ddpm evaluate`, and of what a study or a search measures.
 
-May import: `config.settings, config.data, config.sampling`. Next in the data flow: `evaluate/` compares samples with real
+May import: `config.settings, config.data, config.sampling`. Next in the data flow: `evaluation/` compares samples with real
 images.
 """
 

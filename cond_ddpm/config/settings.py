@@ -192,8 +192,10 @@ def _is_list(type_: Any) -> bool:
 
 
 def _converted(value: Any, type_: Any, is_path: bool = False) -> Any:
-    """A value converted to its type where that is unambiguous: ~ is expanded, str to Path, int to float, list to tuple."""
+    """A value converted to its type where that is unambiguous: "~", str to or from Path, int to float, list to tuple."""
     kinds = alternatives(type_)
+    if isinstance(value, Path) and is_path and Path not in kinds:
+        value = str(value)
     if isinstance(value, str) and (is_path or Path in kinds):
         value = os.path.expanduser(value)  # Path.expanduser raises for an unknown ~user
         return Path(value) if Path in kinds else value

@@ -1,6 +1,6 @@
 """Which images are nearest to a given one: how copies of training images are found among samples.
 
-May import: nothing of ours. Next: `visualize.nearest_neighbours` draws them, and `evaluate.metrics` reports their distance.
+May import: nothing of ours. Next: `visualize.nearest_neighbours` draws them, and `evaluation.metrics` reports their distance.
 """
 
 import numpy as np

@@ -15,7 +15,7 @@ from cond_ddpm.config.evaluation import EvaluationConfig
 from cond_ddpm.config.settings import unless_chosen
 from cond_ddpm.data import load_images
 from cond_ddpm.diffusion import make_noise_scheduler
-from cond_ddpm.evaluate.extractors import make_extractor
+from cond_ddpm.evaluation.extractors import make_extractor
 from cond_ddpm.models import MODELS
 from cond_ddpm.pipelines.pipeline_cond_ddpm import DEFAULT_SAMPLER, CondDDPMPipeline
 from cond_ddpm.processes import process_state

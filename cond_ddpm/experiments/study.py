@@ -17,7 +17,7 @@ from cond_ddpm.config.data import CHOSEN
 from cond_ddpm.config.experiments import StudyConfig
 from cond_ddpm.config.settings import unless_chosen, with_defaults
 from cond_ddpm.ema import combine_snapshots, snapshot_steps
-from cond_ddpm.evaluate.evaluate import evaluate
+from cond_ddpm.evaluation.evaluate import evaluate
 from cond_ddpm.experiments.rehearsal import rehearse
 from cond_ddpm.files import write
 from cond_ddpm.hardware import precision_for

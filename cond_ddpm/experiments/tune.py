@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from cond_ddpm.config.experiments import TuneConfig
-from cond_ddpm.evaluate.evaluate import evaluate
+from cond_ddpm.evaluation.evaluate import evaluate
 from cond_ddpm.experiments.rehearsal import rehearse
 from cond_ddpm.files import write
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline

@@ -1,6 +1,6 @@
 """What was measured, in sentences that the model card and the printed summary share.
 
-May import: nothing of ours. Next in the data flow: `card.py` and `evaluate/report.py` show them.
+May import: nothing of ours. Next in the data flow: `card.py` and `evaluation/report.py` show them.
 """
 
 from typing import Any

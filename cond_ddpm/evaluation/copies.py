@@ -1,7 +1,7 @@
 """Whether samples are copies of training images: how many are nearer to one than 99% of held-out real images are.
 
-May import: `data, evaluate.statistics, visualize`. Next: `evaluate.py` puts what is found into results.json, and `metrics.py`
-reports the median distance.
+May import: `data, evaluation.statistics, visualize`. Next: `evaluate.py` puts what is found into results.json, and
+`metrics.py` reports the median distance.
 
 Nearness is the distance to the nearest training image divided by the mean distance to the next four. The distance alone would
 not do: a smooth image is near to many training images, and even a copy of a detailed one is farther away than that.
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cond_ddpm.data import nearest_images
-from cond_ddpm.evaluate.statistics import NEIGHBOURS, Tally
+from cond_ddpm.evaluation.statistics import NEIGHBOURS, Tally
 from cond_ddpm.visualize import class_grid
 
 QUANTILE = 0.01  # the share of held-out real images that may be nearer to a training image than the threshold

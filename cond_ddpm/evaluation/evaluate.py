@@ -1,6 +1,6 @@
 """`evaluate`: measure a pipeline, or samples from elsewhere, against real images.
 
-May import: `config, data, files, fingerprints, hardware, processes, sampling, text`, the pipeline, the rest of `evaluate/`.
+May import: `config, data, files, fingerprints, hardware, processes, sampling, text`, the pipeline, the rest of `evaluation/`.
 Next in the data flow: `hub/` reads results.json for the model card.
 """
 
@@ -17,15 +17,15 @@ from safetensors.torch import load_file, save
 from cond_ddpm.config.evaluation import EvaluationConfig
 from cond_ddpm.data import LabelledImages, data_fingerprint
 from cond_ddpm.data.cache import cache_folder
-from cond_ddpm.evaluate.copies import find_copies, nearest_training_images, warn_of_copies
-from cond_ddpm.evaluate.external_samples import UNKNOWN, load_samples, with_class_ids
-from cond_ddpm.evaluate.extractors import Extractor, make_extractor
-from cond_ddpm.evaluate.metrics import compute_metrics, frechet_distance
-from cond_ddpm.evaluate.real_images import load_real_images, real_tally, warranted_samples
-from cond_ddpm.evaluate.report import list_warnings, mean_and_deviation, protocol_record, sampling_record, write_report
-from cond_ddpm.evaluate.statistics import GROUPS, NEIGHBOURS, VERSION, Tally
-from cond_ddpm.evaluate.trust import why_not_trusted, withhold
-from cond_ddpm.evaluate.usefulness import measure_usefulness
+from cond_ddpm.evaluation.copies import find_copies, nearest_training_images, warn_of_copies
+from cond_ddpm.evaluation.external_samples import UNKNOWN, load_samples, with_class_ids
+from cond_ddpm.evaluation.extractors import Extractor, make_extractor
+from cond_ddpm.evaluation.metrics import compute_metrics, frechet_distance
+from cond_ddpm.evaluation.real_images import load_real_images, real_tally, warranted_samples
+from cond_ddpm.evaluation.report import list_warnings, mean_and_deviation, protocol_record, sampling_record, write_report
+from cond_ddpm.evaluation.statistics import GROUPS, NEIGHBOURS, VERSION, Tally
+from cond_ddpm.evaluation.trust import why_not_trusted, withhold
+from cond_ddpm.evaluation.usefulness import measure_usefulness
 from cond_ddpm.files import write
 from cond_ddpm.fingerprints import value_fingerprint
 from cond_ddpm.hardware import is_compiled, precision_for

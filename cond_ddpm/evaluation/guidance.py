@@ -1,6 +1,6 @@
 """The guidance scale that a trained pipeline gets as its default: several are tried briefly, and a judge chooses.
 
-May import: `config, data, files, hub, processes, sampling, visualize`, the pipeline, `evaluate.{classifier, metrics,
+May import: `config, data, files, hub, processes, sampling, visualize`, the pipeline, `evaluation.{classifier, metrics,
 real_images, trust}`. The command `train` calls it after the training and before the card is written, in one process, while the
 others wait. Next: `hub/card.py` shows the curve.
 """
@@ -18,7 +18,7 @@ import torch
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.data import LabelledImages
 from cond_ddpm.data.cache import cache_folder
-from cond_ddpm.evaluate.classifier import (
+from cond_ddpm.evaluation.classifier import (
     RECIPE,
     Judge,
     Recipe,
@@ -29,9 +29,9 @@ from cond_ddpm.evaluate.classifier import (
     seconds_per_step,
     train_classifier,
 )
-from cond_ddpm.evaluate.metrics import kernel_distance
-from cond_ddpm.evaluate.real_images import RealImages, load_real_images
-from cond_ddpm.evaluate.trust import why_not_trusted
+from cond_ddpm.evaluation.metrics import kernel_distance
+from cond_ddpm.evaluation.real_images import RealImages, load_real_images
+from cond_ddpm.evaluation.trust import why_not_trusted
 from cond_ddpm.files import write
 from cond_ddpm.hub.folder import read_results, save_config, trained_fit
 from cond_ddpm.hub.measured import guidance_text

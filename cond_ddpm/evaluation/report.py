@@ -10,19 +10,19 @@ import inspect
 import json
 import math
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from cond_ddpm import __version__
 from cond_ddpm.config.evaluation import EvaluationConfig
 from cond_ddpm.data import data_fingerprint, public_name
-from cond_ddpm.evaluate.external_samples import UNKNOWN
-from cond_ddpm.evaluate.extractors import Extractor
-from cond_ddpm.evaluate.real_images import RealImages
-from cond_ddpm.evaluate.statistics import GROUPS, NEIGHBOURS, Tally
+from cond_ddpm.evaluation.external_samples import UNKNOWN
+from cond_ddpm.evaluation.extractors import Extractor
+from cond_ddpm.evaluation.real_images import RealImages
+from cond_ddpm.evaluation.statistics import GROUPS, NEIGHBOURS, Tally
 from cond_ddpm.files import write
 from cond_ddpm.fingerprints import weights_checksum
 from cond_ddpm.hardware import is_compiled
@@ -53,7 +53,7 @@ def protocol_record(protocol: EvaluationConfig, extractor: Extractor, real: Real
         "frechet_distance_between_halves": "of the held-out images; each half has half as many, so it is biased upward more",
         "seconds": "including those before an interruption",
         "inception_score": "over all images at once" if extractor.name == "inception" else None,
-        "versions": {"cond_ddpm": version("cond_ddpm"), "torch": torch.__version__},
+        "versions": {"cond_ddpm": __version__, "torch": torch.__version__},
         "commit": _commit(),
     }
 

@@ -1,6 +1,6 @@
 """Whether samples are as useful as real images: a classifier is trained on each, and tested on held-out real images.
 
-May import: `data, evaluate.classifier`. Next: `evaluate.py` puts what is found into results.json.
+May import: `data, evaluation.classifier`. Next: `evaluate.py` puts what is found into results.json.
 This is the classification accuracy score of Ravuri & Vinyals 2019 (arXiv 1905.10887). "Both" is whether samples help beside
 the real images (Azizi 2023, arXiv 2304.08466).
 """
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cond_ddpm.data import LabelledImages, joined
-from cond_ddpm.evaluate.classifier import Recipe, accuracy, trained_network
+from cond_ddpm.evaluation.classifier import Recipe, accuracy, trained_network
 
 _NETWORK = "convolutional"
 # The same number of steps for all three, so that twice as many images are not also twice the training.

@@ -1,6 +1,6 @@
 """The metrics: distances between statistics of samples and of real images, each a function of its own.
 
-May import: `evaluate.statistics`. A new metric is a function here and a line in `compute_metrics`. Next: `report.py`
+May import: `evaluation.statistics`. A new metric is a function here and a line in `compute_metrics`. Next: `report.py`
 writes the metrics into results.json.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cond_ddpm.evaluate.statistics import Moments, Tally
+from cond_ddpm.evaluation.statistics import Moments, Tally
 
 
 def compute_metrics(tally: Tally, real: Tally, class_names: list[str], distances: np.ndarray) -> dict:

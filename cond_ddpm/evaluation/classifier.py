@@ -1,6 +1,6 @@
 """Classifiers of the real images, trained once, so that samples of any data set can be measured without the internet.
 
-May import: `data, files, fingerprints, hardware, pretrained_models, processes, evaluate.{augmentation, classifier_networks,
+May import: `data, files, fingerprints, hardware, pretrained_models, processes, evaluation.{augmentation, classifier_networks,
 trust}`. The features of the first give a Frechet distance; both say which samples are of the requested class. Next:
 `extractors.py` wraps them; `usefulness.py` and `guidance.py` train others by the same functions.
 
@@ -25,9 +25,9 @@ from torch import nn
 from tqdm import tqdm
 
 from cond_ddpm.data import LabelledImages, data_fingerprint, epoch_order, joined, make_batch
-from cond_ddpm.evaluate.augmentation import destroyed, shuffled, varied
-from cond_ddpm.evaluate.classifier_networks import AttentionClassifier, ConvolutionalClassifier
-from cond_ddpm.evaluate.trust import least_accuracy, wilson_interval
+from cond_ddpm.evaluation.augmentation import destroyed, shuffled, varied
+from cond_ddpm.evaluation.classifier_networks import AttentionClassifier, ConvolutionalClassifier
+from cond_ddpm.evaluation.trust import least_accuracy, wilson_interval
 from cond_ddpm.files import write
 from cond_ddpm.fingerprints import value_fingerprint
 from cond_ddpm.hardware import precision_for

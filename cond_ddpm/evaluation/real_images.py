@@ -1,6 +1,6 @@
 """The real images: those that samples are compared with, and held-out ones whose metrics are reported as the reference.
 
-May import: `data, files, fingerprints, evaluate.extractors, evaluate.statistics`. Next: `metrics.py` compares with them.
+May import: `data, files, fingerprints, evaluation.extractors, evaluation.statistics`. Next: `metrics.py` compares with them.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ from filelock import FileLock
 from safetensors.torch import load_file, save
 
 from cond_ddpm.data import LabelledImages, NoSuchSplit, data_fingerprint, load_images
-from cond_ddpm.evaluate.extractors import Extractor
-from cond_ddpm.evaluate.statistics import GROUPS, NEIGHBOURS, VERSION, Tally
+from cond_ddpm.evaluation.extractors import Extractor
+from cond_ddpm.evaluation.statistics import GROUPS, NEIGHBOURS, VERSION, Tally
 from cond_ddpm.files import LOCK, write
 from cond_ddpm.fingerprints import value_fingerprint
 

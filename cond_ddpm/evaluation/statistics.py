@@ -1,6 +1,6 @@
 """Statistics of a stream of images, folded in batch by batch; their size does not grow with the number of images.
 
-May import: `evaluate.extractors`. Next: `metrics.py` computes the metrics from them.
+May import: `evaluation.extractors`. Next: `metrics.py` computes the metrics from them.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cond_ddpm.evaluate.extractors import Extractor
+from cond_ddpm.evaluation.extractors import Extractor
 
 VERSION = 3  # of what a Tally holds; statistics cached by another version are computed again
 GROUPS = 6  # disjoint parts of the images, from which the Frechet distance is extrapolated to infinitely many

@@ -1,6 +1,6 @@
 """Feature extractors, which turn images into features: the classifiers, Inception, DINOv2 or EfficientNet.
 
-May import: `data, fingerprints, evaluate.{classifier, classifier_networks}`. Next: `statistics.py` folds the features into
+May import: `data, fingerprints, evaluation.{classifier, classifier_networks}`. Next: `statistics.py` folds the features into
 statistics.
 """
 
@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cond_ddpm import __version__
 from cond_ddpm.data import LabelledImages
-from cond_ddpm.evaluate.classifier import NETWORKS, get_classifier
-from cond_ddpm.evaluate.classifier_networks import NUM_FEATURES
+from cond_ddpm.evaluation.classifier import NETWORKS, get_classifier
+from cond_ddpm.evaluation.classifier_networks import NUM_FEATURES
 from cond_ddpm.fingerprints import weights_checksum
 
 BACKENDS = ("classifier", "inception", "dinov2", "imagenet")
@@ -88,8 +89,8 @@ def _classifier(train: LabelledImages, test: LabelledImages, cache: Path, device
 
     checksums = {name: weights_checksum(judge.network) for name, judge in judges.items()}
     record = {
-        "backend": "cond_ddpm.evaluate.classifier",
-        "version": version("cond_ddpm"),
+        "backend": "cond_ddpm.evaluation.classifier",
+        "version": __version__,
         "checksum": next(iter(checksums.values())),  # of the one that has the features
         "held_out_accuracy": min(judge.accuracy for judge in judges.values()),
         "judges": {name: {"checksum": checksums[name], **judge.record} for name, judge in judges.items()},
