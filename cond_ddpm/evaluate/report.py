@@ -99,20 +99,20 @@ def list_warnings(results: dict, dim: int, real: RealImages) -> list[str]:
         if samples["frechet_distance_infinite"] is not None:
             unbiased += " or frechet_distance_infinite"
         warnings.append(
-            f"{samples['num_images']} samples: the Frechet distance of so few samples is biased upward; compare it only with"
+            f"{samples['num_images']} samples: the Fréchet distance of so few samples is biased upward; compare it only with"
             f" that of as many samples, or report {unbiased}."
         )
     if held_out["num_images"] != samples["num_images"]:
         warnings.append(
             f"{held_out['num_images']} held-out real images, but {samples['num_images']} samples: with fewer images the"
-            " Frechet distance is biased upward more, so the reference looks worse than it is, and recall is not comparable"
+            " Fréchet distance is biased upward more, so the reference looks worse than it is, and recall is not comparable"
             " either. kernel_distance, precision and accuracy are comparable."
         )
     different = [n for n, row in samples["classes"].items() if row["num_images"] != held_out["classes"][n]["num_images"]]
     if different:
         warnings.append(
             f"the numbers of samples and of held-out real images (num_images) differ in {len(different)} of"
-            f" {len(samples['classes'])} classes: with fewer images the Frechet distance of a class is biased upward more."
+            f" {len(samples['classes'])} classes: with fewer images the Fréchet distance of a class is biased upward more."
         )
     if real.held_out_is_train:
         warnings.append(
