@@ -1,8 +1,7 @@
 """The report of an evaluation: the record in results.json, its warnings, its pictures and the printed summary.
 
-May import: `config, data, files, fingerprints, hardware, text, visualize`, the pipeline, `evaluate.real_images` and what it
-may import.
-Next in the data flow: `hub/card.py` reads results.json for the model card.
+May import: `config, data, files, fingerprints, hardware, hub, text, visualize`, the pipeline, `evaluate.real_images` and what
+it may import. Next in the data flow: `hub/card.py` reads results.json for the model card.
 """
 
 import dataclasses
@@ -92,7 +91,7 @@ def list_warnings(results: dict, dim: int, real: RealImages) -> list[str]:
     if results["protocol"].get("judges_not_trusted"):
         reason = results["protocol"]["judges_not_trusted"]
         warnings.append(
-            f"label accuracies and the figures of the classes are left out: {reason}; more real images make a better one."
+            f"label accuracies and the figures of the classes are left out: {reason}; with more real images it becomes better."
         )
     if samples["num_images"] < 10_000:
         unbiased = "kernel_distance"

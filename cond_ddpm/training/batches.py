@@ -1,6 +1,7 @@
 """The images of a run, held in memory, and which of them each step sees.
 
-May import: `config, data`. Next in the data flow: `step.py` makes a batch of the images and trains on it.
+May import: `config, data`, and `training.{network, plan, speed}`. Next in the data flow: `step.py` makes a batch of
+the images and trains on it.
 """
 
 import dataclasses
