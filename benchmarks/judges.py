@@ -4,7 +4,7 @@
 
 SAMPLES is what `cond-ddpm evaluate --save_samples` keeps (an .npz or a folder). A judge of shapes does not name pictures
 whose parts were shuffled: their textures and colours are all still there. Prints Markdown rows, of 2,000 pictures each: the
-share named as the class asked for, and behind the stroke the share named as no class.
+share named as the class asked for, and after the slash the share named as no class.
 """
 
 import argparse

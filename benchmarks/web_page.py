@@ -36,7 +36,7 @@ def main(model: str, rounds: int) -> None:
                 start = time.perf_counter()
                 where = ready(page, address)
                 loading, seconds = time.perf_counter() - start, []
-                steps = page.input_value("#steps")
+                steps = page.inner_text("#steps-value")  # the slider's own value is a place in a list
                 for seed in range(rounds):
                     page.fill("#seed", str(seed))
                     start = time.perf_counter()

@@ -31,6 +31,11 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 
+def install_hint(extra: str) -> str:
+    """How to install what only some commands need, for messages: from PyPI, or in a checkout."""
+    return f'pip install "{__name__}[{extra}]" (in a checkout: pip install ".[{extra}]")'
+
+
 class _Checkout:
     """Finds the packages that lie beside this one in a checkout and inside it once installed (setup.cfg maps them), so that a
     checkout that is not installed, or shadows an installation, finds its own."""

@@ -77,9 +77,7 @@ COMMANDS = {
         "evaluation.EvaluateConfig",
         "measure a model or samples against real images (on several processes: accelerate launch -m cond_ddpm.cli evaluate)",
     ),
-    "demo": Command(
-        "demo", "demo.DemoConfig", 'a page in the browser to draw, watch and compare; pip install "cond_ddpm[demo]"'
-    ),
+    "demo": Command("demo", "demo.DemoConfig", "a page in the browser to draw, watch and compare; needs the extra demo"),
     "study": Command(
         "study", "experiments.StudyConfig", "train and measure several models on the same data, with the same classifier"
     ),

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cond_ddpm import install_hint
 from cond_ddpm.config import visualization
 from cond_ddpm.config.data import DataConfig, RealImagesConfig
 from cond_ddpm.config.demo import LOOPBACK, DemoConfig
@@ -167,7 +168,7 @@ def demo(config: DemoConfig) -> None:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise ValueError('demo: expected gradio, which is not installed; pip install "cond_ddpm[demo]"') from None
+        raise ValueError(f"demo: expected gradio, which is not installed; {install_hint('demo')}.") from None
     models, pictures = _demo_models(config), None
     if config.dataset:
         first = models[0].load()

@@ -16,6 +16,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
+from cond_ddpm import install_hint
 from cond_ddpm.files import is_free, write
 from cond_ddpm.fingerprints import file_checksum
 from cond_ddpm.pipelines.pipeline_cond_ddpm import (
@@ -173,9 +174,7 @@ class _OnnxRun:
         try:
             import onnxruntime
         except ImportError:
-            raise ValueError(
-                'format: onnx needs onnxruntime, which is not installed; pip install "cond_ddpm[onnx]".'
-            ) from None
+            raise ValueError(f"format: onnx needs onnxruntime, which is not installed; {install_hint('onnx')}.") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -218,7 +217,7 @@ def _onnx_file(program: torch.export.ExportedProgram, dynamic_shapes: list[dict]
         import onnxscript  # noqa: F401
     except ImportError:
         raise ValueError(
-            'format: onnx needs the packages onnx and onnxscript, which are not installed; pip install "cond_ddpm[onnx]".'
+            f"format: onnx needs the packages onnx and onnxscript, which are not installed; {install_hint('onnx')}."
         ) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own code

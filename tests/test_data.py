@@ -1,3 +1,5 @@
+"""Data sets of every form become the same arrays: pictures, splits, columns, caches, what is held out and what is reported."""
+
 import io
 import os
 import platform

@@ -1,3 +1,5 @@
+"""The training objective by hand: noise schedule, targets, loss weights, label drop, and the randomness of a step."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""Averages of the weights: the profile of the paper, and any width afterwards."""
+
 import numpy as np
 import pytest
 import torch

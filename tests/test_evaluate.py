@@ -11,7 +11,7 @@ import torch
 from conftest import NAMES, ROOT, make_unet, one_thread_each, shapes, write_parquet
 from PIL import Image
 
-from cond_ddpm import CondDDPMPipeline, load_images
+from cond_ddpm import CondDDPMPipeline, install_hint, load_images
 from cond_ddpm.cli import main
 from cond_ddpm.config.evaluation import EvaluationConfig
 from cond_ddpm.evaluation import evaluate as module
@@ -439,9 +439,9 @@ def test_pictures_in_no_class_folders(dataset, tmp_path):
 @pytest.mark.parametrize(
     "features, words",
     [
-        ("inception", "pip install 'cond_ddpm[fid]'"),
+        ("inception", install_hint("fid")),
         ("dinov2", "hf download facebook/dinov2-large"),
-        ("imagenet", "pip install 'cond_ddpm[imagenet]'"),
+        ("imagenet", install_hint("imagenet")),
         ("vgg", "features: expected one of classifier, inception, dinov2"),
     ],
 )

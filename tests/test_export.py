@@ -23,7 +23,7 @@ from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS
 def format(request):
     if request.param == "onnx":
         for name in ("onnx", "onnxscript", "onnxruntime"):
-            pytest.importorskip(name, reason='pip install "cond_ddpm[onnx]"')
+            pytest.importorskip(name, reason='pip install ".[onnx]"')
         if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
             pytest.skip("torch 2.9 exports the hybrid as another network, which `export` refuses; tried from 2.13 on")
     return request.param

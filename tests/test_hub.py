@@ -402,7 +402,7 @@ def test_dry_run_uploads_nothing(folder, server, quick_check, capsys):
 def test_a_space_of_static_files(folder, server, quick_check, capsys):
     """The page that draws in the browser: shown by a dry run, uploaded after the model, and with the headers for threads."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name, reason='pip install "cond_ddpm[onnx]"')
+        pytest.importorskip(name, reason='pip install ".[onnx]"')
     arguments = ["publish", "--model", str(folder), "--repo_id", NAME, "--space", "static"]
     assert main([*arguments, "--dry_run"]) == 0
     shown = capsys.readouterr().out

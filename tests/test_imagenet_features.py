@@ -62,7 +62,7 @@ def test_the_distance_grows_with_noise(extractor):
 
 
 def test_the_report_names_the_network_and_warns_of_too_few_images(tmp_path, monkeypatch):
-    # The Frechet distance in 1280 dimensions takes two seconds, and it is computed for each class.
+    # The Fréchet distance in 1280 dimensions takes two seconds, and it is computed for each class.
     for name in ("cond_ddpm.evaluation.metrics", "cond_ddpm.evaluation.evaluate"):
         monkeypatch.setattr(f"{name}.frechet_distance", lambda one, other: 1.0)
     for split in ("test", "train"):

@@ -65,6 +65,13 @@ def test_no_file_imports_itself_by_way_of_others():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
+@pytest.mark.parametrize("head", sorted((ROOT / "cond_ddpm").glob("*/__init__.py")), ids=lambda path: path.parent.name)
+def test_the_head_of_a_package_lists_its_files(head):
+    text = ast.get_docstring(ast.parse(head.read_text()))
+    files = {path.name for path in head.parent.glob("*.py")} - {head.name}
+    assert {name for name in files if name not in text} == set()
+
+
 def test_import_is_lazy_and_public_names_resolve():
     script = (
         "import sys, cond_ddpm, cond_ddpm.cli, cond_ddpm.config; print('torch' in sys.modules, 'diffusers' in sys.modules)"

@@ -391,13 +391,15 @@ def test_a_run_with_changed_images_learns_and_samples_alone(small, monkeypatch):
     seen = []
     original = make_batch
     monkeypatch.setattr(
-        "cond_ddpm.training.step.make_batch",
+        "cond_ddpm.training.batches.make_batch",
         lambda *arguments, **more: seen.append(original(*arguments, **more)) or seen[-1],
     )
     run = train(dataclasses.replace(small, augmentation_prob=0.9, random_flip=True, batch_size=10, max_train_steps=4))
     pipeline = CondDDPMPipeline.from_pretrained(run / "pipeline")
     assert pipeline.unet.augment_embedding.weight.any()
-    told = [batch.augment_labels for batch in seen if batch.augment_labels is not None]
+    drawn, *steps = seen  # first_batch.png, which shows what the first step sees
+    assert torch.equal(drawn.images, steps[0].images)
+    told = [batch.augment_labels for batch in steps]
     assert len(told) == 4 and not torch.cat(told)[:, 0].any() and torch.cat(told)[:, 1:].any(1).all()
     assert pipeline("circle", num_inference_steps=2).images[0].size == (8, 8)
     assert math.isfinite(json.loads((run / "pipeline" / "results.json").read_text())["training"]["val_loss"])

@@ -1,3 +1,5 @@
+"""Muon: orthogonal updates, which parameters get them, and its state in a checkpoint."""
+
 import copy
 
 import pytest

@@ -1,3 +1,5 @@
+"""The pipeline: labels, guidance, outputs, saving and loading with and without this package, and what is refused."""
+
 import json
 import subprocess
 import sys

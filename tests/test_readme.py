@@ -69,6 +69,12 @@ def test_every_command_and_kind_of_picture_is_in_the_readme():
         assert f"`{kind}`" in README or f"visualize {kind}" in README, kind
 
 
+def test_every_variable_of_the_environment_is_in_the_reference():
+    files = "".join(path.read_text() for path in (ROOT / "cond_ddpm").rglob("*.py"))
+    page = (ROOT / "docs" / "reference" / "command_line.md").read_text()
+    assert set(re.findall(r"COND_DDPM_[A-Z_]+", files)) == set(re.findall(r"`(COND_DDPM_[A-Z_]+)`", page))
+
+
 def test_the_readme_is_a_front_page():
     """Short; its pictures are small, and its relative links lead to files."""
     assert len(README.splitlines()) <= 110

@@ -1,5 +1,6 @@
 """Images are the same in any batch, order and number of processes, and are written once."""
 
+import io
 import os
 import signal
 import subprocess
@@ -245,6 +246,17 @@ def test_the_users_progress_bars_stay_as_they_were_set(settings):
     before = dict(vars(pipeline))
     generate(pipeline, [0], [0], num_inference_steps=2)
     assert pipeline._progress_bar_config == settings and dict(vars(pipeline)) == before
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_steps_of_a_batch_have_a_bar_in_a_terminal_alone(tiny_pipeline, is_terminal, monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(written, "isatty", lambda: is_terminal, raising=False)
+    monkeypatch.setattr(sys, "stderr", written)
+    generate(tiny_pipeline, [0, 1], [0, 1], num_inference_steps=3)
+    assert written.getvalue() == ""
+    generate(tiny_pipeline, [0, 1], [0, 1], progress=True, num_inference_steps=3)
+    assert "0/2" in written.getvalue() and ("this batch:   0%|" in written.getvalue()) == is_terminal
 
 
 @pytest.mark.hostile(22)

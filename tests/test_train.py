@@ -1,3 +1,5 @@
+"""Training: the run folder, early stopping, schedules, resuming in other folders, `--dry_run`, threads and locks."""
+
 import csv
 import dataclasses
 import errno

@@ -1,3 +1,5 @@
+"""Pictures: what they show is what they were given, from Python and by the command line, whatever the names."""
+
 import itertools
 
 import numpy as np

@@ -195,7 +195,7 @@ def test_a_scheduler_that_the_page_does_not_have_is_replaced(scheduler):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name, reason='pip install "cond_ddpm[onnx]"')
+        pytest.importorskip(name, reason='pip install ".[onnx]"')
     folder = tmp_path_factory.mktemp("web")
     CondDDPMPipeline(make_unet("hybrid"), DDPMScheduler(), dict(enumerate(NAMES)), 0.1, 2.0).save_pretrained(folder / "model")
     assert main(["export", "--model", str(folder / "model"), "--format", "web", "--output", str(folder / "site")]) == 0

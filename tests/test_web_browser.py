@@ -36,7 +36,7 @@ SECONDS = 120_000  # in milliseconds: the most that anything is waited for
 def playwright():
     """What drives the browser; the module's tests are skipped if anything that they need is missing."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name, reason='pip install "cond_ddpm[onnx]"')
+        pytest.importorskip(name, reason='pip install ".[onnx]"')
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not (RUNTIME / "dist").is_dir():
         pytest.skip(f"onnxruntime-web is not at {RUNTIME}")

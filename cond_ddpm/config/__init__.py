@@ -9,6 +9,7 @@ sampling.py       `cond-ddpm sample` and `export`, and what all that samples sha
 visualization.py  `cond-ddpm visualize KIND`
 evaluation.py     `cond-ddpm evaluate`
 quickstart.py     `cond-ddpm quickstart`
+demo.py           `cond-ddpm demo`
 experiments.py    `cond-ddpm study` and `tune`
 publishing.py     `cond-ddpm publish` and `ema`
 """

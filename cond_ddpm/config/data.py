@@ -39,8 +39,8 @@ class PreparationConfig(ColumnsConfig):
     channels: Channels | None = setting(default=None, help="1 for grey, 3 for RGB; if not given, those of the first image.")
     random_flip: bool | None = setting(
         default=None,
-        help="Mirror half of the images; if not given, unless the classes are digits, letters or sides, or mirrored images are"
-        " unlike the others of their class.",
+        help="Mirror half of the images. If not given, they are mirrored unless the classes are digits or letters, or one is"
+        " named after a side (left), or mirrored images are unlike the others of their class.",
     )
     num_validation_images: int | None = setting(
         default=None,

@@ -58,7 +58,7 @@ class SamplerConfig(Settings):
         default=None, help="Lowest and highest noise level at which to guide; if not given, all.", at_least=0
     )
     guidance_rescale: float = setting(
-        default=0.0, help="Share of the contrast that guidance adds which is taken back.", at_least=0, at_most=1
+        default=0.0, help="How much of the contrast that guidance adds is taken back; 0 for none.", at_least=0, at_most=1
     )
     sampler: Sampler | None = setting(default=None, help="Sampler; if not given, the model's own.")
     timestep_spacing: TimestepSpacing | None = setting(
@@ -133,7 +133,7 @@ class ExportConfig(ModelConfig):
     format: Literal["onnx", "torch", "web"] = setting(
         help="onnx; torch's own exported program; or web, a page that draws in the browser, for any web host."
     )
-    output: Path = setting(help="New folder to write. Unless it is a page, --model takes it where images are made.")
+    output: Path = setting(help="New folder to write. Commands that draw take it as their --model, unless it is a page.")
     runtime: str | None = setting(
         default=None,
         help="With web: put onnxruntime-web beside the page, which then works without the internet: download, or a folder of"

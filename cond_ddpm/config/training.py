@@ -169,7 +169,7 @@ class TrainConfig(PreparationConfig, LicenceConfig):
     num_cpu_threads: int | None = setting(
         default=None,
         help="CPU threads of each process; if not given, OMP_NUM_THREADS; if nobody set that, the usable cores divided by the"
-        " processes on this machine (the 1 that `accelerate launch` and torchrun set is not taken for a wish).",
+        " processes on this machine (the 1 that `accelerate launch` and torchrun set by themselves does not count).",
         at_least=1,
         at_most=1024,
         may_change=True,

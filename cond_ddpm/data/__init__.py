@@ -8,6 +8,7 @@ pictures.py    one picture of any size and mode -> one array
 cache.py       all pictures of a table -> one array, decoded the first time only
 images.py      `LabelledImages`, its fingerprint, and the images held out for validation
 batches.py     the order of an epoch, and the batches that the network sees
+augmentation.py  changes of training images, of which the network is told
 survey.py      what the pictures of a split are: sizes, modes, hashes, and which cannot be read
 duplicates.py  which pictures are the same, or nearly
 choices.py     resolution, fit and mirroring, chosen by the pictures

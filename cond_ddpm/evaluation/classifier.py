@@ -1,7 +1,7 @@
 """Classifiers of the real images, trained once, so that samples of any data set can be measured without the internet.
 
 May import: `data, files, fingerprints, hardware, pretrained_models, processes, evaluation.{augmentation, classifier_networks,
-trust}`. The features of the first give a Frechet distance; both say which samples are of the requested class. Next:
+trust}`. The features of the first give a Fréchet distance; both say which samples are of the requested class. Next:
 `extractors.py` wraps them; `usefulness.py` and `guidance.py` train others by the same functions.
 
 Those of CIFAR-10 come with the package, in `pretrained/judges`. A file there is taken where its name is that of the data and

@@ -1,6 +1,7 @@
 """`evaluate`: measure a pipeline, or samples from elsewhere, against real images.
 
-May import: `config, data, files, fingerprints, hardware, processes, sampling, text`, the pipeline, the rest of `evaluation/`.
+May import: `config, data, files, fingerprints, hardware, hub, processes, sampling, text`, the pipeline, the rest of
+`evaluation/`.
 Next in the data flow: `hub/` reads results.json for the model card.
 """
 

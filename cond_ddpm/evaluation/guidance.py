@@ -60,7 +60,7 @@ def choose_guidance(
     """Try guidance scales with the run's pipeline, make the best its default, and write `guidance.png`.
 
     The best is the one whose samples have the least kernel distance (KID) from real images, in the features of a judge: unlike
-    the Frechet distance, its mean does not depend on the number of samples, which are few. All scales start from one noise.
+    the Fréchet distance, its mean does not depend on the number of samples, which are few. All scales start from one noise.
 
     Args:
         run: a run's folder, with its `pipeline/`.

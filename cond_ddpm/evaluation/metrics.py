@@ -74,7 +74,7 @@ def _square_root(covariance: torch.Tensor) -> torch.Tensor:
 
 
 def extrapolated_distance(groups: list[Moments], real: Moments) -> float:
-    """Frechet distance extrapolated to infinitely many samples, by a line in 1 / N (Chong & Forsyth 2020).
+    """Fréchet distance extrapolated to infinitely many samples, by a line in 1 / N (Chong & Forsyth 2020).
 
     Args:
         groups: moments of disjoint random parts of the samples, about equal in size.

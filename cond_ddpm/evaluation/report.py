@@ -1,8 +1,7 @@
 """The report of an evaluation: the record in results.json, its warnings, its pictures and the printed summary.
 
-May import: `config, data, files, fingerprints, hardware, text, visualize`, the pipeline, `evaluate.real_images` and what it
-may import.
-Next in the data flow: `hub/card.py` reads results.json for the model card.
+May import: `config, data, files, fingerprints, hardware, hub, text, visualize`, the pipeline, `evaluation.real_images` and what
+it may import. Next in the data flow: `hub/card.py` reads results.json for the model card.
 """
 
 import dataclasses
@@ -92,27 +91,27 @@ def list_warnings(results: dict, dim: int, real: RealImages) -> list[str]:
     if results["protocol"].get("judges_not_trusted"):
         reason = results["protocol"]["judges_not_trusted"]
         warnings.append(
-            f"label accuracies and the figures of the classes are left out: {reason}; more real images make a better one."
+            f"label accuracies and the figures of the classes are left out: {reason}; with more real images it becomes better."
         )
     if samples["num_images"] < 10_000:
         unbiased = "kernel_distance"
         if samples["frechet_distance_infinite"] is not None:
             unbiased += " or frechet_distance_infinite"
         warnings.append(
-            f"{samples['num_images']} samples: the Frechet distance of so few samples is biased upward; compare it only with"
+            f"{samples['num_images']} samples: the Fréchet distance of so few samples is biased upward; compare it only with"
             f" that of as many samples, or report {unbiased}."
         )
     if held_out["num_images"] != samples["num_images"]:
         warnings.append(
             f"{held_out['num_images']} held-out real images, but {samples['num_images']} samples: with fewer images the"
-            " Frechet distance is biased upward more, so the reference looks worse than it is, and recall is not comparable"
+            " Fréchet distance is biased upward more, so the reference looks worse than it is, and recall is not comparable"
             " either. kernel_distance, precision and accuracy are comparable."
         )
     different = [n for n, row in samples["classes"].items() if row["num_images"] != held_out["classes"][n]["num_images"]]
     if different:
         warnings.append(
             f"the numbers of samples and of held-out real images (num_images) differ in {len(different)} of"
-            f" {len(samples['classes'])} classes: with fewer images the Frechet distance of a class is biased upward more."
+            f" {len(samples['classes'])} classes: with fewer images the Fréchet distance of a class is biased upward more."
         )
     if real.held_out_is_train:
         warnings.append(

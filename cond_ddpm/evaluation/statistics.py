@@ -11,12 +11,12 @@ import torch
 from cond_ddpm.evaluation.extractors import Extractor
 
 VERSION = 3  # of what a Tally holds; statistics cached by another version are computed again
-GROUPS = 6  # disjoint parts of the images, from which the Frechet distance is extrapolated to infinitely many
+GROUPS = 6  # disjoint parts of the images, from which the Fréchet distance is extrapolated to infinitely many
 NEIGHBOURS = 1000  # how many images to find the nearest training image of
 
 
 class Moments:
-    """Number, sum and sum of outer products of features, in float64: all that a Frechet distance needs."""
+    """Number, sum and sum of outer products of features, in float64: all that a Fréchet distance needs."""
 
     def __init__(self, dim: int):
         self.count = torch.zeros((), dtype=torch.float64)

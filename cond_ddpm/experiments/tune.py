@@ -18,6 +18,7 @@ from pathlib import Path
 
 import yaml
 
+from cond_ddpm import install_hint
 from cond_ddpm.config.experiments import TuneConfig
 from cond_ddpm.evaluation.evaluate import evaluate
 from cond_ddpm.experiments.rehearsal import rehearse
@@ -65,7 +66,7 @@ def tune(config: TuneConfig) -> Path:
     try:
         import optuna
     except ImportError:
-        raise ValueError("tune: expected optuna, which is not installed; pip install 'cond_ddpm[tune]'.") from None
+        raise ValueError(f"tune: expected optuna, which is not installed; {install_hint('tune')}.") from None
     if process_state().num_processes > 1:
         raise ValueError("tune: expected one process; for several machines start it on each, with one storage.")
     config.first_that_fits(lambda run: rehearse(run, "base", config.evaluation_of(run), config.sampling))

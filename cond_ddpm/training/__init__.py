@@ -3,8 +3,10 @@
 loop.py        `train`: the run from its start to its published folder
 step.py        `train_step`: one optimizer step; `validation_loss`
 epoch.py       what happens at the end of an epoch: validate, keep the best weights, report
+network.py     the network of a run: new, or with the weights of a trained pipeline (`init_from`)
 state.py       `TrainingState`: network, optimizer, averages and progress; what a checkpoint holds
 batches.py     `TrainingData`: the images, and which of them each step sees
+plan.py        what `--minutes` chooses; speed.py measures for it how fast this machine trains
 horizon.py     `Horizon`: what share of the run is done, and whether it is over
 optimizer.py   AdamW or Muon, their parameter groups, and the learning-rate schedule; muon.py: Muon itself
 checkpoint.py  `checkpoint-N/`: written whole, verified, found again, pruned

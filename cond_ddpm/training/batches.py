@@ -1,6 +1,7 @@
 """The images of a run, held in memory, and which of them each step sees.
 
-May import: `config, data`. Next in the data flow: `step.py` makes a batch of the images and trains on it.
+May import: `config, data, diffusion`, and `training.{network, plan, speed}`. Next in the data flow: `step.py` trains on a
+batch of the images.
 """
 
 import dataclasses
@@ -8,12 +9,14 @@ import functools
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.data import CHOSEN
 from cond_ddpm.config.settings import unless_chosen
 from cond_ddpm.data import (
+    Batch,
     LabelledImages,
     Prepared,
     Report,
@@ -21,9 +24,11 @@ from cond_ddpm.data import (
     data_fingerprint,
     epoch_order,
     hold_out,
+    make_batch,
     prepare,
     report,
 )
+from cond_ddpm.diffusion import StepRandomness
 from cond_ddpm.training.network import with_base
 from cond_ddpm.training.plan import LENGTHS
 from cond_ddpm.training.speed import chosen_here
@@ -79,6 +84,13 @@ class TrainingData:
             self._order = epoch, order
         first = position * self.batch_size
         return self._order[1][first : first + self.batch_size]
+
+    def batch(self, indices: np.ndarray, randomness: StepRandomness, device: torch.device) -> Batch:
+        """What a step sees of the images at these indices, changed by the random choices for them."""
+        flip, augmentation = randomness.flip if self.random_flip else None, randomness.augmentation
+        if augmentation is not None and flip is not None:  # mirrored images are ordinary then: the network is not told of it
+            augmentation = augmentation * np.array([0, 1, 1, 1, 1], np.float32)
+        return make_batch(self.images, indices, flip, augmentation, device=device)
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data, to refuse other data when the run resumes."""

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 import cond_ddpm
-from cond_ddpm.data import is_local, make_batch, public_name
+from cond_ddpm.data import is_local, public_name
 from cond_ddpm.diffusion import draw_training
 from cond_ddpm.files import append, replacing_files, write
 from cond_ddpm.models import forward_flop
@@ -67,7 +67,7 @@ def write_first_batch(run: Path, state: TrainingState, data: TrainingData) -> No
     step, device = state.progress.step, state.accelerator.device
     indices = data.batch_indices(step)
     randomness = draw_training(state.config, step, data.image_shape, device)
-    batch = make_batch(data.images, indices, randomness.flip if data.random_flip else None, device=device)
+    batch = data.batch(indices, randomness, device)
     noisy = state.noise_scheduler.add_noise(batch.images, randomness.noise, randomness.timesteps)
     names = [
         None if dropped else data.images.class_names[label]

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import math
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -48,11 +47,7 @@ def train_step(state: TrainingState, data: TrainingData, learning_rate: float) -
     parts, mean_loss = config.gradient_accumulation_steps, torch.zeros((), device=device)
     for part, part_indices in enumerate(indices.reshape(parts, -1)):
         part_randomness = randomness.part(part, parts)
-        flip = part_randomness.flip if data.random_flip else None
-        augmentation = part_randomness.augmentation
-        if augmentation is not None and flip is not None:  # mirrored images are ordinary then: the network is not told of it
-            augmentation = augmentation * np.array([0, 1, 1, 1, 1], np.float32)
-        batch = make_batch(data.images, part_indices, flip, augmentation, device=device)
+        batch = data.batch(part_indices, part_randomness, device)
         is_last_part = part == parts - 1
         with contextlib.nullcontext() if is_last_part else accelerator.no_sync(state.unet):
             losses = eager_if_not_compiled(functools.partial(_losses, state, batch, part_randomness, data.num_classes))

@@ -13,7 +13,7 @@ from cond_ddpm.visualize.drawing import figure, lettering
 
 
 def quality_curves(rows: Sequence[dict], real: Mapping[str, float], path: str | Path) -> None:
-    """Write a PNG of a study: Frechet distance and label accuracy against epochs, minutes and training FLOP.
+    """Write a PNG of a study: Fréchet distance and label accuracy against epochs, minutes and training FLOP.
 
     Args:
         rows: each with `model`, `epochs`, `minutes`, `training_flop`, `frechet_distance` and perhaps `label_accuracy`.
