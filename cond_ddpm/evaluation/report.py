@@ -1,7 +1,7 @@
 """The report of an evaluation: the record in results.json, its warnings, its pictures and the printed summary.
 
-May import: `config, data, files, fingerprints, hardware, hub, text, visualize`, the pipeline, `evaluation.real_images` and what
-it may import. Next in the data flow: `hub/card.py` reads results.json for the model card.
+May import: `config, data, files, fingerprints, hardware, hub, text, visualize`, the pipeline, `evaluation.real_images` and
+what it may import. Next in the data flow: `hub/card.py` reads results.json for the model card.
 """
 
 import dataclasses
