@@ -96,11 +96,18 @@ def test_study_measures_each_model_along_its_course(base, tmp_path, monkeypatch)
 
 @pytest.mark.end_to_end
 def test_study_by_the_command_line(base, tmp_path, capsys):
-    settings = {"output_dir": str(tmp_path / "out"), "base": base, "models": {"one": {"max_train_steps": 2}}}
+    """Also where training chooses the batch size. Learning guidance costs one forward pass more for each image."""
+    del base["batch_size"]
+    models = {"one": {"max_train_steps": 2, "model_guidance_scale": 2.0}}
+    settings = {"output_dir": str(tmp_path / "out"), "base": base, "models": models}
     settings |= {"evaluate": {"num_samples": 6}, "sampling": SAMPLING, "evaluations": 1}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
     assert main(["study", "--config", str(tmp_path / "study.yaml")]) == 0
     assert "| one | " in capsys.readouterr().out
+    training = json.loads((tmp_path / "out" / "one" / "pipeline" / "results.json").read_text())["training"]
+    (row,) = csv.DictReader((tmp_path / "out" / "study.csv").read_text().splitlines())
+    assert training["guided_from"] == 1 and float(row["training_flop"]) == training["training_flop"]
+    assert float(row["epochs"]) == pytest.approx(training["images_seen"] / training["num_images"], abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from cond_ddpm.evaluation.evaluate import evaluate
 from cond_ddpm.experiments.rehearsal import rehearse
 from cond_ddpm.files import write
 from cond_ddpm.hardware import precision_for
+from cond_ddpm.hub.folder import read_results
 from cond_ddpm.models import forward_flop
 from cond_ddpm.pipelines.pipeline_cond_ddpm import CondDDPMPipeline
 from cond_ddpm.processes import process_state
@@ -104,13 +105,14 @@ def _measure(config: StudyConfig, settings: TrainConfig, name: str, run: Path) -
     pipeline = CondDDPMPipeline.from_pretrained(run / "pipeline").to(process_state().device)
     parameters = sum(parameter.numel() for parameter in pipeline.unet.parameters())
     forward = forward_flop(pipeline.unet)
-    minutes, epochs = _course(run)
+    minutes, epochs, batch_size = _course(run)
+    guided_from = read_results(pipeline.companions).get("training", {}).get("guided_from")
     rows, sampling = [], dict(config.sampling)
     if sampling.get("mixed_precision") == "auto":
         sampling["mixed_precision"] = precision_for(pipeline.device)
     for step in chosen:
         output = run / "evaluations" / f"step-{step}.json"
-        training: dict[str, Any] = {"step": step, "ema_std": settings.ema_std, "batch_size": settings.batch_size}
+        training: dict[str, Any] = {"step": step, "ema_std": settings.ema_std, "batch_size": batch_size}
         training["study"] = {"evaluate": config.evaluate, "sampling": sampling}
         measured = _read(output).get("training") if output.is_file() else None
         if measured != json.loads(json.dumps(training)):  # not measured yet, or with other settings
@@ -125,25 +127,26 @@ def _measure(config: StudyConfig, settings: TrainConfig, name: str, run: Path) -
             "step": step,
             "epochs": round(epochs[step], 2),
             "minutes": round(minutes[step], 1),
-            "training_flop": 3 * forward * settings.batch_size * step,  # backward costs two forwards
+            # Backward costs two forwards, learning guidance one more.
+            "training_flop": forward * batch_size * (3 * step + (0 if guided_from is None else max(0, step - guided_from))),
         }
         rows.append({**row, **{column: found[column] for column in _COLUMNS if column in found}})
     return rows
 
 
-def _course(run: Path) -> tuple[dict[int, float], dict[int, float]]:
-    """Minutes of training, and epochs, at each step, from metrics.jsonl."""
+def _course(run: Path) -> tuple[dict[int, float], dict[int, float], int]:
+    """Minutes of training, and epochs, at each step, from metrics.jsonl; and the batch size, which may have been chosen."""
     minutes, epochs, last = {}, {}, 0.0
     settings = _read(run / "config.json")
-    resolved = settings["resolved"]
+    resolved, batch_size = settings["resolved"], settings["config"]["batch_size"]
     # Older runs have that number among the settings only.
     images = resolved["num_images"] - resolved.get("num_validation_images", settings["config"]["num_validation_images"])
     for line in (run / "metrics.jsonl").read_bytes().splitlines():
         row = read_json(line, f"{run / 'metrics.jsonl'}", "remove that line")
         last = row.get("elapsed_seconds", last)
         minutes[row["step"]] = last / 60
-        epochs[row["step"]] = row["step"] * settings["config"]["batch_size"] / images
-    return minutes, epochs
+        epochs[row["step"]] = row["step"] * batch_size / images
+    return minutes, epochs, batch_size
 
 
 def _markdown(rows: list[dict], last: dict) -> str:
