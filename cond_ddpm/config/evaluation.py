@@ -63,7 +63,7 @@ class EvaluateConfig(RevisionConfig, NetworksConfig, NumStepsConfig, GuidanceSca
     model: str | None = setting(
         default=None, help="Pipeline folder, such as RUN/pipeline, or Hub repository, to measure.", is_path=True
     )
-    samples: Path | None = setting(default=None, help="In place of a model: a folder of CLASS/*.png, or an .npz.")
+    samples: Path | None = setting(default=None, help="In place of a model: a folder of `CLASS/*.png`, or an .npz.")
     save_samples: Path | None = setting(default=None, help="Keep the samples: an .npz, or a new folder.")
     output: Path = setting(help="results.json to write; pictures go beside it.")
 
