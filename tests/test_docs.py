@@ -15,6 +15,7 @@ from PIL import Image
 
 from cond_ddpm.cli import COMMANDS, KINDS, settings_class, settings_of
 from cond_ddpm.config.settings import names_of
+from cond_ddpm.evaluation import classifier
 
 # The log is of the past, and the reference of the commands is written from their settings.
 PAGES = sorted(
@@ -216,6 +217,7 @@ def test_python_runs(path, runs, tmp_path, monkeypatch):
     (tmp_path / "USER").mkdir()
     (tmp_path / "USER" / "digits").symlink_to(runs / "quickstart" / "pipeline")  # found before a repository on the Hub
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(classifier, "RECIPE", classifier.Recipe(epochs=0, min_images_seen=640))  # judges of a few seconds
     names: dict = {}
     for token in _blocks(path):
         if _is_python(token):
