@@ -57,5 +57,5 @@ def test_it_is_small_and_says_what_it_was_trained_on():
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 16e6
     assert "re-encoded as JPEG" in (FOLDER / "README.md").read_text()
     results = json.loads((FOLDER / "results.json").read_text())
-    assert results["training"]["step"] == 4449
+    assert results["training"]["step"] == 5143
     assert results["samples"]["num_images"] == results["held_out_real"]["num_images"] == 10_000
