@@ -93,7 +93,7 @@ def _check(words, folder):
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
     """Where a reader stands who has typed what the pages say before: in a checkout, with a file of settings of their own."""
-    for name in ("configs", "docs", "train_cond_ddpm.py", "pretrained"):
+    for name in ("benchmarks", "configs", "docs", "train_cond_ddpm.py", "pretrained"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "runs" / "tune").mkdir(parents=True)
     (tmp_path / "runs" / "tune" / "best.yaml").write_text("learning_rate: 0.001\n")
