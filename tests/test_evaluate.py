@@ -196,7 +196,7 @@ def test_a_judge_that_is_not_trusted_gives_no_figures(pipeline, dataset, tmp_pat
         assert {row["frechet_distance"] for row in part["classes"].values()} == {None}
     assert results["protocol"]["judges_not_trusted"] == "2 judges know nothing"
     assert not (tmp_path / "results-confusion.png").exists()
-    assert "figures of the classes are left out: 2 judges know nothing; more real images" in summary(results)
+    assert "figures of the classes are left out: 2 judges know nothing; with more real images" in summary(results)
     assert results.pop("guidance") == {"chosen": 2.0}  # how the default was chosen is kept
     assert "left out: 2 judges know nothing" in model_card(pipeline, results, set(), "me/shapes")
 
