@@ -335,6 +335,7 @@ def test_a_compiled_network_is_recorded(pipeline, dataset, tmp_path):
     assert _evaluated(pipeline, dataset, tmp_path / "compiled")["protocol"]["compiled"] is True
 
 
+@pytest.mark.usefixtures("quick_classifier")
 @pytest.mark.end_to_end
 def test_without_a_test_split_a_tenth_is_held_out_and_this_is_reported(pipeline, dataset, tmp_path):
     (tmp_path / "data").mkdir()
