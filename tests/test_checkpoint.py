@@ -137,9 +137,22 @@ def test_a_longer_run_goes_on_from_a_finished_one(config, tmp_path):
 
 
 @pytest.mark.end_to_end
+def test_a_run_at_a_constant_rate_can_be_ended_by_a_decay(config, tmp_path):
+    """As one that was to decay from that step on; a last third that does not decay would be another."""
+    config = dataclasses.replace(config, lr_scheduler="linear", lr_decay_share=0, max_train_steps=10, checkpointing_steps=1000)
+    train(config)
+    ending = dataclasses.replace(config, max_train_steps=15, lr_decay_share=1 / 3)
+    run = train(dataclasses.replace(ending, resume_from_checkpoint="latest"))
+    whole = train(dataclasses.replace(ending, output_dir=str(tmp_path / "whole")))
+    _assert_same(_state(whole), _state(run))
+    rates = [json.loads(line)["learning_rate"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rates[-1] < rates[0]
+
+
+@pytest.mark.end_to_end
 def test_resuming_with_other_settings_is_refused(config):
     run = train(dataclasses.replace(config, max_train_steps=2, checkpointing_steps=1))
-    with pytest.raises(ValueError, match=r"expected the settings it was made with, got batch_size 16 -> 8; change them back"):
+    with pytest.raises(ValueError, match=rf"got batch_size 16 -> 8; change them back, or give --config {run}/config.yaml"):
         train(dataclasses.replace(config, batch_size=8, resume_from_checkpoint="latest"))
     with pytest.raises(ValueError, match=r"checkpoint-9 .* has checkpoint-2, checkpoint-1"):
         train(dataclasses.replace(config, resume_from_checkpoint="checkpoint-9"))

@@ -172,7 +172,9 @@ def resume(state: TrainingState, folder: Path, now: dict[str, Any]) -> None:
     changed -= may_change_at_resume(TrainConfig)
     if changed:
         differences = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in sorted(changed))
-        raise ValueError(f"{folder}: expected the settings it was made with, got {differences}; change them back.")
+        own = folder.parent / "config.yaml"
+        back = f"change them back, or give --config {own}" if own.is_file() else "change them back"
+        raise ValueError(f"{folder}: expected the settings it was made with, got {differences}; {back}.")
     if data is None and state.accelerator.is_main_process:
         warnings.warn(
             f"{folder} is of an older version and does not record its data: whether they are the same is not checked.",
