@@ -50,7 +50,7 @@ def from_pretrained(model: str, revision: str | None = None, trust_remote_code: 
 
     if Path(model).exists():
         return CondDDPMPipeline.from_pretrained(model, revision=revision)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+    if model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1:
         raise FileNotFoundError(
             f"model: expected a pipeline folder or a Hub id, got {model}, which does not exist; check the path."
         )

@@ -179,7 +179,7 @@ def test_a_model_that_is_neither_here_nor_reachable_is_one_line_at_once(tmp_path
 
 
 def test_a_path_of_a_model_that_does_not_exist(tmp_path, capsys):
-    for path in ("./runs/mine", str(tmp_path / "nowhere"), "runs/mine/pipeline"):
+    for path in ("./runs/mine", str(tmp_path / "nowhere"), "runs/mine/pipeline", "nowhere/"):
         assert main(["sample", "--model", path, "--output", str(tmp_path / "x.png")]) == 1
         assert f"got {path}, which does not exist" in capsys.readouterr().err
 
