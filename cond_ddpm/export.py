@@ -80,6 +80,7 @@ def export(pipeline: CondDDPMPipeline, format: str, output: Path, half_weights: 
             "id2label": pipeline.id2label,
             "class_dropout_prob": pipeline.class_dropout_prob,
             "guidance_scale": pipeline.guidance_scale,
+            "num_inference_steps": pipeline.num_inference_steps,
             "timestep_dtype": "float32",  # folders of earlier versions lack this entry; theirs is int64
         }
         write(partial / "export.json", json.dumps(record, indent=2) + "\n")
@@ -131,7 +132,8 @@ def load_exported(folder: Path, threads: int | None = None, trust_remote_code: b
             unet(*_example(unet.config, 1))  # what the record says of the file holds
         scheduler_class = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
         scheduler = installed_scheduler("diffusers", scheduler_class).from_pretrained(folder, subfolder="scheduler")
-        settings = {name: record[name] for name in ("id2label", "class_dropout_prob", "guidance_scale") if name in record}
+        names = ("id2label", "class_dropout_prob", "guidance_scale", "num_inference_steps")
+        settings = {name: record[name] for name in names if name in record}
         return CondDDPMPipeline(unet, scheduler, **settings)
 
 

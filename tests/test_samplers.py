@@ -329,16 +329,33 @@ def test_other_schedulers_get_the_betas_that_were_left_at_their_default(tiny_pip
     assert torch.equal(tiny_pipeline.make_scheduler("heun").betas, DDPMScheduler().betas)
 
 
-def test_forwards_and_default_steps():
+@pytest.mark.parametrize("steps", [None, 10])
+def test_forwards_and_default_steps(steps):
+    """A folder without a number of steps, as all were before it was a setting, means 20."""
     for scheduler, forwards in (
         (DDPMScheduler, 1000),
-        (DPMSolverMultistepScheduler, 20),
-        (HeunDiscreteScheduler, 39),
+        (DPMSolverMultistepScheduler, steps or 20),
+        (HeunDiscreteScheduler, 2 * (steps or 20) - 1),
     ):
         pipeline = _ideal_pipeline()
-        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+        pipeline = CondDDPMPipeline(
+            pipeline.unet, scheduler.from_config(pipeline.scheduler.config), num_inference_steps=steps
+        )
         _pixels(pipeline)
         assert len(pipeline.unet.batches) == forwards
+
+
+def test_a_saved_folder_keeps_its_number_of_steps(tmp_path):
+    scheduler = DPMSolverMultistepScheduler()
+    CondDDPMPipeline(make_unet("simple"), scheduler, num_inference_steps=7).save_pretrained(tmp_path / "new")
+    assert CondDDPMPipeline.from_pretrained(tmp_path / "new").default_steps(scheduler) == 7
+    index = json.loads((tmp_path / "new" / "model_index.json").read_text())
+    del index["num_inference_steps"]
+    (tmp_path / "new" / "model_index.json").write_text(json.dumps(index))
+    assert CondDDPMPipeline.from_pretrained(tmp_path / "new").default_steps(scheduler) == 20
+    for steps in (0, 2.5, "9"):
+        with pytest.raises(ValueError, match="num_inference_steps: expected 1 or more"):
+            CondDDPMPipeline(make_unet("simple"), scheduler, num_inference_steps=steps)
 
 
 # Guidance

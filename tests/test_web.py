@@ -180,7 +180,7 @@ def test_the_tables_are_the_schedulers_own():
 def test_a_scheduler_that_the_page_does_not_have_is_replaced(scheduler):
     pipeline = make_pipeline(make_unet())
     pipeline.scheduler = scheduler
-    assert sampler(scheduler, "") is None
+    assert sampler(scheduler, "", 20) is None
     if scheduler.config.get("thresholding"):
         with pytest.raises(ValueError, match="scheduler: expected one with settings that the page has"):
             samplers_of(pipeline)

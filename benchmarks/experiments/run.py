@@ -225,7 +225,8 @@ def row(name: str, seed: int, evaluation: str, commit: str, results: Path, made:
     training, protocol = source["training"], source["protocol"]
     kept = {"experiment": name, "seed": seed, "evaluation": evaluation, "commit": commit[:12]}
     kept |= {key: training[key] for key in ("step", "images_seen", "training_flop", "val_loss")}
-    kept |= {"features": found["protocol"]["features"]}
+    judge = found["protocol"]["feature_extractor"]
+    kept |= {"features": found["protocol"]["features"], "judge": judge.get("checksum", judge["backend"])}
     kept |= {key: protocol[key] for key in ("num_samples", "guidance_scale", "num_inference_steps")}
     kept |= {key: found["samples"].get(key) for key in (*FIGURES, "label_accuracies")}
     return kept | {"finished": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M}"}

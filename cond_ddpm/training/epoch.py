@@ -108,5 +108,4 @@ def _preview_images(state: TrainingState, num_classes: int) -> np.ndarray:
             labels,
             seeds=range(len(labels)),
             batch_size=min(config.batch_size, 100),
-            num_inference_steps=min(config.num_inference_steps, config.num_train_timesteps),
         )

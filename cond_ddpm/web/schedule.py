@@ -29,8 +29,10 @@ def samplers_of(pipeline: CondDDPMPipeline) -> dict[str, Any]:
         ValueError: settings of the scheduler that no sampler of the page has.
     """
     own = pipeline.make_scheduler()
-    found = {name: entry for name in TITLES if (entry := sampler(pipeline.make_scheduler(name), TITLES[name]))}
-    entry = sampler(own, OWN)
+    schedulers = {name: pipeline.make_scheduler(name) for name in TITLES}
+    defaults = {name: pipeline.default_steps(scheduler) for name, scheduler in schedulers.items()}
+    found = {name: entry for name in TITLES if (entry := sampler(schedulers[name], TITLES[name], defaults[name]))}
+    entry = sampler(own, OWN, pipeline.default_steps(own))
     if entry is None:
         if not found:
             raise ValueError(
@@ -47,13 +49,12 @@ def samplers_of(pipeline: CondDDPMPipeline) -> dict[str, Any]:
     return {"samplers": {first: entry, **found}, "sampler": begins, "own_sampler": first}
 
 
-def sampler(scheduler: SchedulerMixin, title: str) -> dict[str, Any] | None:
-    """What `site/sampler.js` needs to take this scheduler's steps; None if it cannot."""
+def sampler(scheduler: SchedulerMixin, title: str, default: int) -> dict[str, Any] | None:
+    """What `site/sampler.js` needs to take this scheduler's steps, `default` many to begin with; None if it cannot."""
     steps = _algorithm(scheduler)
     if steps is None:
         return None
     most = scheduler.config.num_train_timesteps
-    default = CondDDPMPipeline.default_steps(scheduler)
     counts = {count for count in COUNTS if count <= _MANY or steps["algorithm"] == "ddpm"} | {default}
     tables = {str(count): table for count in sorted(counts) if count <= most and (table := _table(scheduler, count))}
     return {"title": title, **steps, "default_steps": default, "tables": tables}

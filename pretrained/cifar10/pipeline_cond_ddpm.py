@@ -52,7 +52,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "heun": ("HeunDiscreteScheduler", SPACINGS["karras"]),
     "euler": ("EulerDiscreteScheduler", SPACINGS["karras"]),
 }
-DEFAULT_SAMPLER = "dpm++2"  # training saves it with the model, for 20 steps
+DEFAULT_SAMPLER = "dpm++2"  # training saves it with the model
 # The schedulers that reach the exact solution for Gaussian data with this pipeline (tests/test_samplers.py). Others need other
 # networks or arguments, or silently give wrong images: CogVideoXDDIMScheduler halves the standard deviation.
 TESTED_SCHEDULERS = (
@@ -163,10 +163,12 @@ class CondDDPMPipeline(DiffusionPipeline):
         class_dropout_prob: share of the labels that were replaced by the null label in training. At 0 the null label was
             never trained, so guidance by it is refused. None if it is not known.
         guidance_scale: the default of `__call__`. Briefly trained networks need stronger guidance.
+        num_inference_steps: the default of `__call__`, but for DDPM, which needs all timesteps. None is 20, as in every
+            folder that was saved before this was a setting.
 
     Raises:
-        ValueError: not exactly one name for each class; a share or a scale out of range; guidance by a null label that was
-            never trained.
+        ValueError: not exactly one name for each class; a share, a scale or a number of steps out of range; guidance by a
+            null label that was never trained.
     """
 
     model_cpu_offload_seq = "unet"
@@ -181,6 +183,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         id2label: dict | None = None,  # diffusers loads it with strings as keys
         class_dropout_prob: float | None = None,
         guidance_scale: float = 1.0,
+        num_inference_steps: int | None = None,
     ):
         super().__init__()
         channels = unet.config.in_channels
@@ -191,11 +194,15 @@ class CondDDPMPipeline(DiffusionPipeline):
             id2label = _checked_names(id2label, unet.config.num_classes)
         if class_dropout_prob is not None and not (_is_finite(class_dropout_prob) and 0 <= class_dropout_prob <= 1):
             raise ValueError(f"class_dropout_prob: expected a share from 0 to 1 or None, got {class_dropout_prob!r}.")
+        if num_inference_steps is not None:
+            whole_number("num_inference_steps", num_inference_steps, 1)  # `default_steps` takes no more than there are
         # Mark every setting as given: `from_config` passes on only those, and classes differ in their defaults.
         scheduler.register_to_config(_use_default_values=[])
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(id2label=id2label, class_dropout_prob=class_dropout_prob, guidance_scale=guidance_scale)
-        self.id2label, self.class_dropout_prob, self.guidance_scale = id2label, class_dropout_prob, guidance_scale
+        self.register_to_config(num_inference_steps=num_inference_steps)
+        self.id2label, self.class_dropout_prob = id2label, class_dropout_prob
+        self.guidance_scale, self.num_inference_steps = guidance_scale, num_inference_steps
         self._make_guidance(guidance_scale)  # refuses a scale that no call could use
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
         self._companions: dict[str, bytes] | None = None
@@ -270,12 +277,11 @@ class CondDDPMPipeline(DiffusionPipeline):
             )
         return scheduler_class.from_config({**self.scheduler.config, "_use_default_values": []}, **changes)
 
-    @staticmethod
-    def default_steps(scheduler: SchedulerMixin) -> int:
-        """20 steps, or for DDPM all training timesteps, because its samples are poor with fewer."""
+    def default_steps(self, scheduler: SchedulerMixin) -> int:
+        """The pipeline's own number of steps, or for DDPM all training timesteps, because its samples are poor with fewer."""
         train_steps = scheduler.config.num_train_timesteps
         is_ddpm = isinstance(scheduler, (diffusers.DDPMScheduler, diffusers.DDPMParallelScheduler))
-        return train_steps if is_ddpm else min(20, train_steps)
+        return train_steps if is_ddpm else min(self.num_inference_steps or 20, train_steps)
 
     @torch.no_grad()
     def __call__(
@@ -313,8 +319,8 @@ class CondDDPMPipeline(DiffusionPipeline):
         Args:
             class_labels: ids, names, or a mixture; None for unconditional images.
             generator: one for each image, or a single one for all.
-            num_inference_steps: steps of the scheduler, at most its `num_train_timesteps`. None is 20, or all of them for
-                DDPM. Heun's method takes two forward passes a step (except the last), all other samplers take one.
+            num_inference_steps: steps of the scheduler, at most its `num_train_timesteps`. None is the pipeline's own, or
+                all of them for DDPM. Heun's method takes two forward passes a step (except the last), all other samplers take one.
             guidance_scale: `w` in `uncond + w * (cond - uncond)` (Ho & Salimans 2022): 1 is conditional and 0 unconditional,
                 at one forward pass a step; other values cost two. None is the pipeline's own, or 1 without class labels.
             num_images_per_label: images of each label, one after the other.
@@ -568,6 +574,7 @@ class CondDDPMPipeline(DiffusionPipeline):
         id2label: dict[int, str] | None = None,
         class_dropout_prob: float | None = None,
         guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
         torch_dtype: torch.dtype | dict[str, torch.dtype] | None = None,
         variant: str | None = None,
         device_map: str | dict | None = None,
@@ -592,7 +599,8 @@ class CondDDPMPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: a folder that `save_pretrained` wrote, or the name of a repository with its files.
-            unet, scheduler, id2label, class_dropout_prob, guidance_scale: used in place of the saved ones.
+            unet, scheduler, id2label, class_dropout_prob, guidance_scale, num_inference_steps: used in place of the saved
+                ones.
             dtype: of the network, or, as in diffusers, a dict with the entry "unet" or "default"; `torch_dtype` is its old
                 name.
             device_map: as in the UNet's `from_pretrained`; "balanced" is the accelerator, if there is one.
@@ -659,7 +667,10 @@ class CondDDPMPipeline(DiffusionPipeline):
             class_dropout_prob = index.get("class_dropout_prob")
         if guidance_scale is None:
             guidance_scale = index.get("guidance_scale", 1.0)
-        pipeline = cls(unet, scheduler, id2label or index.get("id2label"), class_dropout_prob, guidance_scale)
+        if num_inference_steps is None:
+            num_inference_steps = index.get("num_inference_steps")
+        defaults = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
+        pipeline = cls(unet, scheduler, id2label or index.get("id2label"), class_dropout_prob, **defaults)
         pipeline.register_to_config(_name_or_path=where)
         pipeline._of_hub = None if Path(where).is_dir() else hub
         if isinstance(device_map, str):  # as in diffusers
