@@ -320,7 +320,8 @@ class CondDDPMPipeline(DiffusionPipeline):
             class_labels: ids, names, or a mixture; None for unconditional images.
             generator: one for each image, or a single one for all.
             num_inference_steps: steps of the scheduler, at most its `num_train_timesteps`. None is the pipeline's own, or
-                all of them for DDPM. Heun's method takes two forward passes a step (except the last), all other samplers take one.
+                all of them for DDPM. Heun's method takes two forward passes a step, except the last; all other samplers take
+                one.
             guidance_scale: `w` in `uncond + w * (cond - uncond)` (Ho & Salimans 2022): 1 is conditional and 0 unconditional,
                 at one forward pass a step; other values cost two. None is the pipeline's own, or 1 without class labels.
             num_images_per_label: images of each label, one after the other.

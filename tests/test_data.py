@@ -23,6 +23,7 @@ from PIL import Image as PILImage
 
 from cond_ddpm.cli import parse_train
 from cond_ddpm.data import LabelledImages, NoSuchSplit, data_fingerprint, epoch_order, hold_out, load_images, make_batch
+from cond_ddpm.data.survey import survey
 from cond_ddpm.evaluation.external_samples import load_samples
 from cond_ddpm.fingerprints import value_fingerprint
 
@@ -666,7 +667,8 @@ def test_a_single_file_is_not_two_splits_and_an_empty_folder_no_missing_split(tm
 
 
 @pytest.mark.hostile(14)
-def test_what_a_killed_decoding_left_is_removed_by_the_next(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name, read", [("x.npy", load_images), ("x.npz", survey)])
+def test_what_a_killed_decoding_left_is_removed_by_the_next(tmp_path, monkeypatch, name, read):
     _classes(tmp_path / "set")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     cache = tmp_path / "cache" / "cond_ddpm"
@@ -674,12 +676,12 @@ def test_what_a_killed_decoding_left_is_removed_by_the_next(tmp_path, monkeypatc
     ended = subprocess.Popen(["true"])
     ended.wait()
     left, theirs, elsewhere = (
-        cache / f"x.npy.{host}-{process}.partial"
+        cache / f"{name}.{host}-{process}.partial"
         for host, process in ((platform.node(), ended.pid), (platform.node(), os.getppid()), ("elsewhere", ended.pid))
     )
     for file in (left, theirs, elsewhere):
         file.write_bytes(b"x")
-    load_images(str(tmp_path / "set"), resolution=8)
+    read(str(tmp_path / "set"))
     assert not left.exists() and theirs.exists() and elsewhere.exists()
     assert len(list(cache.glob("*.partial"))) == 2
 

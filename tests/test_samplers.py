@@ -338,9 +338,7 @@ def test_forwards_and_default_steps(steps):
         (HeunDiscreteScheduler, 2 * (steps or 20) - 1),
     ):
         pipeline = _ideal_pipeline()
-        pipeline = CondDDPMPipeline(
-            pipeline.unet, scheduler.from_config(pipeline.scheduler.config), num_inference_steps=steps
-        )
+        pipeline = CondDDPMPipeline(pipeline.unet, scheduler.from_config(pipeline.scheduler.config), num_inference_steps=steps)
         _pixels(pipeline)
         assert len(pipeline.unet.batches) == forwards
 

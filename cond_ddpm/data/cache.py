@@ -59,8 +59,6 @@ def _decode(pictures, column: str, cache: Path, loss_file: Path, shape: tuple[in
     channels, resolution = shape[1:3]
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
-    here = f".{platform.node()}-"  # another command may be decoding the same pictures, also on another machine
-    partial = cache.with_name(f"{cache.name}{here}{os.getpid()}.partial")
 
     def arrays() -> Iterator[np.ndarray]:
         for row, record in enumerate(pictures):
@@ -71,21 +69,36 @@ def _decode(pictures, column: str, cache: Path, loss_file: Path, shape: tuple[in
                 first.setdefault(loss, f"row {row}{location(record[column])}")
             yield array
 
+    with cache_file(cache, f"the decoded pictures ({np.prod(shape) / 1e6:,.1f} MB)") as partial:
+        if shutil.disk_usage(cache.parent).free < np.prod(shape):  # better to fail now than after hours of decoding
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with partial.open("wb") as file:  # not memory-mapped: on a full disk, that would kill the process silently
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for array in arrays():
+                file.write(array.tobytes())
+        loss_file.write_text(json.dumps({loss: [count, first[loss]] for loss, count in counts.items()}))
+
+
+@contextlib.contextmanager
+def cache_file(cache: Path, what: str) -> Iterator[Path]:
+    """A file to write, which becomes `cache` when it is whole; what killed commands of this machine left beside it goes.
+
+    Another command may be writing the same file, also on another machine, so the name has the machine and the process.
+
+    Raises:
+        OSError: the disk is full, in words that say for `what`.
+    """
+    here = f".{platform.node()}-"
+    partial = cache.with_name(f"{cache.name}{here}{os.getpid()}.partial")
     try:
-        with space_needed(f"the decoded pictures ({np.prod(shape) / 1e6:,.1f} MB)"):
+        with space_needed(what):
             cache.parent.mkdir(parents=True, exist_ok=True)
-            for left in cache.parent.glob("*.partial"):  # by commands of this machine that were killed
+            for left in cache.parent.glob("*.partial"):
                 process = left.stem.rpartition(here)[2]
                 if process.isdecimal() and not psutil.pid_exists(int(process)):
                     left.unlink(missing_ok=True)
-            if shutil.disk_usage(cache.parent).free < np.prod(shape):  # better to fail now than after hours of decoding
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with partial.open("wb") as file:  # not memory-mapped: on a full disk, that would kill the process silently
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                for array in arrays():
-                    file.write(array.tobytes())
-            loss_file.write_text(json.dumps({loss: [count, first[loss]] for loss, count in counts.items()}))
+            yield partial
             partial.replace(cache)
     finally:
         partial.unlink(missing_ok=True)

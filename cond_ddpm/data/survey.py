@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cond_ddpm.data.cache import cache_folder, raw_pictures, space_needed
+from cond_ddpm.data.cache import cache_file, cache_folder, raw_pictures
 from cond_ddpm.data.columns import find_columns
 from cond_ddpm.data.load import digits_as_they_are, named_labels
 from cond_ddpm.data.pictures import converted, edge, location, with_picture
@@ -96,12 +96,8 @@ def _read(split: str, labels, class_names: list[str], records, count: int, folde
     cache = cache_folder() / f"{key}-survey{_VERSION}.npz"
     if not cache.exists():
         found = _look(records, count, folder)
-        with space_needed("what was found of the pictures"):
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            partial = cache.with_name(f"{cache.name}.{os.getpid()}.partial")
-            with partial.open("wb") as file:
-                np.savez(file, **found)
-            partial.replace(cache)
+        with cache_file(cache, "what was found of the pictures") as partial, partial.open("wb") as file:
+            np.savez(file, **found)
     with np.load(cache) as arrays:
         found = dict(arrays)
     unreadable = {int(row): why for row, why in json.loads(str(found.pop("unreadable"))).items()}
