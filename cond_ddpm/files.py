@@ -137,8 +137,8 @@ def read_lines(path: Path) -> list[dict]:
     for line in path.read_bytes().splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             row = json.loads(line)
-            losses = [row.get(name, 0.0) for name in ("loss", "train_loss", "val_loss")]
-            if row["step"] >= 0 and all(isinstance(loss, (int, float)) for loss in losses):
+            numbers = [row.get(name, 0.0) for name in ("loss", "train_loss", "val_loss", "learning_rate")]
+            if row["step"] >= 0 and all(isinstance(number, (int, float)) for number in numbers):
                 rows.append(row)
     return rows
 

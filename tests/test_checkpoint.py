@@ -462,7 +462,10 @@ def test_lines_of_metrics_that_are_none_are_dropped_and_the_good_ones_kept(short
     short = dataclasses.replace(short, lr_scheduler="constant", max_train_steps=2, checkpointing_steps=1)
     run = train(short)
     with (run / "metrics.jsonl").open("ab") as file:
-        file.write(b'null\n[1]\n3\n\xff\xfe\n{"step": null}\n{"loss": 1}\n{"step": 9, "loss": null}\n{"step"')
+        file.write(
+            b'null\n[1]\n3\n\xff\xfe\n{"step": null}\n{"loss": 1}\n{"step": 9, "loss": null}\n'
+            b'{"step": 1, "loss": 1, "learning_rate": "x"}\n{"step"'
+        )
     train(dataclasses.replace(short, max_train_steps=3, resume_from_checkpoint="latest"))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]

@@ -105,7 +105,7 @@ def training_curve(rows: Sequence[dict], path: str | Path | io.BytesIO, most: in
         path: of the PNG.
         most: points of the training loss, each the mean of as many steps as needed.
     """
-    steps, epochs = ([row for row in rows if key in row] for key in ("loss", "val_loss"))
+    steps, epochs, rated = ([row for row in rows if key in row] for key in ("loss", "val_loss", "learning_rate"))
     width = -(-len(steps) // most)
     parts = [steps[start : start + width] for start in range(0, len(steps), width)]
     with figure(path, (7, 4.2), 150, lettering([])) as drawn:
@@ -123,7 +123,7 @@ def training_curve(rows: Sequence[dict], path: str | Path | io.BytesIO, most: in
             axes.tick_params(which="minor", labelsize=6)
         axes.set_ylabel("loss")
         axes.legend()
-        below.plot([row["step"] for row in steps], [row["learning_rate"] for row in steps], color="C2")
+        below.plot([row["step"] for row in rated], [row["learning_rate"] for row in rated], color="C2")
         below.set_ylim(bottom=0)
         below.set_xlabel("step")
         below.set_ylabel("learning\nrate")

@@ -104,6 +104,7 @@ def _squared_relu(hidden: torch.Tensor) -> torch.Tensor:
     return F.relu(hidden).square()
 
 
+_MOST_PIXELS = 2**15  # of height and width; a greater number is a damaged file, and overflows elsewhere
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"silu": F.silu, "squared_relu": _squared_relu}
 
 
@@ -191,6 +192,8 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
         for name in (*positive, "transformer_layers", "mlp_ratio"):
             if config.get(name, 1) < 1:
                 raise ValueError(f"{name}: expected a positive whole number, got {getattr(config, name)}.")
+        if config.sample_size > _MOST_PIXELS:
+            raise ValueError(f"sample_size: expected at most {_MOST_PIXELS} pixels, got {config.sample_size}.")
         if not config.block_out_channels or min(config.block_out_channels) < 1:
             raise ValueError(
                 "block_out_channels: expected a positive number of channels for each resolution, such as (64, 128, 128), got"
