@@ -212,7 +212,8 @@ def test_round_trip_through_a_folder(tiny_unet, tmp_path):
     "arguments, words",
     [
         ({"sample_size": 9}, "sample_size: expected a multiple of 2 .* got 9"),
-        ({"sample_size": 2**63}, "sample_size: expected at most 32768 pixels"),
+        ({"sample_size": 2**63}, "sample_size: expected at most 32768, got"),
+        ({"layers_per_block": 2**63}, "layers_per_block: expected at most 1024, got"),
         ({"patch_size": 3}, "multiple of 6"),
         ({"patch_size": 0}, "patch_size: expected a positive"),
         ({"attention_head_dim": 0}, "attention_head_dim: expected a positive"),

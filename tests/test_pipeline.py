@@ -512,6 +512,8 @@ def test_a_damaged_json_file_is_one_line(name, content, tmp_path, capsys):
             "scheduler: expected the files that save_pretrained wrote",
         ),
         ("scheduler/scheduler_config.json", {"beta_schedule": 3}, "scheduler: expected the files that save_pretrained wrote"),
+        ("scheduler/scheduler_config.json", {"clip_sample_range": "x"}, "clip_sample_range: expected a number, got 'x'"),
+        ("scheduler/scheduler_config.json", {"trained_betas": -1}, "trained_betas: expected a number for each of 1000 timest"),
     ],
 )
 def test_values_of_another_type_in_a_folders_json(name, content, words, tmp_path):

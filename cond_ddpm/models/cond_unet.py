@@ -104,7 +104,8 @@ def _squared_relu(hidden: torch.Tensor) -> torch.Tensor:
     return F.relu(hidden).square()
 
 
-_MOST_PIXELS = 2**15  # of height and width; a greater number is a damaged file, and overflows elsewhere
+# Greater numbers are of a damaged file. They would overflow, or make layers until the memory is full.
+_MOST = {"sample_size": 2**15, "layers_per_block": 2**10, "transformer_layers": 2**10}
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"silu": F.silu, "squared_relu": _squared_relu}
 
 
@@ -192,8 +193,9 @@ class _CondUNet2DModel(ModelMixin, ConfigMixin):
         for name in (*positive, "transformer_layers", "mlp_ratio"):
             if config.get(name, 1) < 1:
                 raise ValueError(f"{name}: expected a positive whole number, got {getattr(config, name)}.")
-        if config.sample_size > _MOST_PIXELS:
-            raise ValueError(f"sample_size: expected at most {_MOST_PIXELS} pixels, got {config.sample_size}.")
+        for name, most in _MOST.items():
+            if config.get(name, 1) > most:
+                raise ValueError(f"{name}: expected at most {most}, got {getattr(config, name)}.")
         if not config.block_out_channels or min(config.block_out_channels) < 1:
             raise ValueError(
                 "block_out_channels: expected a positive number of channels for each resolution, such as (64, 128, 128), got"

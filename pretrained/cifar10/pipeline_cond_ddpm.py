@@ -663,6 +663,7 @@ class CondDDPMPipeline(DiffusionPipeline):
             scheduler_class = installed_scheduler(*_module_and_class(index, "scheduler"))
             with one_line_errors(f"{where}, scheduler"):
                 scheduler = scheduler_class.from_config(_component_config(scheduler_class, where, "scheduler", hub))
+                _check_numbers(scheduler)
             _log(f"Loaded scheduler as {scheduler_class.__name__} from `scheduler` subfolder of {where}.")
         if class_dropout_prob is None:
             class_dropout_prob = index.get("class_dropout_prob")
@@ -769,6 +770,16 @@ def _check_tested(scheduler_class: type[SchedulerMixin], config: dict) -> None:
             f"prediction_type: expected one of {', '.join(types)} with {scheduler_class.__name__}, got"
             f" {config['prediction_type']!r}."
         )
+
+
+def _check_numbers(scheduler: SchedulerMixin) -> None:
+    """A TypeError for settings of a damaged file with which diffusers makes a scheduler that fails only when it is used."""
+    limit, betas = scheduler.config.get("clip_sample_range", 1.0), scheduler.config.get("trained_betas")
+    if not isinstance(limit, (int, float)):
+        raise TypeError(f"clip_sample_range: expected a number, got {str(limit)[:80]!r}")
+    steps = scheduler.config.num_train_timesteps
+    if betas is not None and not (isinstance(betas, (list, tuple)) and len(betas) == steps):
+        raise TypeError(f"trained_betas: expected a number for each of {steps} timesteps, got {str(betas)[:80]!r}")
 
 
 def _evenly_spaced(count: int | None, steps: int) -> list[int]:
