@@ -60,7 +60,8 @@ def run(data: Path, output: Path, steps: int) -> dict[str, float]:
             if first is None and rows.exists() and rows.stat().st_size:
                 first = time.time() - started
             try:
-                memory.append((time.time(), psutil.Process(process.pid).memory_full_info().uss / 1e6))
+                maps = psutil.Process(process.pid).memory_maps()  # anonymous: without pages of files, which can be read again
+                memory.append((time.time(), sum(one.anonymous for one in maps) / 1e6))
             except psutil.Error:
                 break
             time.sleep(0.5)
