@@ -67,9 +67,14 @@ class TrainingState:
         prepared, optimizer = accelerator.prepare(unet, make_optimizer(config, unet))
         ema = PowerEMA(unet.parameters(), {config.ema_std, _SECOND_STD}) if config.use_ema else None
         id2label = dict(enumerate(data.images.class_names))
-        steps = min(config.num_inference_steps, config.num_train_timesteps)
-        defaults = {"guidance_scale": config.guidance_scale, "num_inference_steps": steps}
-        pipeline = CondDDPMPipeline(averaged_unet, noise_scheduler, id2label, config.class_dropout_prob, **defaults)
+        pipeline = CondDDPMPipeline(
+            averaged_unet,
+            noise_scheduler,
+            id2label,
+            config.class_dropout_prob,
+            config.guidance_scale,
+            min(config.num_inference_steps, config.num_train_timesteps),
+        )
         # It is published with a sampler of few steps. Any other sampler is made from its config, which has the same betas.
         pipeline.scheduler = pipeline.make_scheduler(DEFAULT_SAMPLER)
         return cls(config, accelerator, prepared, unet, noise_scheduler, optimizer, ema, pipeline)

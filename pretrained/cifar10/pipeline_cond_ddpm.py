@@ -671,8 +671,8 @@ class CondDDPMPipeline(DiffusionPipeline):
             guidance_scale = index.get("guidance_scale", 1.0)
         if num_inference_steps is None:
             num_inference_steps = index.get("num_inference_steps")
-        defaults = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
-        pipeline = cls(unet, scheduler, id2label or index.get("id2label"), class_dropout_prob, **defaults)
+        names = id2label or index.get("id2label")
+        pipeline = cls(unet, scheduler, names, class_dropout_prob, guidance_scale, num_inference_steps)
         pipeline.register_to_config(_name_or_path=where)
         pipeline._of_hub = None if Path(where).is_dir() else hub
         if isinstance(device_map, str):  # as in diffusers
