@@ -2,7 +2,7 @@
 
     python benchmarks/loss_by_flop.py --output losses.png --runs attention RUN RUN RUN --runs simple RUN RUN RUN
 
-A point is the mean over 50 steps. The runs of the experiments are in `runs/` of the laboratory (`benchmarks/experiments/run.py`).
+A point is the mean over 50 steps. The runs of experiments are in `runs/` of the laboratory (`benchmarks/experiments/run.py`).
 """
 
 import argparse
