@@ -186,7 +186,8 @@ def _pack(run: Path, output: Path) -> dict:
     unet.load_state_dict({**unet.state_dict(), **{name: averages[f"{settings['ema_std']}/{name}"] for name in names}})
     scheduler = make_noise_scheduler(parse_train(["--config", str(run / "config.yaml")]))
     id2label = dict(enumerate(resolved["class_names"]))
-    pipeline = CondDDPMPipeline(unet, scheduler, id2label, settings["class_dropout_prob"], settings["guidance_scale"])
+    steps = min(settings["num_inference_steps"], settings["num_train_timesteps"])
+    pipeline = CondDDPMPipeline(unet, scheduler, id2label, settings["class_dropout_prob"], settings["guidance_scale"], steps)
     pipeline.scheduler = pipeline.make_scheduler(DEFAULT_SAMPLER)  # as training publishes it
     pipeline.to(torch.bfloat16).save_pretrained(output / "pipeline", max_shard_size="12MB")
     # What the run had found best is not kept, so the next epoch is the best so far.

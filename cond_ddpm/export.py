@@ -22,6 +22,7 @@ from cond_ddpm.fingerprints import file_checksum
 from cond_ddpm.pipelines.pipeline_cond_ddpm import (
     SAMPLERS,
     CondDDPMPipeline,
+    _check_numbers,
     installed_scheduler,
     one_line_errors,
 )
@@ -132,6 +133,7 @@ def load_exported(folder: Path, threads: int | None = None, trust_remote_code: b
             unet(*_example(unet.config, 1))  # what the record says of the file holds
         scheduler_class = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
         scheduler = installed_scheduler("diffusers", scheduler_class).from_pretrained(folder, subfolder="scheduler")
+        _check_numbers(scheduler)
         names = ("id2label", "class_dropout_prob", "guidance_scale", "num_inference_steps")
         settings = {name: record[name] for name in names if name in record}
         return CondDDPMPipeline(unet, scheduler, **settings)

@@ -147,6 +147,12 @@ def drawn_by(pipeline: DiffusionPipeline, arguments: dict[str, Any]) -> list:
     """What images depend on besides labels, seeds and batches, for a `resume_key`: the weights and how they are sampled."""
     guide = arguments.get("guide")
     recorded = {**arguments, "guide": None if guide is None else weights_checksum(guide.unet)}
+    # What is not given is the pipeline's own, which another folder of the same weights can have otherwise.
+    if arguments.get("num_inference_steps") is None:
+        scheduler = pipeline.make_scheduler(arguments.get("sampler"), arguments.get("timestep_spacing"))
+        recorded["num_inference_steps"] = pipeline.default_steps(scheduler)
+    if arguments.get("guidance_scale") is None:
+        recorded["guidance_scale"] = pipeline.guidance_scale
     return [weights_checksum(pipeline.unet), pipeline.scheduler.config, sorted(recorded.items())]
 
 

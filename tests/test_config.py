@@ -174,7 +174,7 @@ def test_what_flags_say(arguments, name, value):
         ("? [1, 2]\n: 3\n", "which cannot be read"),
         ("[" * 5000, "which cannot be read"),
         ("1: 2\n", "got 1."),
-        ("num_inference_steps: null\n", "--num_inference_steps: expected a whole number, 1 or more, got None."),
+        ("num_images_per_class: null\n", "--num_images_per_class: expected a whole number, 1 or more, got None."),
         ("adam_epsilon:\n", "--adam_epsilon: expected a number, more than 0, got None."),
         ("use_ema: null\n", "--use_ema: expected true or false, got None."),
         ("use_ema: no\n", "--use_ema: expected true or false, got 'no'."),

@@ -255,6 +255,16 @@ def test_a_record_that_does_not_fit_the_file_is_one_line(change, exported, tmp_p
 
 @pytest.mark.hostile(22)
 @pytest.mark.end_to_end
+def test_a_damaged_scheduler_of_an_export_is_one_line(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "out")
+    file = tmp_path / "out" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"clip_sample_range": "x"}))
+    with pytest.raises(ValueError, match="clip_sample_range: expected a number, got 'x'"):
+        load_exported(tmp_path / "out")
+
+
+@pytest.mark.hostile(22)
+@pytest.mark.end_to_end
 def test_an_exported_model_cannot_be_exported(tmp_path):
     export(_pipeline(), "torch", tmp_path / "out")
     with pytest.raises(ValueError, match="expected a network with its weights, got an exported one"):

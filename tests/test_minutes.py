@@ -12,11 +12,13 @@ from conftest import NAMES, TINY_HYBRID, make_pipeline, make_unet, shapes, write
 from cond_ddpm import CondDDPMPipeline
 from cond_ddpm.cli import main, parse_train
 from cond_ddpm.config import TrainConfig
+from cond_ddpm.config.settings import unless_chosen
 from cond_ddpm.data import LabelledImages, make_batch
 from cond_ddpm.data.augmentation import augment
 from cond_ddpm.diffusion import AUGMENT_DIM, draw_training
 from cond_ddpm.models import HybridUNet2DModel
 from cond_ddpm.training import train
+from cond_ddpm.training.batches import as_recorded
 from cond_ddpm.training.network import make_unet as network_of
 from cond_ddpm.training.network import start_from_base, with_base
 from cond_ddpm.training.plan import LENGTHS, SIZES, plan
@@ -403,3 +405,10 @@ def test_a_run_with_changed_images_learns_and_samples_alone(small, monkeypatch):
     assert len(told) == 4 and not torch.cat(told)[:, 0].any() and torch.cat(told)[:, 1:].any(1).all()
     assert pipeline("circle", num_inference_steps=2).images[0].size == (8, 8)
     assert math.isfinite(json.loads((run / "pipeline" / "results.json").read_text())["training"]["val_loss"])
+
+
+def test_a_run_of_before_keeps_its_number_of_steps_for_pictures():
+    """20 was the default when it began, and 10 is now."""
+    recorded = dataclasses.asdict(TrainConfig().with_open(unless_chosen(TrainConfig))) | {"num_inference_steps": 20}
+    assert as_recorded(TrainConfig(), recorded).num_inference_steps == 20
+    assert as_recorded(TrainConfig(num_inference_steps=5), recorded).num_inference_steps == 5

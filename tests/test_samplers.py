@@ -26,6 +26,7 @@ from diffusers import (
 
 from cond_ddpm import CondDDPMPipeline
 from cond_ddpm.pipelines.pipeline_cond_ddpm import SAMPLERS, TESTED_SCHEDULERS, Guidance
+from cond_ddpm.sampling import drawn_by
 
 MEAN, STD = 0.3, 0.15  # of the pixels of class 0; class 1 has the opposite mean; the null label has 0
 STOCHASTIC = ("ddpm", "dpm++sde")
@@ -347,10 +348,15 @@ def test_a_saved_folder_keeps_its_number_of_steps(tmp_path):
     scheduler = DPMSolverMultistepScheduler()
     CondDDPMPipeline(make_unet("simple"), scheduler, num_inference_steps=7).save_pretrained(tmp_path / "new")
     assert CondDDPMPipeline.from_pretrained(tmp_path / "new").default_steps(scheduler) == 7
+    of_seven = drawn_by(CondDDPMPipeline.from_pretrained(tmp_path / "new"), {"num_inference_steps": None})
     index = json.loads((tmp_path / "new" / "model_index.json").read_text())
     del index["num_inference_steps"]
     (tmp_path / "new" / "model_index.json").write_text(json.dumps(index))
-    assert CondDDPMPipeline.from_pretrained(tmp_path / "new").default_steps(scheduler) == 20
+    before = CondDDPMPipeline.from_pretrained(tmp_path / "new")
+    assert before.default_steps(scheduler) == 20
+    # What was begun with the one is not continued with the other.
+    assert drawn_by(before, {"num_inference_steps": None}) != of_seven
+    assert drawn_by(before, {"num_inference_steps": 7}) == of_seven
     for steps in (0, 2.5, "9"):
         with pytest.raises(ValueError, match="num_inference_steps: expected 1 or more"):
             CondDDPMPipeline(make_unet("simple"), scheduler, num_inference_steps=steps)

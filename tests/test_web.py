@@ -160,6 +160,9 @@ def test_the_tables_are_the_schedulers_own():
             assert table["timesteps"] == scheduler.timesteps.tolist()
             np.testing.assert_allclose(table["sigmas"], [*_noise_levels(scheduler), 0], rtol=1e-7)
         assert ("1000" in entry["tables"]) == (name == "ddpm")
+    many = CondDDPMPipeline(pipeline.unet, pipeline.make_scheduler("dpm++2"), num_inference_steps=100)
+    known = samplers_of(many)  # its own sampler, though it takes more steps than the page has for others
+    assert known["sampler"] == "dpm++2" and "100" in known["samplers"]["dpm++2"]["tables"]
     few = make_pipeline(make_unet())
     few.scheduler = DDPMScheduler(num_train_timesteps=10, timestep_spacing="trailing")
     assert max(map(int, samplers_of(few)["samplers"]["dpm++2"]["tables"])) == 10

@@ -39,7 +39,9 @@ class NumStepsConfig(Settings):
     """How many steps."""
 
     num_inference_steps: int | None = setting(
-        default=None, help="Steps of the sampler; if not given, 20, or for ddpm every timestep trained on.", at_least=1
+        default=None,
+        help="Steps of the sampler; if not given, the model's own, or for ddpm every timestep trained on.",
+        at_least=1,
     )
 
 

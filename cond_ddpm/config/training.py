@@ -231,7 +231,10 @@ class TrainConfig(PreparationConfig, LicenceConfig):
     )
     num_images_per_class: int = setting(default=8, help="Columns of that grid.", at_least=1, may_change=True)
     num_inference_steps: int = setting(
-        default=10, help="Steps of the sampler for that grid, and default of the saved pipeline.", at_least=1, may_change=True
+        unless_chosen=10,
+        help="Steps of the sampler for that grid, and default of the saved pipeline.",
+        at_least=1,
+        may_change=True,
     )
     guidance_scale: float = setting(
         unless_chosen=1.0, help="Guidance of that grid, and default of the saved pipeline; 1 for none.", may_change=True

@@ -53,8 +53,7 @@ def seed_field() -> gradio.components.Component:
 
 def settings_fields(studio: Studio) -> Settings:
     """Steps, guidance and, under a fold, sampler and interval."""
-    default = min(studio.pipeline.config.get("num_inference_steps") or 20, studio.most_steps)
-    steps = gradio.Slider(1, studio.most_steps, value=default, step=1, label="Steps")
+    steps = gradio.Slider(1, studio.most_steps, value=studio.default_steps, step=1, label="Steps")
     guidance = gradio.Slider(
         *(0, MOST_GUIDANCE / 2),
         value=min(studio.pipeline.guidance_scale, MOST_GUIDANCE / 2),

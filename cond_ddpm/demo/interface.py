@@ -56,7 +56,7 @@ def add_interface(studio: Studio) -> None:
         class_names: names of the classes, such as ["{labels[0]}"]; empty for pictures of no class in particular.
         number: how many pictures of each class, at most {studio.limits.images} altogether.
         seed: of the first picture of each class, 0 or more; the next picture has the next seed.
-        steps: of the sampler, 1 to {studio.most_steps}; more are slower, and 20 are usually enough.
+        steps: of the sampler, 1 to {studio.most_steps}; more are slower, and {studio.default_steps} are usually enough.
         guidance_scale: 0 ignores the class, 1 obeys it, more exaggerates it; at most 20.
         sampler: empty for the model's own, or one of {", ".join(studio.samplers)}.
     """
@@ -69,6 +69,7 @@ def add_interface(studio: Studio) -> None:
             "channels": config.in_channels,
             "samplers": studio.samplers,
             "guidance_scale": studio.pipeline.guidance_scale,
+            "steps": studio.default_steps,
             "most_pictures": studio.limits.images,
             "most_steps": studio.most_steps,
             "measured": {
@@ -88,7 +89,7 @@ def add_interface(studio: Studio) -> None:
             gradio.Dropdown(labels, value=[studio.names[studio.best_class()]], multiselect=True, label="class_names"),
             gradio.Number(1, precision=0, minimum=1, maximum=studio.limits.images, label="number"),
             gradio.Number(0, precision=0, minimum=0, maximum=MOST_SEED, label="seed"),
-            gradio.Number(min(20, studio.most_steps), precision=0, minimum=1, maximum=studio.most_steps, label="steps"),
+            gradio.Number(studio.default_steps, precision=0, minimum=1, maximum=studio.most_steps, label="steps"),
             gradio.Number(studio.pipeline.guidance_scale, minimum=0, maximum=20, label="guidance_scale"),
             gradio.Textbox("", label="sampler", max_length=20),
         ]

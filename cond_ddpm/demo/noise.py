@@ -35,7 +35,7 @@ def noise_panel(studio: Studio) -> None:
             image = read_picture(Path(file), config.sample_size, config.in_channels, studio.limits)
         elif source == _DRAWN:
             label = studio.best_class()
-            arguments = studio.arguments([label], [first], min(20, studio.most_steps), "", 1, 0, 0)
+            arguments = studio.arguments([label], [first], studio.default_steps, "", 1, 0, 0)
             for item in studio.draw(studio.models[0].name, **arguments):
                 if isinstance(item, Step):
                     yield markup.progress(item.index, item.total, f"drawing a picture: step {item.index}"), gradio.skip()

@@ -85,6 +85,11 @@ class Studio:
         return min(self.limits.steps, self.pipeline.scheduler.config.num_train_timesteps)
 
     @property
+    def default_steps(self) -> int:
+        """Those that the model was saved with; 20, if it was saved without."""
+        return min(self.pipeline.config.get("num_inference_steps") or 20, self.most_steps)
+
+    @property
     def knows_no_class(self) -> bool:
         """Whether the network also learned to draw without a class."""
         return self.pipeline.class_dropout_prob != 0

@@ -120,7 +120,8 @@ def plan(
     many = epochs > _MANY_PASSES
     guided = config.class_dropout_prob > 0 and config.model_guidance_scale == 1
     guidance = config.with_open({"guidance_scale": _GUIDANCE if guided else 1.0}).guidance_scale
-    forwards = num_classes * config.num_images_per_class * config.num_inference_steps * (1 if guidance == 1 else 2)
+    steps_drawn = config.with_open(unless_chosen(TrainConfig)).num_inference_steps
+    forwards = num_classes * config.num_images_per_class * steps_drawn * (1 if guidance == 1 else 2)
     previews = min(_PREVIEWS, max(1, int(_SHARE_OF_PREVIEWS * 3 * steps * batch / forwards)))  # backward costs two forwards
     validation_epochs = max(1, math.ceil(epochs / _VALIDATIONS))
     values = {

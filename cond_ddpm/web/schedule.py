@@ -45,7 +45,8 @@ def samplers_of(pipeline: CondDDPMPipeline) -> dict[str, Any]:
     first = same[0] if same else "own"
     if same:
         entry["title"] = f"{TITLES[first]} ({OWN})"
-    begins = first if entry["default_steps"] <= _MANY else next(name for name in found if name != first)
+    too_many = entry["algorithm"] == "ddpm" and entry["default_steps"] > _MANY
+    begins = first if not too_many else next(name for name in found if name != first)
     return {"samplers": {first: entry, **found}, "sampler": begins, "own_sampler": first}
 
 

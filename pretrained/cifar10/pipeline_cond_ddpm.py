@@ -195,7 +195,8 @@ class CondDDPMPipeline(DiffusionPipeline):
         if class_dropout_prob is not None and not (_is_finite(class_dropout_prob) and 0 <= class_dropout_prob <= 1):
             raise ValueError(f"class_dropout_prob: expected a share from 0 to 1 or None, got {class_dropout_prob!r}.")
         if num_inference_steps is not None:
-            whole_number("num_inference_steps", num_inference_steps, 1)  # `default_steps` takes no more than there are
+            # `default_steps` takes no more than there are.
+            num_inference_steps = whole_number("num_inference_steps", num_inference_steps, 1)
         # Mark every setting as given: `from_config` passes on only those, and classes differ in their defaults.
         scheduler.register_to_config(_use_default_values=[])
         self.register_modules(unet=unet, scheduler=scheduler)
