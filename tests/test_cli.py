@@ -14,6 +14,7 @@ from cond_ddpm import install_hint, quickstart
 from cond_ddpm.cli import COMMANDS, guarded, main, parse_train, settings_of
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.presets import presets
+from cond_ddpm.data.load import _all_digits
 from cond_ddpm.evaluation.extractors import make_extractor
 from cond_ddpm.processes import make_accelerator
 
@@ -280,6 +281,7 @@ def _without(monkeypatch, *packages):
         for module in [module for module in sys.modules if module.partition(".")[0] == name]:
             monkeypatch.delitem(sys.modules, module)
         monkeypatch.setitem(sys.modules, name, None)
+    _all_digits.cache_clear()  # a test before may have read them
 
 
 @pytest.mark.parametrize(
