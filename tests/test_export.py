@@ -260,7 +260,7 @@ def test_a_damaged_scheduler_of_an_export_is_one_line(exported, tmp_path):
     file = tmp_path / "out" / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"clip_sample_range": "x"}))
     with pytest.raises(ValueError, match="clip_sample_range: expected a number, got 'x'"):
-        load_exported(tmp_path / "out")
+        load_exported(tmp_path / "out", trust_remote_code=True)
 
 
 @pytest.mark.hostile(22)
