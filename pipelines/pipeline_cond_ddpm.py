@@ -200,8 +200,8 @@ class CondDDPMPipeline(DiffusionPipeline):
         # Mark every setting as given: `from_config` passes on only those, and classes differ in their defaults.
         scheduler.register_to_config(_use_default_values=[])
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(id2label=id2label, class_dropout_prob=class_dropout_prob, guidance_scale=guidance_scale)
-        self.register_to_config(num_inference_steps=num_inference_steps)
+        defaults = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
+        self.register_to_config(id2label=id2label, class_dropout_prob=class_dropout_prob, **defaults)
         self.id2label, self.class_dropout_prob = id2label, class_dropout_prob
         self.guidance_scale, self.num_inference_steps = guidance_scale, num_inference_steps
         self._make_guidance(guidance_scale)  # refuses a scale that no call could use
@@ -774,7 +774,7 @@ def _check_tested(scheduler_class: type[SchedulerMixin], config: dict) -> None:
 
 
 def _check_numbers(scheduler: SchedulerMixin) -> None:
-    """A TypeError for settings of a damaged file with which diffusers makes a scheduler that fails only when it is used."""
+    """Raise a TypeError for settings of which diffusers makes a scheduler, but one that fails at the first image."""
     limit, betas = scheduler.config.get("clip_sample_range", 1.0), scheduler.config.get("trained_betas")
     if not isinstance(limit, (int, float)):
         raise TypeError(f"clip_sample_range: expected a number, got {str(limit)[:80]!r}")

@@ -82,12 +82,12 @@ def _decode(pictures, column: str, cache: Path, loss_file: Path, shape: tuple[in
 
 @contextlib.contextmanager
 def cache_file(cache: Path, what: str) -> Iterator[Path]:
-    """A file to write, which becomes `cache` when it is whole; what killed commands of this machine left beside it goes.
+    """A file to write, which becomes `cache` when it is whole. Files that killed commands of this machine left are removed.
 
     Another command may be writing the same file, also on another machine, so the name has the machine and the process.
 
     Raises:
-        OSError: the disk is full, in words that say for `what`.
+        OSError: the disk is full, in words that say what was being written, `what`.
     """
     here = f".{platform.node()}-"
     partial = cache.with_name(f"{cache.name}{here}{os.getpid()}.partial")
