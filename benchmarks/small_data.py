@@ -36,6 +36,7 @@ ARMS = {
     "from digits": {"init_from": "digits"},
     "5 classes, scratch": {"five": True},
     "5 classes, from others": {"five": True, "init_from": "others"},
+    "5 classes, from others, augmented": {"five": True, "init_from": "others", "augmentation_prob": 0.2},
 }
 
 

@@ -121,6 +121,17 @@ def test_small_data_gets_smaller_batches_few_enough_passes_and_changed_images():
     assert short.batch_size == 16 and short.max_train_steps > 500
 
 
+def test_a_base_model_learns_few_images_by_heart_sooner_so_they_are_changed_sooner():
+    """255 seconds of 100 images/s: each of 300 images 85 times, each of 1,000 of them 25 times."""
+    speed = lambda config: 100.0  # noqa: E731
+    probs = {
+        (num_images, base): _plan(5, num_images, speed, init_from=base)[0].augmentation_prob
+        for num_images in (300, 1000)
+        for base in (None, "cifar10")
+    }
+    assert probs == {(300, None): 0.0, (300, "cifar10"): 0.2, (1000, None): 0.0, (1000, "cifar10"): 0.0}
+
+
 def test_the_batch_is_a_multiple_of_the_processes_and_no_larger_than_the_data():
     chosen, _ = _plan(1, num_images=54, parts=4)
     assert chosen.batch_size % 4 == 0 and chosen.batch_size <= 54

@@ -14,8 +14,9 @@ not choose again.
 - Learning rate: 3e-3, or 6e-4 for the sizes m and l; with a base model a third of it (not searched). It warms up over 5% of
   the steps, 500 at most, and decays to zero over the second half of the run. The width of the averaged weights is a share of
   the run, and needs no choice.
-- Augmentation and dropout: where each image is seen more than 300 times. After 226 times, 170 images were not learned by
-  heart, and augmentation made no difference (one run each; docs/LOG.md, 2026-11-28).
+- Augmentation and dropout: where each image is seen more than 300 times; with a base model augmentation from 50 times on, and
+  no dropout. From scratch, 170 images were learned by heart after about 300 times; a network that can draw already did so
+  after 17 to 87, before it knew the new classes (docs/LOG.md, 2026-11-28, "small data").
 - Validation 30 times, or after each pass over the images, whichever is less often. Samples are drawn at most 8 times, and
   cost at most 5% of the training, except those at the end.
 - Guidance 2, for the samples and as the pipeline's default.
@@ -59,7 +60,7 @@ _IMAGES_FOR_1000_PARAMETERS = 4
 _SHARE_OF_TIME = 0.85
 _GPU_BATCH, _LEAST_BATCH, _ENOUGH_STEPS = 256, 16, 500
 _MOST_PASSES = 1000
-_MANY_PASSES, _AUGMENTATION_PROB, _DROPOUT = 300, 0.2, 0.1
+_MANY_PASSES, _MANY_PASSES_FROM_BASE, _AUGMENTATION_PROB, _DROPOUT = 300, 50, 0.2, 0.1
 _VALIDATIONS, _PREVIEWS, _SHARE_OF_PREVIEWS = 30, 8, 0.05
 _GUIDANCE = 2.0
 _RATE_FROM_BASE = 1 / 3
@@ -117,7 +118,7 @@ def plan(
         batch //= 2
     steps = config.max_train_steps or max(1, int(images / batch))
     epochs = steps / (num_images // batch)
-    many = epochs > _MANY_PASSES
+    many = epochs > (_MANY_PASSES if config.init_from is None else _MANY_PASSES_FROM_BASE)
     guided = config.class_dropout_prob > 0 and config.model_guidance_scale == 1
     guidance = config.with_open({"guidance_scale": _GUIDANCE if guided else 1.0}).guidance_scale
     steps_drawn = config.with_open(unless_chosen(TrainConfig)).num_inference_steps
