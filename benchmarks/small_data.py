@@ -1,11 +1,10 @@
 """Small data: what augmentation, dropout and a base model are worth on 20 and on 200 pictures of each class of CIFAR-10.
 
     python benchmarks/small_data.py --dataset PATH [--counts 20 200] [--seeds 0 1 2] [--images 64000] [--size xs]
-        [--only scratch augmented ...] [--samples 500] [--output_dir runs/small_data]
+        [--batch 32] [--only scratch augmented ...] [--samples 500] [--output_dir runs/small_data]
 
-The pictures are the first ones of each class of the training split. Each run sees as many images, in batches of 32; its
-weights are those of the epoch with the lowest validation loss, as always. They are judged on pictures
-of which none was trained on:
+The pictures are the first ones of each class of the training split. Each run sees as many images; its weights are those of
+the epoch with the lowest validation loss, as always. They are judged on pictures of which none was trained on:
 
 - loss: the mean validation loss over 1,000 pictures of the test split, each with its own noise and timestep;
 - recognised: the share of samples that the judge of the whole of CIFAR-10 takes for the class asked for;
@@ -26,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-BATCH, TEST = 32, 1000
+TEST = 1000
 OTHERS = ("airplane", "automobile", "horse", "ship", "truck")
 ARMS = {
     "scratch": {},
@@ -40,7 +39,9 @@ ARMS = {
 }
 
 
-def main(dataset: str, counts: list, seeds: list, images: int, size: str, only: list, samples: int, output_dir: Path) -> None:
+def main(
+    dataset: str, counts: list, seeds: list, images: int, size: str, batch: int, only: list, samples: int, output_dir: Path
+) -> None:
     import numpy as np
 
     from cond_ddpm.data import load_images
@@ -50,9 +51,10 @@ def main(dataset: str, counts: list, seeds: list, images: int, size: str, only: 
     for seed in seeds:
         for count in counts:
             for name in only:
-                arm = dict(ARMS[name])
+                arm = {**ARMS[name], "batch_size": batch}
                 classes = [c for c in everything.class_names if not arm.get("five") or c not in OTHERS]
-                folder = output_dir / f"{size} {images} {count} {name} {seed}".replace(", ", "_").replace(" ", "-")
+                of_batch = "" if batch == 32 else f" batch {batch}"
+                folder = output_dir / f"{size} {images} {count} {name} {seed}{of_batch}".replace(", ", "_").replace(" ", "-")
                 result = folder / "figures.json"
                 if not result.exists():
                     rows = [np.flatnonzero(everything.labels == everything.class_names.index(c))[:count] for c in classes]
@@ -97,10 +99,10 @@ def _base(name: str, images, shown: int, size: str, output_dir: Path) -> Path:
 
     folder = output_dir / f"base-{size}-{shown}-{name}"
     if not (folder / "done").exists():
-        data, more = "mnist5k", {"channels": 3}
+        data, more = "mnist5k", {"channels": 3, "batch_size": 32}
         if name == "others":
             rows = np.flatnonzero(np.isin(images.labels, [images.class_names.index(one) for one in OTHERS]))
-            data, more = str(_written(images, list(OTHERS), rows, output_dir / "data-others")), {}
+            data, more = str(_written(images, list(OTHERS), rows, output_dir / "data-others")), {"batch_size": 32}
         _trained(folder, data, 2 * shown, size, 0, more)
         (folder / "done").touch()
     return folder / "pipeline"
@@ -110,7 +112,7 @@ def _trained(folder: Path, dataset: str, images: int, size: str, seed: int, arm:
     from cond_ddpm import TrainConfig, train
     from cond_ddpm.data import hold_out, load_images
 
-    steps = images // BATCH
+    steps = images // arm["batch_size"]
     passes = images / len(hold_out(load_images(dataset, "train"))[0])
     dropout = arm.pop("dropout", 0.0)
     arm.pop("five", None)
@@ -118,7 +120,6 @@ def _trained(folder: Path, dataset: str, images: int, size: str, seed: int, arm:
         dataset=dataset,
         resolution=32,
         unet={"dropout": dropout} if "init_from" in arm else {"size": size, "dropout": dropout},
-        batch_size=BATCH,
         max_train_steps=steps,
         lr_warmup_steps=steps // 20,
         mixed_precision="bf16",
@@ -171,8 +172,8 @@ def _measured(run: Path, everything, test, rows, test_rows, samples: int) -> dic
             loss.append(losses)
     figures = {
         "loss": float(torch.cat(loss).mean()),
-        "passes": best["step"] * BATCH / record["num_images"],
-        "all_passes": epochs[-1]["step"] * BATCH / record["num_images"],
+        "passes": best["step"] * record["config"]["batch_size"] / record["num_images"],
+        "all_passes": epochs[-1]["step"] * record["config"]["batch_size"] / record["num_images"],
         "last_val_loss": epochs[-1]["val_loss"],
         "best_val_loss": best["val_loss"],
     }
@@ -196,6 +197,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=64000, help="that each run sees; a base model sees twice as many")
     parser.add_argument("--size", default="xs")
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/small_data"))
