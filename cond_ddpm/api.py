@@ -47,11 +47,14 @@ def train(
     from cond_ddpm.training import train
 
     def choose(run: Path, seconds: float) -> None:
+        import torch
+
         from cond_ddpm.evaluation.guidance import choose_guidance
 
         try:
             found = choose_guidance(run, config, seconds)
-        except (ValueError, OSError) as error:  # the training is done, and is not lost by what comes after it
+        # The training is done, and is not lost by what comes after it.
+        except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
             found = f"guidance_scale was not chosen: {error}"
         if found is not None:
             print(found)

@@ -57,7 +57,10 @@ def data(config: DataConfig) -> str:
         from cond_ddpm.visualize import contact_sheet
 
         contact_sheet(prepared.images, prepared.random_flip, _new(config.output))
-    return str(written) if config.output is None else f"{written}\n{config.output}"
+    text = written.whole if config.all_files else str(written)
+    if written.named and not config.all_files:
+        text += "\nWhere files are left out, --all_files true names them."
+    return text if config.output is None else f"{text}\n{config.output}"
 
 
 def train(config: TrainCommandConfig) -> str | None:

@@ -205,11 +205,14 @@ def test_a_judge_that_is_not_trusted_gives_no_figures(pipeline, dataset, tmp_pat
 @pytest.mark.usefixtures("quick_classifier")
 def test_usefulness_is_measured_of_the_first_samples(pipeline, dataset, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(module, "measure_usefulness", lambda *given: seen.append(given) or None)
+    shares = dict.fromkeys(("samples", "real", "both"), 0.5)
+    found = {"accuracy": shares, "accuracy_std": shares, "num_held_out": 450, "num_images": 20, "steps": 1, "seeds": 3}
+    monkeypatch.setattr(module, "measure_usefulness", lambda *given: seen.append(given) or found)
     results = _evaluated(pipeline, dataset, tmp_path, usefulness=True, usefulness_images=20)
     samples, real, held_out, _ = seen[0]
     assert len(samples) == 20 and samples.labels.tolist() == [row % 3 for row in range(20)] and samples.images.any()
     assert len(real) == 600 and len(held_out) == 450 and results["protocol"]["usefulness"]
+    assert results["usefulness"]["held_out_may_be_trained_on"] is False  # they are a split of their own
 
 
 @pytest.mark.end_to_end

@@ -12,10 +12,11 @@ from PIL import Image
 
 from cond_ddpm import CondDDPMPipeline, commands
 from cond_ddpm.config.training import TrainCommandConfig, TrainConfig
-from cond_ddpm.data import LabelledImages
+from cond_ddpm.data import LabelledImages, hold_out
 from cond_ddpm.evaluation import classifier, guidance, usefulness
 from cond_ddpm.evaluation.classifier import Recipe, get_classifier, new_judge
 from cond_ddpm.evaluation.guidance import choose_guidance
+from cond_ddpm.evaluation.real_images import RealImages, images_for_usefulness, labels_of_samples
 from cond_ddpm.evaluation.trust import least_accuracy, why_not_trusted, wilson_interval, withhold
 from cond_ddpm.evaluation.usefulness import measure_usefulness
 from cond_ddpm.hub.measured import judge_text, usefulness_text
@@ -96,6 +97,22 @@ def test_few_held_out_images_are_not_all_that_a_judge_is_tested_on(tmp_path, mon
     assert new_judge("convolutional", data, many, CPU).tested == 300 and len(trained) == 6
 
 
+@pytest.mark.end_to_end
+def test_a_judge_of_sides_does_not_see_them_mirrored():
+    """Bright on the left or on the right: mirrored, each would be the other, and the judge right by chance."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(240) % 2
+    images = rng.integers(0, 100, (240, 1, 16, 16), np.uint8)
+    images[labels == 0, :, :, :8] += 100
+    images[labels == 1, :, :, 8:] += 100
+    sides = LabelledImages(images, labels, ["turnLeft", "turnRight"])
+    part, rest = np.arange(200), np.arange(200, 240)
+    network = classifier.trained_network(
+        "convolutional", sides.part(part), CPU, Recipe(destroyed=0, epochs=0, min_images_seen=1280)
+    )
+    assert classifier.accuracy(network, sides.part(rest), CPU) > 0.9
+
+
 # What samples are useful for
 
 
@@ -110,6 +127,37 @@ def test_useful_samples_are_told_from_useless_ones(monkeypatch):
     chance = LabelledImages(more.images, np.random.default_rng(0).permutation(more.labels), more.class_names)
     found = measure_usefulness(chance, real, held_out, CPU)["accuracy"]
     assert found["samples"] < 0.6 and found["real"] > 0.9 and found["samples"] < found["both"]
+
+
+def test_usefulness_is_tested_on_images_that_the_model_was_not_trained_on():
+    whole = _shapes(120, 0)
+    real = RealImages(whole.part(np.arange(12, 120)), whole.part(np.arange(12)), whole, "a tenth")
+    for number in (None, 9):
+        kept, held_out = hold_out(whole, number)
+        training = {
+            "num_images": len(kept),
+            "num_validation_images": len(held_out),
+            "config": {"num_validation_images": number},
+        }
+        train_part, test_part, seen = images_for_usefulness(real, training)
+        assert not seen and np.array_equal(test_part.images, whole.images[held_out])
+        assert np.array_equal(train_part.images, whole.images[kept])
+    other = training | {"num_images": 1000}  # trained on other data
+    for unknown in (other, None, "not known"):
+        assert images_for_usefulness(real, unknown) == (real.train, real.held_out, True)
+    with_test = RealImages(whole, _shapes(30, 1), whole, "test")
+    assert images_for_usefulness(with_test, other) == (whole, with_test.held_out, False)
+
+
+def test_samples_are_of_as_many_of_each_class_as_the_real_images_that_they_are_compared_with():
+    def real(*counts):
+        labels = np.repeat(np.arange(len(counts)), counts)
+        return LabelledImages(np.zeros((len(labels), 1, 4, 4), np.uint8), labels, [f"class {n}" for n in range(len(counts))])
+
+    assert labels_of_samples(real(500, 480, 510), 7) == [0, 1, 2, 0, 1, 2, 0]
+    labels = np.array(labels_of_samples(real(900, 100), 1000))
+    assert np.bincount(labels).tolist() == [900, 100] and np.bincount(labels[:50]).tolist() == [45, 5]
+    assert min(np.bincount(labels_of_samples(real(5000, 2, 998), 1000), minlength=3)) >= 9
 
 
 def test_usefulness_in_words():

@@ -84,6 +84,9 @@ def test_kernel_distance_is_the_unbiased_estimate():
     halves = [kernel_distance(torch.tensor(x[part]), torch.tensor(y[part]))[0] for part in (slice(0, 20), slice(20, 40))]
     value, error = kernel_distance(torch.tensor(x), torch.tensor(y), block=20)
     assert value == pytest.approx(np.mean(halves)) and error == pytest.approx(abs(halves[0] - halves[1]) / 2)
+    some = x[:15]
+    within = xx[:15, :15][~np.eye(15, dtype=bool)].mean() + yy[off].mean()
+    assert kernel_distance(torch.tensor(some), torch.tensor(y))[0] == pytest.approx(within - 2 * xy[:15].mean(), rel=1e-9)
     same, error = kernel_distance(*(torch.tensor(_features(10_000, seed=seed)) for seed in (3, 4)))
     assert abs(same) < 4 * error
 

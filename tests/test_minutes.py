@@ -81,6 +81,13 @@ def test_more_minutes_never_choose_less(num_images, machine):
         before = size, images
 
 
+def test_no_network_is_chosen_that_would_see_too_few_images_within_the_most_passes():
+    """200 images, 1,000 times each, are fewer than l needs, however fast the machine is."""
+    chosen, notes = _plan(30, num_images=200, speed=GPU, is_gpu=True)
+    assert SIZES[chosen.unet["size"]].images <= 200_000 < SIZES["l"].images
+    assert "each seen 1,000 times" in "\n".join(notes)
+
+
 def test_a_faster_machine_gets_at_least_as_large_a_network():
     sizes = [list(SIZES).index(_plan(10, speed=_machine(speed))[0].unet["size"]) for speed in np.geomspace(10, 1e6, 12)]
     assert sizes == sorted(sizes) and sizes[0] == 0 and sizes[-1] == len(SIZES) - 1
@@ -122,7 +129,8 @@ def test_small_data_gets_smaller_batches_few_enough_passes_and_changed_images():
 
 
 def test_a_base_model_learns_few_images_by_heart_sooner_so_they_are_changed_sooner():
-    """255 seconds of 100 images/s: each of 300 images 85 times, each of 1,000 of them 25 times."""
+    """255 seconds of 100 images/s: each of 300 images 85 times, each of 1,000 of them 25 times. Passes that leave out what
+    does not fill a batch are more, and do not count: 190 of 64, of 114 images that are each seen 107 times."""
     speed = lambda config: 100.0  # noqa: E731
     probs = {
         (num_images, base): _plan(5, num_images, speed, init_from=base)[0].augmentation_prob
@@ -130,6 +138,10 @@ def test_a_base_model_learns_few_images_by_heart_sooner_so_they_are_changed_soon
         for base in (None, "cifar10")
     }
     assert probs == {(300, None): 0.0, (300, "cifar10"): 0.2, (1000, None): 0.0, (1000, "cifar10"): 0.0}
+    chosen, _ = _plan(5, 114, speed, batch_size=64, max_train_steps=190)
+    assert chosen.augmentation_prob == 0.0
+    chosen, _ = _plan(5, 114, speed, batch_size=64, max_train_steps=540)  # 303 times
+    assert chosen.augmentation_prob == 0.2
 
 
 def test_the_batch_is_a_multiple_of_the_processes_and_no_larger_than_the_data():

@@ -26,6 +26,7 @@ from cond_ddpm.files import held
 from cond_ddpm.models import forward_flop
 from cond_ddpm.training import dry_run, save_pipeline, train
 from cond_ddpm.training.optimizer import lr_factor
+from cond_ddpm.training.step import validation_draws
 
 # DDPM's own objective and AdamW: in the few steps of a test, its loss falls more than it scatters.
 PLAIN = {"prediction_type": "epsilon", "min_snr_gamma": None, "optimizer": "adamw", "adam_beta2": 0.999, "weight_decay": 0.0}
@@ -418,6 +419,31 @@ def test_processes_that_were_asked_for_and_did_not_start(config, monkeypatch):
 def test_a_batch_that_cannot_be_split(config):
     with pytest.raises(ValueError, match=r"batch_size: expected a multiple of 3 \(1 processes with 3 accumulation steps\)"):
         train(dataclasses.replace(config, gradient_accumulation_steps=3))
+
+
+def test_few_held_out_images_are_used_several_times_in_a_validation():
+    assert validation_draws(1000, 49_000, 1) == 1  # CIFAR-10
+    assert validation_draws(6, 114, 34) == 22  # two classes of 60 images: 132 draws
+    assert validation_draws(6, 114, 1) == 4  # as many as a quarter of the epoch
+    assert validation_draws(35, 35, 1) == 1
+
+
+def test_each_use_of_a_held_out_image_has_its_own_noise_and_timestep(config, monkeypatch):
+    import cond_ddpm.training.step as module
+
+    seen, original = [], module.diffusion_losses
+
+    def losses(unet, scheduler, images, labels, randomness, *rest):
+        if not torch.is_grad_enabled():
+            seen.append((images, randomness.timesteps, randomness.noise))
+        return original(unet, scheduler, images, labels, randomness, *rest)
+
+    monkeypatch.setattr(module, "diffusion_losses", losses)
+    train(dataclasses.replace(config, num_validation_images=4, num_epochs=4, validation_epochs=4, max_train_steps=None))
+    images, timesteps, noise = (torch.cat(parts)[:128] for parts in zip(*seen))
+    assert len(images.unique(dim=0)) == 4 and len(timesteps.unique()) > 40 and len(noise.unique(dim=0)) > 40
+    spread = torch.stack([timesteps[n::4].float() for n in range(4)]).mean(1) / config.num_train_timesteps
+    assert (spread - 0.5).abs().max() < 0.2  # each image at low and at high noise
 
 
 @pytest.mark.parametrize("switch", [pytest.param("compile", marks=pytest.mark.slow), "channels_last"])

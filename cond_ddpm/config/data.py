@@ -33,7 +33,7 @@ class PreparationConfig(ColumnsConfig):
 
     resolution: int | None = setting(
         default=None,
-        help="Height and width in pixels; if not given, 32 or 64, whichever is nearer to the pictures'.",
+        help="Height and width in pixels; if not given, 16, 32 or 64, whichever is nearest to the pictures'.",
         at_least=1,
     )
     channels: Channels | None = setting(default=None, help="1 for grey, 3 for RGB; if not given, those of the first image.")
@@ -58,6 +58,7 @@ class DataConfig(PreparationConfig):
     test_split: str | None = setting(
         default=None, help="Split in which to search for copies too; if not given, the split test, where there is one."
     )
+    all_files: bool = setting(default=False, help="Name every file of each finding, not only the first three.")
     output: Path | None = setting(default=None, help="Picture to write: images as the network will see them, a row a class.")
 
     def check(self) -> None:

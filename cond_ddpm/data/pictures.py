@@ -93,13 +93,13 @@ def losses(picture, channels: int) -> list[str]:
     return [loss for loss, true in found.items() if true]
 
 
-def location(record: dict) -> str:
+def location(record: dict | None) -> str:
     """Where the picture of a row is: the path of the user's own file, not of the link through which it is read."""
     path = record.get("path") if record else None
     return f" ({os.readlink(path) if os.path.islink(path) else path})" if path else ""
 
 
-def with_picture(record: dict, row: int, use: Callable[[Any], Any]) -> Any:
+def with_picture(record: dict | None, row: int, use: Callable[[Any], Any]) -> Any:
     """`use(picture)` for the picture of a row, {"bytes": ..., "path": ...}.
 
     Raises:
@@ -108,6 +108,8 @@ def with_picture(record: dict, row: int, use: Callable[[Any], Any]) -> Any:
     import PIL.Image
 
     try:
+        if record is None:
+            raise ValueError("the row has no picture")
         with PIL.Image.open(io.BytesIO(record["bytes"]) if record["bytes"] is not None else record["path"]) as picture:
             picture.load()
             return use(picture)

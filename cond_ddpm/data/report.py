@@ -4,6 +4,7 @@ May import: the other files of `data/`, and `config, text`. Next: `visualize/` d
 report and records its facts.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,14 +17,17 @@ from cond_ddpm.data.choices import choose_fit, choose_flip, choose_resolution
 from cond_ddpm.data.duplicates import exact_duplicates, near_duplicates, near_duplicates_across
 from cond_ddpm.data.images import LabelledImages, hold_out
 from cond_ddpm.data.load import load_images
+from cond_ddpm.data.pictures import GREY
 from cond_ddpm.data.source import NoSuchSplit
 from cond_ddpm.data.survey import MOST_COMPARED, Survey, survey
 from cond_ddpm.text import shown
 
 C = TypeVar("C", bound=PreparationConfig)
+GREY_MODES = {*GREY, "LA", "La"}
 _FEW = 20  # images of a class, below which a model mostly remembers them
 _UNEVEN = 3.0  # largest class / smallest class, from which balanced sampling is mentioned
 _LONG = 2.0  # ratio of the sides from which a picture is named
+_SHOWN = 3  # files that a warning names; `Report.whole` names all
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,14 @@ class Prepared(Generic[C]):
         reasons: setting -> why it has this value.
         survey: what the pictures are.
         images: what they become.
+        lost: what else they lose by that, in sentences.
     """
 
     config: C
     reasons: dict[str, str]
     survey: Survey
     images: LabelledImages
+    lost: list[str] = field(default_factory=list)
 
     @property
     def fit(self) -> str:
@@ -59,15 +65,29 @@ class Report:
         lines: subject -> text.
         warnings: sentences, which name the files.
         facts: the same without names of files, which may be published.
+        named: the beginning of a warning that names the first three of its files -> all of them.
     """
 
     lines: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    named: dict[str, list[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{subject + ':':12} {shown(text)}" for subject, text in self.lines.items()]
         return "\n".join([*lines, *(f"warning: {shown(warning)}" for warning in self.warnings)])
+
+    @property
+    def whole(self) -> str:
+        """The text, and after an empty line every file of a warning that names three."""
+        lists = ["\n".join([f"{shown(text)}:", *(f"  {shown(name)}" for name in names)]) for text, names in self.named.items()]
+        return "\n\n".join([str(self), *lists])
+
+    def warn(self, text: str, files: Sequence[str], end: str = "") -> None:
+        """Add a warning that names files."""
+        self.warnings.append(f"{text}: {_listed(files)}{end}.")
+        if len(files) > _SHOWN:
+            self.named[text] = list(files)
 
 
 def look(dataset: str, split: str, config: PreparationConfig) -> Survey:
@@ -101,11 +121,21 @@ def prepare(dataset: str, split: str, config: C, chooses: bool = True) -> Prepar
         fit, reasons["fit"] = choose_fit(found)
     if resolution is None:
         resolution, reasons["resolution"] = choose_resolution(found, fit or "crop")
+    channels = config.channels
+    if channels is None and chooses and found.modes[0] in GREY and set(found.modes) - GREY_MODES:
+        channels = 3  # else the first picture decides, and the colours of the others are lost
     columns = (config.dataset_config_name, config.image_column, config.label_column)
-    images = load_images(dataset, split, resolution, config.channels, *columns, fit=fit)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        images = load_images(dataset, split, resolution, channels, *columns, fit=fit)
     if flip is None and chooses:
         flip, reasons["random_flip"] = choose_flip(images)
-    return Prepared(replace(config, fit=fit, resolution=resolution, random_flip=flip), reasons, found, images)
+    for one in caught:
+        if not issubclass(one.category, UserWarning):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    lost = [str(one.message).removeprefix(f"{dataset}: ") for one in caught if issubclass(one.category, UserWarning)]
+    chosen = replace(config, fit=fit, resolution=resolution, random_flip=flip, channels=channels)
+    return Prepared(chosen, reasons, found, images, lost)
 
 
 def report(dataset: str, prepared: Prepared) -> Report:
@@ -138,6 +168,11 @@ def report(dataset: str, prepared: Prepared) -> Report:
         "modes": dict(modes),
         "fit": prepared.fit,
     }
+    written.warnings += prepared.lost
+    colours = np.flatnonzero(~np.isin(found.modes, list(GREY_MODES)))
+    if images.images.shape[1] == 1 and len(colours):
+        named = found.names[colours].tolist()
+        written.warn(f"{_number(len(named), 'picture')} in colour {'becomes' if len(named) == 1 else 'become'} grey", named)
     _warn_of_classes(written, found, counts)
     _warn_of_sizes(written, found, images.images.shape[-1], prepared.fit)
     _warn_of_duplicates(written, found, images)
@@ -174,10 +209,8 @@ def compare(written: Report, dataset: str, prepared: Prepared, split: str | None
     )
     for pairs, how in ((exact, "the same as"), (near, "nearly the same as")):
         if pairs:
-            written.warnings.append(
-                f"{_number(len(pairs), 'picture')} of {other.split} {_are(pairs)} {how} one of {found.split}:"
-                f" {_pairs(pairs, other, found)}; a measurement by {other.split} takes them for new."
-            )
+            text = f"{_number(len(pairs), 'picture')} of {other.split} {_are(pairs)} {how} one of {found.split}"
+            written.warn(text, _pairs(pairs, other, found), f"; a measurement by {other.split} takes them for new")
 
 
 def _warn_of_classes(written: Report, found: Survey, counts: np.ndarray) -> None:
@@ -201,17 +234,16 @@ def _warn_of_sizes(written: Report, found: Survey, resolution: int, fit: str) ->
     shorter, longer = found.sizes.min(1), found.sizes.max(1)
     small = np.flatnonzero((longer if fit == "pad" else shorter) < resolution * 0.75)
     if len(small):
-        named = _listed([f"{found.names[row]} ({_size(found, row)})" for row in small[np.argsort(shorter[small])]])
+        named = [f"{found.names[row]} ({_size(found, row)})" for row in small[np.argsort(shorter[small])]]
         number = f"{_number(len(small), 'picture')} {_are(small)}"
-        written.warnings.append(f"{number} enlarged to {resolution} pixels and blurred by that: {named}.")
+        written.warn(f"{number} enlarged to {resolution} pixels and blurred by that", named)
     long = np.flatnonzero(longer >= _LONG * shorter)
     if len(long) and fit != "pad":
         worst = long[np.argsort(-(longer / shorter)[long])]
-        named = _listed([f"{found.names[row]} ({_size(found, row)})" for row in worst])
+        named = [f"{found.names[row]} ({_size(found, row)})" for row in worst]
         what = "half or more is lost" if fit == "crop" else "the proportions change twofold or more"
-        written.warnings.append(
-            f"of {_number(len(long), 'picture')}, {what} as they become square: {named}; --fit pad keeps them as they are."
-        )
+        text = f"of {_number(len(long), 'picture')}, {what} as they become square"
+        written.warn(text, named, "; --fit pad keeps them as they are")
 
 
 def _warn_of_duplicates(written: Report, found: Survey, images: LabelledImages) -> None:
@@ -226,15 +258,14 @@ def _warn_of_duplicates(written: Report, found: Survey, images: LabelledImages) 
     for pairs, how in ((exact, "the same as"), (near, "nearly the same as")):
         if pairs:
             what = f"{_number(len(pairs), 'picture')} {_are(pairs)} {how} another"
-            written.warnings.append(f"{what}: {_pairs(pairs, found, found)}; the model will copy these sooner.")
+            written.warn(what, _pairs(pairs, found, found), "; the model will copy these sooner")
     if other_class:
-        written.warnings.append(
-            f"of these, {len(other_class):,} {_are(other_class)} in another class: {_pairs(other_class, found, found)}."
-        )
+        text = f"of these, {len(other_class):,} {_are(other_class)} in another class"
+        written.warn(text, _pairs(other_class, found, found))
 
 
-def _pairs(pairs: Sequence[tuple[int, int]], one: Survey, other: Survey) -> str:
-    return _listed([f"{one.names[row]} = {other.names[before]}" for row, before in pairs])
+def _pairs(pairs: Sequence[tuple[int, int]], one: Survey, other: Survey) -> list[str]:
+    return [f"{one.names[row]} = {other.names[before]}" for row, before in pairs]
 
 
 def _number(count: int, what: str) -> str:
@@ -249,6 +280,6 @@ def _size(found: Survey, row: int) -> str:
     return "x".join(map(str, found.sizes[row]))
 
 
-def _listed(names: Sequence[str], most: int = 3) -> str:
+def _listed(names: Sequence[str], most: int = _SHOWN) -> str:
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

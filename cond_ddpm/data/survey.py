@@ -129,7 +129,7 @@ def _look(records, count: int, folder: Path) -> dict[str, Any]:
         names.append(_name(record, row, folder))
         modes.append("")
         try:
-            if "array" in record:
+            if record is not None and "array" in record:
                 look(PIL.Image.fromarray(record["array"]))
             else:
                 with_picture(record, row, look)
@@ -168,7 +168,7 @@ def similar_pairs(
     return np.concatenate(found)
 
 
-def _name(record: dict, row: int, folder: Path) -> str:
+def _name(record: dict | None, row: int, folder: Path) -> str:
     where = Path(location(record)[2:-1]) if location(record) else None
     if where is None or not where.is_absolute():
         return f"row {row}" if where is None else f"row {row} ({where})"

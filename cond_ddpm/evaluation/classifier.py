@@ -25,6 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 from cond_ddpm.data import LabelledImages, data_fingerprint, epoch_order, joined, make_batch
+from cond_ddpm.data.choices import choose_flip
 from cond_ddpm.evaluation.augmentation import destroyed, shuffled, varied
 from cond_ddpm.evaluation.classifier_networks import AttentionClassifier, ConvolutionalClassifier
 from cond_ddpm.evaluation.trust import least_accuracy, wilson_interval
@@ -161,7 +162,13 @@ def classifier_key(data: LabelledImages, test: LabelledImages) -> str:
     """What the name of a classifier's file ends with: a function of the images and of the recipe."""
     batch_size = RECIPE.batch_size(len(data))
     recipe = [RECIPE.version, batch_size, int(batch_size * RECIPE.destroyed), RECIPE.steps(len(data))]
+    recipe += ["not mirrored"] if data.flippable and not _mirrors(data) else []
     return value_fingerprint([data_fingerprint(data), data_fingerprint(test), recipe])
+
+
+def _mirrors(data: LabelledImages) -> bool:
+    """As the training of a model does it by itself: to a judge that saw left arrows mirrored, both sides are the same."""
+    return choose_flip(data)[0]
 
 
 def new_judge(
@@ -260,12 +267,13 @@ def trained_network(
         cycle = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, learning_rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
         )
+        mirrors = _mirrors(data)
         rng, everything = np.random.default_rng(seed), np.arange(len(data))
         for step in tqdm(range(steps), unit="step", desc=f"{name} classifier", file=sys.stderr, leave=False):
             epoch, place = divmod(step, steps_per_epoch)
             if place == 0:
                 order = epoch_order(everything, seed, epoch)
-            flip = rng.random(batch_size) < 0.5 if data.flippable else None
+            flip = rng.random(batch_size) < 0.5 if mirrors else None
             batch = make_batch(data, order[place * batch_size : (place + 1) * batch_size], flip, device=device)
             images = torch.cat([destroyed(batch.images[:lost]), varied(batch.images[lost:])])
             labels = batch.class_labels.clone()

@@ -1,13 +1,17 @@
-"""Whether samples are copies of training images: how many are nearer to one than 99% of held-out real images are.
+"""Whether samples are copies of training images: how many are nearer to one than 99% of real images are to other real ones.
 
-May import: `data, evaluation.statistics, visualize`. Next: `evaluate.py` puts what is found into results.json, and
+May import: `data, evaluation.statistics, hub, visualize`. Next: `evaluate.py` puts what is found into results.json, and
 `metrics.py` reports the median distance.
 
 Nearness is the distance to the nearest training image divided by the mean distance to the next four. The distance alone would
 not do: a smooth image is near to many training images, and even a copy of a detailed one is farther away than that.
+
+The real images are the held-out ones and, where these are fewer than 1,000, training images too, each among all others: that
+is as near as an image that was not trained on. Five held-out images could not tell a share of 30% from chance.
 """
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +20,12 @@ import torch
 
 from cond_ddpm.data import nearest_images
 from cond_ddpm.evaluation.statistics import NEIGHBOURS, Tally
+from cond_ddpm.hub.measured import most_of
 from cond_ddpm.visualize import class_grid
 
-QUANTILE = 0.01  # the share of held-out real images that may be nearer to a training image than the threshold
-_DOUBLED = 0.1  # below this, a held-out image is in the training split too; one of few would hide all copies, and is left out
+QUANTILE = 0.01  # the share of real images that may be nearer to another one than the threshold
+_DOUBLED = 0.1  # below this, a real image is in the training split twice; one of few would hide all copies, and is left out
+_ENOUGH = 1000  # real images, from which training images are not needed beside the held-out ones
 _NEXT = 4  # training images, after the nearest one, to which its distance is compared
 _WORST = 10  # pairs in the picture
 _BLOCK = 100
@@ -34,9 +40,22 @@ class Nearest(NamedTuple):
 
 
 def nearest_training_images(images: np.ndarray, training_images: np.ndarray) -> Nearest:
-    """Search those that nearness is made of, K = 5, or as many as there are."""
-    parts = [nearest_images(images[n : n + _BLOCK], training_images, 1 + _NEXT) for n in range(0, len(images), _BLOCK)]
-    return Nearest(*(np.concatenate(part) for part in zip(*parts)))
+    """Search those that nearness is made of, K = 5, or as many as there are.
+
+    Of images that are equal one is searched: the next four of a picture that occurs five times were as near as the nearest.
+    """
+    return _search(images, training_images, 1 + _NEXT)
+
+
+def _search(images: np.ndarray, training_images: np.ndarray, count: int) -> Nearest:
+    first: dict[bytes, int] = {}
+    for row, image in enumerate(training_images):
+        first.setdefault(blake2b(image.tobytes(), digest_size=16).digest(), row)
+    rows = np.array(list(first.values()))
+    searched = training_images if len(rows) == len(training_images) else training_images[rows]
+    parts = [nearest_images(images[n : n + _BLOCK], searched, count) for n in range(0, len(images), _BLOCK)]
+    found = Nearest(*(np.concatenate(part) for part in zip(*parts)))
+    return found._replace(rows=rows[found.rows])
 
 
 def find_copies(
@@ -61,15 +80,23 @@ def find_copies(
         picture: of the PNG.
     """
     images, labels = samples.images[:NEIGHBOURS].numpy(), samples.image_rows[:NEIGHBOURS, 1].numpy()
-    found: dict[str, Any] = {"quantile": QUANTILE, "num_samples": len(images), "num_held_out": len(held_out.images)}
+    others = min(max(0, _ENOUGH - len(held_out.images)), len(training_images))
+    found: dict[str, Any] = {"quantile": QUANTILE, "num_samples": len(images), "num_held_out": len(held_out.images) + others}
     if min(nearest.distances.shape[1], of_held_out.distances.shape[1]) > _NEXT:
         scores, real = nearness(nearest.distances), nearness(of_held_out.distances)
+        if others:
+            chosen = training_images[np.random.default_rng(0).permutation(len(training_images))[:others]]
+            among = _search(chosen, training_images, 2 + _NEXT).distances[:, 1:]  # without the image itself
+            real = np.concatenate([real, nearness(among)]) if among.shape[1] > _NEXT else real
         if (real >= _DOUBLED).any():
             found["pixels"] = {"searched": len(training_images), **_shares(scores, real, labels, class_names)}
         _draw(images, labels, class_names, training_images, scores, nearest, picture)
     if len(training.kept) > _NEXT:
         features, real_features = (tally.kept[tally.rows < NEIGHBOURS] for tally in (samples, held_out))
         scores, real = (_nearness_of_features(part, training.kept) for part in (features, real_features))
+        if others and len(training.kept) > 1 + _NEXT:
+            chosen = training.kept[:others]  # in an order that is random already
+            real = np.concatenate([real, _nearness_of_features(chosen, training.kept, skip=1)])
         of_features = labels[samples.image_rows[:NEIGHBOURS, 0].numpy() < samples.subset]
         if (real >= _DOUBLED).any():
             found["features"] = {"searched": len(training.kept), **_shares(scores, real, of_features, class_names)}
@@ -85,8 +112,9 @@ def warn_of_copies(copies: dict[str, Any]) -> list[str]:
             deviation = (by_chance * (1 - by_chance) / copies["num_samples"]) ** 0.5
             if share > 3 * by_chance and share > by_chance + 3 * deviation:
                 warnings.append(
-                    f"{share:.0%} of the samples are nearer to a training image, in {name}, than {1 - QUANTILE:.0%} of the"
-                    f" held-out real images are; by chance {by_chance:.0%} would be: the model copies training images."
+                    f"{share:.0%} of the samples are nearer to a training image, in {name}, than"
+                    f" {most_of(QUANTILE, copies['num_held_out'])} real images are to other real ones; by chance"
+                    f" {by_chance:.0%} would be: the model copies training images."
                 )
     return warnings
 
@@ -100,24 +128,28 @@ def _shares(scores: np.ndarray, real: np.ndarray, labels: np.ndarray, class_name
     """The share of samples whose score is below the threshold that `real` sets, overall and in each class."""
     doubled = real < _DOUBLED
     real = real[~doubled]
-    threshold = float(np.quantile(real, QUANTILE, method="lower"))
+    rank = int(QUANTILE * (len(real) - 1))  # from 0
+    threshold = float(np.sort(real)[rank])
     nearer = scores < threshold
     classes = {
         name: float(nearer[labels == label].mean()) for label, name in enumerate(class_names) if (labels == label).any()
     }
     return {
         "share": float(nearer.mean()),
-        # Of n real images, the least score is as likely to be any of n + 1, so that so many samples are below it by chance.
-        "by_chance": float(max(QUANTILE, 1 / (len(real) + 1))),
+        # A further real image is as likely to be in any of the n + 1 places among n of them; `rank` + 1 are below this score.
+        "by_chance": (rank + 1) / (len(real) + 1),
         "threshold": threshold,
         "doubled_held_out": int(doubled.sum()),
         "classes": classes,
     }
 
 
-def _nearness_of_features(features: torch.Tensor, others: torch.Tensor) -> np.ndarray:
-    parts = [torch.cdist(part.float(), others.float()) for part in features.split(_BLOCK)]
-    return nearness(torch.cat([part.topk(1 + _NEXT, largest=False).values for part in parts]).numpy())
+def _nearness_of_features(features: torch.Tensor, others: torch.Tensor, skip: int = 0) -> np.ndarray:
+    """(N,); with `skip` 1, without the nearest, which is the image itself."""
+    others = others.float().unique(dim=0)
+    count = min(skip + 1 + _NEXT, len(others))
+    parts = [torch.cdist(part.float(), others) for part in features.split(_BLOCK)]
+    return nearness(torch.cat([part.topk(count, largest=False).values for part in parts]).numpy()[:, skip:])
 
 
 def _draw(images, labels, class_names, training_images, scores, nearest: Nearest, picture: Path) -> None:

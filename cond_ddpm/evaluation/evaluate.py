@@ -22,7 +22,13 @@ from cond_ddpm.evaluation.copies import find_copies, nearest_training_images, wa
 from cond_ddpm.evaluation.external_samples import UNKNOWN, load_samples, with_class_ids
 from cond_ddpm.evaluation.extractors import Extractor, make_extractor
 from cond_ddpm.evaluation.metrics import compute_metrics, frechet_distance
-from cond_ddpm.evaluation.real_images import load_real_images, real_tally, warranted_samples
+from cond_ddpm.evaluation.real_images import (
+    images_for_usefulness,
+    labels_of_samples,
+    load_real_images,
+    real_tally,
+    warranted_samples,
+)
 from cond_ddpm.evaluation.report import list_warnings, mean_and_deviation, protocol_record, sampling_record, write_report
 from cond_ddpm.evaluation.statistics import GROUPS, NEIGHBOURS, VERSION, Tally
 from cond_ddpm.evaluation.trust import why_not_trusted, withhold
@@ -134,10 +140,12 @@ def evaluate(
     measured, started, earlier = [], time.perf_counter(), 0.0
     for repeat in range(protocol.repeats):
         seeds = range(protocol.seed + repeat * protocol.num_samples, protocol.seed + (repeat + 1) * protocol.num_samples)
-        labels = [index % len(class_names) for index in range(protocol.num_samples)]
+        labels = labels_of_samples(real.train, protocol.num_samples)
         made = given
         if pipeline is not None:
             key = [*drawn_by(pipeline, arguments), seeds.start]
+            if labels != [index % len(class_names) for index in range(protocol.num_samples)]:
+                key.append(labels)
         if keep is not None:
             where = keep if protocol.repeats == 1 else keep.with_name(f"{keep.stem}-{repeat}{keep.suffix}")
             resume_key = value_fingerprint([key, class_names])
@@ -179,7 +187,8 @@ def evaluate(
         if protocol.usefulness:
             rows = slice(protocol.usefulness_images)
             drawn = LabelledImages(tally.images[rows].numpy(), tally.image_rows[rows, 1].numpy(), class_names)
-            results["usefulness"] = measure_usefulness(drawn, real.train, real.held_out, state.device)
+            *parts, seen = images_for_usefulness(real, training)
+            results["usefulness"] = measure_usefulness(drawn, *parts, state.device) | {"held_out_may_be_trained_on": seen}
         results["seconds"] = time.perf_counter() - started + earlier
         results["warnings"] = [*list_warnings(results, extractor.dim, real), *warn_of_copies(results["copies"])]
         write_report(output, results, tally, class_names, real.whole.images)

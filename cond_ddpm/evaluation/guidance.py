@@ -30,7 +30,7 @@ from cond_ddpm.evaluation.classifier import (
     train_classifier,
 )
 from cond_ddpm.evaluation.metrics import kernel_distance
-from cond_ddpm.evaluation.real_images import RealImages, load_real_images
+from cond_ddpm.evaluation.real_images import RealImages, labels_of_samples, load_real_images
 from cond_ddpm.evaluation.trust import why_not_trusted
 from cond_ddpm.files import write
 from cond_ddpm.hub.folder import read_results, save_config, trained_fit
@@ -148,12 +148,12 @@ def _try(
     pipeline.set_progress_bar_config(disable=True)
     chosen = np.random.default_rng(0).permutation(len(real))[:_REAL]
     reference = _features(judge, real.images[chosen])[0]
-    classes = pipeline.unet.config.num_classes
+    labels = labels_of_samples(real, _MOST)
 
     def draw(scale: float, numbers: Sequence[int]) -> np.ndarray:
         with autocast(precision, pipeline.device):
             (images,) = pipeline(
-                [number % classes for number in numbers],
+                [labels[number] for number in numbers],
                 seeds=[_FIRST_SEED + number for number in numbers],
                 guidance_scale=scale,
                 num_inference_steps=min(_STEPS, pipeline.scheduler.config.num_train_timesteps),
@@ -177,7 +177,7 @@ def _try(
         known = first if scale == _TIMED else first[:0]
         images = np.concatenate([known, draw(scale, range(len(known), count))]) if count > len(known) else known
         features, recognised = _features(judge, images)
-        right = float((recognised == torch.arange(len(images)) % classes).float().mean())
+        right = float((recognised == torch.tensor(labels[: len(images)])).float().mean())
         distance = kernel_distance(features, reference)[0]
         rows.append({"guidance_scale": scale, "kernel_distance": distance, "label_accuracy": right, "num_images": len(images)})
     return rows

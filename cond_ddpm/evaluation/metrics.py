@@ -101,19 +101,18 @@ def kernel_distance(features: torch.Tensor, real: torch.Tensor, block: int = 100
 
     Args:
         features, real: (N, dim) and (M, dim).
-        block: number of features of each that are compared at a time.
+        block: number of features of each that are compared at a time; of a set of fewer, all.
 
     Returns:
         Mean over the blocks, and its standard error, which is NaN for a single block.
     """
-    size = min(block, len(features), len(real))
+    sizes = min(block, len(features)), min(block, len(real))
     estimates = []
-    for start in range(0, min(len(features), len(real)) - size + 1, size):
-        x, y = features[start : start + size].double(), real[start : start + size].double()
+    for number in range(min(len(features) // sizes[0], len(real) // sizes[1])):
+        x, y = (part[number * size : (number + 1) * size].double() for part, size in zip((features, real), sizes))
         kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3  # noqa: E731
-        xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
-        within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
-        estimates.append((within - 2 * xy.mean()).item())
+        within = sum((part.sum() - part.trace()) / (len(part) * (len(part) - 1)) for part in (kernel(x, x), kernel(y, y)))
+        estimates.append((within - 2 * kernel(x, y).mean()).item())
     spread = float(np.std(estimates, ddof=1)) / math.sqrt(len(estimates)) if len(estimates) > 1 else math.nan
     return float(np.mean(estimates)), spread
 

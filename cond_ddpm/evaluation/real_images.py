@@ -5,16 +5,20 @@ May import: `data, files, fingerprints, evaluation.extractors, evaluation.statis
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from safetensors.torch import load_file, save
 
-from cond_ddpm.data import LabelledImages, NoSuchSplit, data_fingerprint, load_images
+from cond_ddpm.data import LabelledImages, NoSuchSplit, data_fingerprint, hold_out, load_images
 from cond_ddpm.evaluation.extractors import Extractor
 from cond_ddpm.evaluation.statistics import GROUPS, NEIGHBOURS, VERSION, Tally
 from cond_ddpm.files import LOCK, write
 from cond_ddpm.fingerprints import value_fingerprint
+
+_EVEN = 1.2  # the ratio of the largest class to the smallest one up to which samples are drawn of all classes in turn
+_LEAST_OF_CLASS = 10  # samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +27,8 @@ class RealImages:
 
     Args:
         train: what samples are compared with.
-        held_out: what the model was not trained on; the metrics of these images are the reference.
+        held_out: real images that samples are not compared with; their metrics are the reference. The judges are not trained
+            on them. The model was not either, if they are a split of their own.
         whole: the whole split, which are searched for copies.
         held_out_name: how the record names the held-out images.
     """
@@ -76,10 +81,50 @@ def load_real_images(
     return RealImages(train, held_out, whole, name)
 
 
+def images_for_usefulness(real: RealImages, training: Any) -> tuple[LabelledImages, LabelledImages, bool]:
+    """Real images to train a classifier on, others to test it on, and whether the model may have been trained on the latter.
+
+    Where the data set has no test split, these are the images that the training of the model held out: on images that the
+    model was trained on, its copies of them would make it look useful.
+
+    Args:
+        real: of the evaluation.
+        training: the record `training` of results.json, if it is known.
+    """
+    if real.train is real.whole:
+        return real.train, real.held_out, False
+    if isinstance(training, dict) and "config" in training:
+        given, count = training["config"].get("num_validation_images"), training.get("num_validation_images")
+        if training.get("num_images") == len(real.whole) - count:
+            kept, held_out = hold_out(real.whole, given)
+            if len(held_out) == count:
+                return real.whole.part(kept), real.whole.part(held_out), False
+    return real.train, real.held_out, True
+
+
 def warranted_samples(train: LabelledImages) -> int:
     """How many samples to compare with the real images: as many as these, from 1,000 to 50,000, equally many of each class."""
     classes = len(train.class_names)
     return -(-min(max(len(train), 1000), 50_000) // classes) * classes
+
+
+def labels_of_samples(real: LabelledImages, count: int) -> list[int]:
+    """Which classes to draw, so that samples can be compared with these images: in turn, or in proportion if they are uneven.
+
+    If 9 of 10 real images are cats and as many dogs as cats were drawn, the distances of a perfect model would be large. A
+    class has at least about 10 samples. Each beginning of the list is in proportion too, as far as it can be.
+    """
+    counts = np.bincount(real.labels, minlength=len(real.class_names))
+    if counts.max() <= _EVEN * counts.min():
+        return [index % len(counts) for index in range(count)]
+    shares = np.maximum(counts / counts.sum(), min(_LEAST_OF_CLASS / max(count, 1), 1 / len(counts)))
+    shares /= shares.sum()
+    labels, drawn = [], np.zeros(len(counts))
+    for index in range(count):
+        label = int((shares * (index + 1) - drawn).argmax())
+        drawn[label] += 1
+        labels.append(label)
+    return labels
 
 
 def real_tally(data: LabelledImages, count: int, extractor: Extractor, subset: int, cache: Path) -> Tally:

@@ -90,8 +90,15 @@ def list_warnings(results: dict, dim: int, real: RealImages) -> list[str]:
     samples, held_out, warnings = results["samples"], results["held_out_real"], []
     if results["protocol"].get("judges_not_trusted"):
         reason = results["protocol"]["judges_not_trusted"]
+        own_features = results["protocol"].get("features") == "classifier"
         warnings.append(
             f"label accuracies and the figures of the classes are left out: {reason}; with more real images it becomes better."
+            + (" The distances, precision and recall rest on its features, and say little." if own_features else "")
+        )
+    if results.get("usefulness", {}).get("held_out_may_be_trained_on"):
+        warnings.append(
+            "usefulness: there is no test split, and which images the model was not trained on is not known; if it was trained"
+            " on those that the classifiers are tested on, its copies of them make it look useful."
         )
     if samples["num_images"] < 10_000:
         unbiased = "kernel_distance"

@@ -20,6 +20,11 @@ def judge_text(extractor: dict[str, Any]) -> str:
     return text
 
 
+def most_of(quantile: float, count: int) -> str:
+    """All but a share of so many images, or any of them if that share is less than one image."""
+    return f"any of {count:,}" if count * quantile < 1 else f"{1 - quantile:.0%} of {count:,}"
+
+
 def usefulness_text(usefulness: dict[str, Any]) -> str:
     """How well classifiers that were trained on samples, on real images and on both recognise real images, in a sentence."""
     parts = {"samples": "samples", "real": "as many real images", "both": "both"}

@@ -149,10 +149,8 @@ def as_recorded(config: TrainConfig, recorded: dict[str, Any]) -> TrainConfig:
     If `minutes` is another number than the recorded one, the steps that were chosen change in proportion.
     """
     before = {**unless_chosen(TrainConfig), **recorded}
-    names = {*CHOSEN, *unless_chosen(TrainConfig), "init_from"} - {*LENGTHS}
+    names = {*CHOSEN, *unless_chosen(TrainConfig), "init_from", "channels"} - {*LENGTHS}
     minutes = before.get("minutes")
-    if before.get("init_from") is not None:
-        names.add("channels")
     if minutes is not None and all(getattr(config, name) is None for name in LENGTHS):
         names |= {"minutes", *LENGTHS}
         if config.minutes not in (None, minutes):

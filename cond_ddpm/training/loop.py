@@ -34,7 +34,7 @@ from cond_ddpm.training.records import write_first_batch, write_report
 from cond_ddpm.training.run_folder import open_run, prepare_run, starting_point
 from cond_ddpm.training.speed import with_precision
 from cond_ddpm.training.state import TrainingState
-from cond_ddpm.training.step import memory_of_steps, train_step
+from cond_ddpm.training.step import memory_of_steps, train_step, validation_draws
 from cond_ddpm.visualize import run_report
 
 
@@ -98,7 +98,9 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
         write_report(run, data)
         write_first_batch(run, state, data)
     start_trackers(state, resumed=checkpoint is not None)
-    val_randomness = draw_validation(len(data.val_indices), config.num_train_timesteps, data.image_shape)
+    num_held_out = len(data.val_indices)
+    draws = validation_draws(num_held_out, len(data.train_indices), config.validation_epochs)
+    val_randomness = draw_validation(num_held_out * draws, config.num_train_timesteps, data.image_shape)
 
     with (
         memory_of_steps(accelerator, config, data),

@@ -110,15 +110,16 @@ def plan(
     minutes = DEFAULT_MINUTES if config.minutes is None else config.minutes
     seconds = minutes * 60 * _SHARE_OF_TIME
     network, images_per_second, why = _network(config, num_images, seconds, speed, is_gpu, parts)
-    images = min(seconds * images_per_second, _MOST_PASSES * num_images)
+    images = _images_seen(images_per_second, seconds, num_images)
     batch = network.batch_size
     while (
         config.is_open("batch_size") and images / batch < _ENOUGH_STEPS and batch > _LEAST_BATCH and batch % (2 * parts) == 0
     ):
         batch //= 2
     steps = config.max_train_steps or max(1, int(images / batch))
-    epochs = steps / (num_images // batch)
-    many = epochs > (_MANY_PASSES if config.init_from is None else _MANY_PASSES_FROM_BASE)
+    epochs = steps / (num_images // batch)  # of which each leaves out what does not fill a batch
+    passes = steps * batch / num_images
+    many = passes > (_MANY_PASSES if config.init_from is None else _MANY_PASSES_FROM_BASE)
     guided = config.class_dropout_prob > 0 and config.model_guidance_scale == 1
     guidance = config.with_open({"guidance_scale": _GUIDANCE if guided else 1.0}).guidance_scale
     steps_drawn = config.with_open(unless_chosen(TrainConfig)).num_inference_steps
@@ -139,7 +140,11 @@ def plan(
     }
     unet = {"dropout": _DROPOUT, **network.unet} if many and config.init_from is None else network.unet
     chosen = dataclasses.replace(config.with_open({**values, "batch_size": batch}), unet=unet)
-    return chosen, _notes(chosen, why, images_per_second, epochs)
+    return chosen, _notes(chosen, why, images_per_second, passes)
+
+
+def _images_seen(images_per_second: float, seconds: float, num_images: int) -> float:
+    return min(seconds * images_per_second, _MOST_PASSES * num_images)
 
 
 def _network(
@@ -174,26 +179,28 @@ def _network(
     for smaller, name in itertools.pairwise([first, *larger]):
         size, why = SIZES[name], f"{name} would see fewer than the {SIZES[name].images:,.0f} images that it needs"
         # A step that is out of reach is not measured: a larger network uses the machine better, but not by more than this.
-        if (8 if is_gpu else 2) * images_per_second * SIZES[smaller].parameters / size.parameters * seconds < size.images:
+        most = (8 if is_gpu else 2) * images_per_second * SIZES[smaller].parameters / size.parameters
+        if _images_seen(most, seconds, num_images) < size.images:
             break
         tried = candidate(name)
         rate = speed(tried)
-        if rate is None or rate * seconds < size.images:
+        if rate is None or _images_seen(rate, seconds, num_images) < size.images:
             why = f"{name} needs more memory than there is" if rate is None else why
             break
         chosen, images_per_second, why = tried, rate, "the largest"
     return chosen, images_per_second, why
 
 
-def _notes(config: TrainConfig, why: str, images_per_second: float, epochs: float) -> list[str]:
+def _notes(config: TrainConfig, why: str, images_per_second: float, passes: float) -> list[str]:
     options = ", ".join(f"{name} {value}" for name, value in config.unet.items())
     return [
         f"minutes:     {config.minutes:g}, after which the training stops at the latest (--minutes)",
         f"network:     {config.model}, {options}: {why} (--unet.size)"
         if config.init_from is None
         else f"network:     {config.model}, as the base model's (--unet.NAME)",
-        f"steps:       {config.max_train_steps:,} of {config.batch_size} images, {epochs:.3g} passes over the images; a few"
-        f" steps here took {images_per_second:.0f} images/s (--max_train_steps, --batch_size)",
+        f"steps:       {config.max_train_steps:,} of {config.batch_size} images, each seen"
+        f" {passes:,.{0 if passes >= 10 else 1}f} times; a few steps here took {images_per_second:.0f} images/s"
+        " (--max_train_steps, --batch_size)",
         f"rate:        {config.learning_rate:.3g} after {config.lr_warmup_steps} steps of warm-up (--learning_rate)",
         f"augmented:   each change with a probability of {config.augmentation_prob:g} (--augmentation_prob)",
         f"validated:   after {_each(config.validation_epochs, 'pass', 'passes')} over the images (--validation_epochs), with"

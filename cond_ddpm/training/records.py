@@ -1,7 +1,7 @@
 """What a run writes down: its settings, its metrics, and its pipeline folder with the record of how the weights came to be.
 
-May import: `config, data, diffusion, files, models, pipelines, visualize`, and `training.state` and `training.batches`.
-Next in the data flow: the folder `pipeline/`, which all else reads.
+May import: `config, data, diffusion, files, models, pipelines, pretrained_models, visualize`, and `training.state` and
+`training.batches`. Next in the data flow: the folder `pipeline/`, which all else reads.
 """
 
 import csv
@@ -23,6 +23,7 @@ from cond_ddpm.diffusion import draw_training
 from cond_ddpm.files import append, replacing_files, write
 from cond_ddpm.models import forward_flop
 from cond_ddpm.pipelines.pipeline_cond_ddpm import COMPANIONS, CondDDPMPipeline
+from cond_ddpm.pretrained_models import pretrained_pipelines
 from cond_ddpm.training.batches import TrainingData
 from cond_ddpm.training.state import TrainingState
 from cond_ddpm.visualize import batch_picture, contact_sheet, loss_curve
@@ -54,9 +55,10 @@ def write_config(run: Path, state: TrainingState, data: TrainingData) -> None:
 
 def write_report(run: Path, data: TrainingData) -> None:
     """data.txt and data.png: what was found in the data and what was chosen, also printed; images as the network sees them."""
-    text = "\n".join([str(data.report), *data.notes])
+    found, *lists = data.report.whole.split("\n\n")
+    text = "\n".join([found, *data.notes])
     print(text, file=sys.stderr)
-    write(run / "data.txt", f"{text}\n")
+    write(run / "data.txt", "\n\n".join([text, *lists]) + "\n")
     picture = io.BytesIO()
     contact_sheet(data.images, data.random_flip, picture)
     write(run / "data.png", picture.getvalue())
@@ -100,7 +102,7 @@ def training_record(state: TrainingState, data: TrainingData, row: dict[str, Any
         "num_validation_images": len(data.val_indices),
         "random_flip": data.random_flip,
         "base_model": base_model,  # None unless the weights started from it
-        "base_model_on_hub": config.init_from is not None and not is_local(config.init_from),
+        "base_model_on_hub": config.init_from not in (None, *pretrained_pipelines()) and not is_local(config.init_from),
         "data": data.report.facts,
         "epoch": row["epoch"],
         "step": row["step"],

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -19,6 +20,8 @@ from cond_ddpm.hardware import eager_if_not_compiled
 from cond_ddpm.processes import memory_for
 from cond_ddpm.training.batches import TrainingData
 from cond_ddpm.training.state import TrainingState
+
+_ENOUGH_DRAWS = 128
 
 
 def memory_of_steps(accelerator: Accelerator, config: TrainConfig, data: TrainingData) -> contextlib.AbstractContextManager:
@@ -84,18 +87,30 @@ def _losses(state: TrainingState, batch: Batch, randomness: StepRandomness, num_
     )
 
 
+def validation_draws(num_held_out: int, num_images: int, validation_epochs: int) -> int:
+    """How often each held-out image is used in a validation, each time with other noise and at another timestep.
+
+    At one timestep for each of six images, chance would choose the best epoch; so there are 128 draws or more, unless these
+    would take more than about a twelfth of the training's time: a quarter as many images as are trained on between two
+    validations, forward only.
+    """
+    affordable = num_images * validation_epochs // (4 * num_held_out)
+    return max(1, min(math.ceil(_ENOUGH_DRAWS / num_held_out), affordable))
+
+
 @torch.no_grad()
 def validation_loss(state: TrainingState, data: TrainingData, randomness: StepRandomness) -> float:
     """Mean loss of the pipeline's weights over the held-out images, which the processes share.
 
     Args:
-        randomness: the random choices for the held-out images, from `diffusion.draw_validation`.
+        randomness: the random choices for the held-out images, from `diffusion.draw_validation`; for each of them, or several
+            times as many.
 
     Raises:
         FloatingPointError: the loss is not finite.
     """
     config, accelerator, unet = state.config, state.accelerator, state.pipeline.unet
-    device, indices = accelerator.device, data.val_indices
+    device, indices = accelerator.device, np.resize(data.val_indices, len(randomness.timesteps))
     own = range(accelerator.process_index, len(indices), accelerator.num_processes)
     total = torch.zeros((), device=device)
     for start in range(0, len(own), config.batch_size):

@@ -74,7 +74,7 @@ def _data(run: Path) -> dict | None:
         },
     )
     text = (run / "data.txt").read_text(encoding="utf-8") if (run / "data.txt").is_file() else ""
-    return _section("What the network saw", pictures, text="\n".join(map(shown, text.splitlines())))
+    return _section("What the network saw", pictures, text="\n".join(map(shown, text.partition("\n\n")[0].splitlines())))
 
 
 def _samples(run: Path, most: int) -> dict | None:
