@@ -28,7 +28,7 @@ from cond_ddpm.hub import check, complete, model_card
 from cond_ddpm.hub.card import copies_text, licence_of
 from cond_ddpm.hub.folder import published_files, trained_fit
 from cond_ddpm.processes import memory_for
-from cond_ddpm.training import train
+from cond_ddpm.training import records, train
 from cond_ddpm.training.checkpoint import load_checkpoint
 
 
@@ -493,6 +493,11 @@ def test_own_files_are_published_and_secrets_in_them_are_found(published):
     problems = "\n".join(check(published))
     assert "use.ipynb contains a path on this machine, /home/me/data/x.png" in problems
     assert "weights.bin does not belong in a pipeline folder" in problems and "LICENSE" not in problems
+
+
+def test_a_model_of_the_package_is_not_taken_for_one_of_the_hub(tmp_path):
+    found = [records._is_on_hub(model) for model in ("someone/animals", "cifar10", str(tmp_path), None)]
+    assert found == [True, False, False, False]
 
 
 def test_the_card_names_the_base_model(published):

@@ -161,7 +161,7 @@ def load_classifier(name: str, data: LabelledImages, test: LabelledImages, cache
 def classifier_key(data: LabelledImages, test: LabelledImages) -> str:
     """What the name of a classifier's file ends with: a function of the images and of the recipe."""
     batch_size = RECIPE.batch_size(len(data))
-    recipe = [RECIPE.version, batch_size, int(batch_size * RECIPE.destroyed), RECIPE.steps(len(data))]
+    recipe: list[Any] = [RECIPE.version, batch_size, int(batch_size * RECIPE.destroyed), RECIPE.steps(len(data))]
     recipe += ["not mirrored"] if data.flippable and not _mirrors(data) else []
     return value_fingerprint([data_fingerprint(data), data_fingerprint(test), recipe])
 

@@ -95,8 +95,8 @@ def find_copies(
         features, real_features = (tally.kept[tally.rows < NEIGHBOURS] for tally in (samples, held_out))
         scores, real = (_nearness_of_features(part, training.kept) for part in (features, real_features))
         if others and len(training.kept) > 1 + _NEXT:
-            chosen = training.kept[:others]  # in an order that is random already
-            real = np.concatenate([real, _nearness_of_features(chosen, training.kept, skip=1)])
+            some = training.kept[:others]  # in an order that is random already
+            real = np.concatenate([real, _nearness_of_features(some, training.kept, skip=1)])
         of_features = labels[samples.image_rows[:NEIGHBOURS, 0].numpy() < samples.subset]
         if (real >= _DOUBLED).any():
             found["features"] = {"searched": len(training.kept), **_shares(scores, real, of_features, class_names)}

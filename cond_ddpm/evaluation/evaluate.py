@@ -187,8 +187,9 @@ def evaluate(
         if protocol.usefulness:
             rows = slice(protocol.usefulness_images)
             drawn = LabelledImages(tally.images[rows].numpy(), tally.image_rows[rows, 1].numpy(), class_names)
-            *parts, seen = images_for_usefulness(real, training)
-            results["usefulness"] = measure_usefulness(drawn, *parts, state.device) | {"held_out_may_be_trained_on": seen}
+            given_real, unseen, may_be_seen = images_for_usefulness(real, training)
+            results["usefulness"] = measure_usefulness(drawn, given_real, unseen, state.device)
+            results["usefulness"]["held_out_may_be_trained_on"] = may_be_seen
         results["seconds"] = time.perf_counter() - started + earlier
         results["warnings"] = [*list_warnings(results, extractor.dim, real), *warn_of_copies(results["copies"])]
         write_report(output, results, tally, class_names, real.whole.images)

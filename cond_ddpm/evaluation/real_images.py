@@ -94,7 +94,7 @@ def images_for_usefulness(real: RealImages, training: Any) -> tuple[LabelledImag
     if real.train is real.whole:
         return real.train, real.held_out, False
     if isinstance(training, dict) and "config" in training:
-        given, count = training["config"].get("num_validation_images"), training.get("num_validation_images")
+        given, count = training["config"].get("num_validation_images"), training.get("num_validation_images", 0)
         if training.get("num_images") == len(real.whole) - count:
             kept, held_out = hold_out(real.whole, given)
             if len(held_out) == count:

@@ -378,7 +378,8 @@ def _class_rows(samples: dict, real: dict) -> list[list[str]]:
 def _eval_results(results: dict, dataset: str) -> list:
     from huggingface_hub import EvalResult
 
-    protocol, found = results["protocol"], []
+    protocol: dict[str, Any] = results["protocol"]
+    found: list[EvalResult] = []
     if protocol.get("judges_not_trusted") and protocol["features"] == "classifier":
         return found
     for name, (label, metric) in METRICS.items():

@@ -102,7 +102,7 @@ def training_record(state: TrainingState, data: TrainingData, row: dict[str, Any
         "num_validation_images": len(data.val_indices),
         "random_flip": data.random_flip,
         "base_model": base_model,  # None unless the weights started from it
-        "base_model_on_hub": config.init_from not in (None, *pretrained_pipelines()) and not is_local(config.init_from),
+        "base_model_on_hub": _is_on_hub(config.init_from),
         "data": data.report.facts,
         "epoch": row["epoch"],
         "step": row["step"],
@@ -118,6 +118,11 @@ def training_record(state: TrainingState, data: TrainingData, row: dict[str, Any
         "config": settings,
         "versions": {"cond_ddpm": cond_ddpm.__version__, **_versions()},
     }
+
+
+def _is_on_hub(model: str | None) -> bool:
+    """Whether it was loaded from the Hub: no folder, and none of the models that come with the package."""
+    return model is not None and model not in pretrained_pipelines() and not is_local(model)
 
 
 def _versions() -> dict[str, str]:
