@@ -176,7 +176,7 @@ def test_a_network_that_is_out_of_reach_is_not_measured():
     assert seen == ["xs", "s"]
 
 
-@pytest.mark.parametrize("resolution, patch", [(16, 2), (28, 2), (32, 2), (48, 2), (64, 4), (128, 8), (30, 1)])
+@pytest.mark.parametrize("resolution, patch", [(8, 1), (16, 1), (28, 2), (32, 2), (48, 2), (64, 4), (128, 8), (30, 1)])
 def test_patches_grow_with_the_images(resolution, patch):
     assert _plan(1, resolution=resolution)[0].unet["patch_size"] == patch
 

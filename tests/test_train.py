@@ -26,6 +26,7 @@ from cond_ddpm.files import held
 from cond_ddpm.models import forward_flop
 from cond_ddpm.training import dry_run, save_pipeline, train
 from cond_ddpm.training.optimizer import lr_factor
+from cond_ddpm.training.state import Progress
 from cond_ddpm.training.step import validation_draws
 
 # DDPM's own objective and AdamW: in the few steps of a test, its loss falls more than it scatters.
@@ -426,6 +427,15 @@ def test_few_held_out_images_are_used_several_times_in_a_validation():
     assert validation_draws(6, 114, 34) == 22  # two classes of 60 images: 132 draws
     assert validation_draws(6, 114, 1) == 4  # as many as a quarter of the epoch
     assert validation_draws(35, 35, 1) == 1
+
+
+def test_a_run_of_before_validates_as_it_began(config):
+    """Its best loss is compared with those that follow."""
+    run = train(dataclasses.replace(config, num_validation_images=4, num_epochs=4, validation_epochs=4, checkpointing_steps=5))
+    file = sorted(run.glob("checkpoint-*/progress.json"))[-1]
+    record = json.loads(file.read_text())
+    assert record["progress"].pop("val_draws") > 1
+    assert Progress(**record["progress"]).val_draws == 1
 
 
 def test_each_use_of_a_held_out_image_has_its_own_noise_and_timestep(config, monkeypatch):

@@ -90,6 +90,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
     elif config.init_from is not None:
         state.start_from_base()
     progress, is_main = state.progress, accelerator.is_main_process
+    if checkpoint is None:
+        progress.val_draws = validation_draws(len(data.val_indices), len(data.train_indices), config.validation_epochs)
     horizon = Horizon.of(config, data.steps_per_epoch)
     progress.best_loss = on_main(accelerator, lambda: prepare_run(run, state, data, horizon, resuming))
     if horizon.is_over(progress) and is_main:
@@ -98,9 +100,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
         write_report(run, data)
         write_first_batch(run, state, data)
     start_trackers(state, resumed=checkpoint is not None)
-    num_held_out = len(data.val_indices)
-    draws = validation_draws(num_held_out, len(data.train_indices), config.validation_epochs)
-    val_randomness = draw_validation(num_held_out * draws, config.num_train_timesteps, data.image_shape)
+    num_draws = len(data.val_indices) * progress.val_draws
+    val_randomness = draw_validation(num_draws, config.num_train_timesteps, data.image_shape)
 
     with (
         memory_of_steps(accelerator, config, data),

@@ -214,8 +214,8 @@ def _each(number: int, one: str, several: str) -> str:
 
 
 def _patch_size(resolution: int) -> int:
-    """A power of two, 2 at 32 pixels and less; halved until the network can halve the images."""
-    patch = 2 ** max(1, int(math.log2(resolution / 16)))
+    """A power of two: 1 up to 16 pixels, 2 at 32; halved until the network can halve the images."""
+    patch = 2 ** max(int(resolution > 16), int(math.log2(resolution / 16)))
     while patch > 1 and resolution % (2 * patch):
         patch //= 2
     return patch

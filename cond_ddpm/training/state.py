@@ -33,6 +33,7 @@ class Progress:
     elapsed_seconds: float = 0.0
     best_loss: float = float("inf")
     epochs_since_best: int = 0
+    val_draws: int = 1  # of each held-out image in a validation; as the run began, so that its validation losses compare
     guided_from: int | None = None  # the step at which the part of the run began that learns guidance
     epoch_losses: list[float] = dataclasses.field(default_factory=list)  # of the steps of the current epoch
     metrics: list[dict[str, float]] = dataclasses.field(default_factory=list)  # a row for each epoch
