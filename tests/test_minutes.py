@@ -349,6 +349,7 @@ def test_a_run_names_its_base_model_and_resumes_without_it(small, tmp_path):
         small, unet={}, resolution=None, init_from=str(tmp_path / "shapes-base"), batch_size=10, prediction_type="epsilon"
     )
     run = train(dataclasses.replace(config, max_train_steps=2))
+    assert f"{pipeline.unet.config.sample_size}: the size of {config.init_from} (--res" in (run / "data.txt").read_text()
     settings = json.loads((run / "config.json").read_text())
     assert settings["config"]["init_from"] == str(tmp_path / "shapes-base") == settings["resolved"]["base_model"]
     record = json.loads((run / "pipeline" / "results.json").read_text())["training"]

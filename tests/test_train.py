@@ -346,6 +346,7 @@ def test_dry_run_counts_and_trains_nothing(config):
     with FlopCounterMode(display=False) as flops:
         unet(torch.zeros(1, 3, 8, 8), 0, torch.tensor([0]))
     assert f"{flops.get_total_flops() / 1e9:.3f} GFLOP" in text and "hours at" in text
+    assert "\nmirrored:    half" in text and "\nduplicates:  0 exact" in text  # as a run says it
 
 
 @pytest.mark.parametrize("optimizer, expected", [("adamw", 0), ("muon", 2)])

@@ -139,8 +139,11 @@ def load_training_data(
 
 def load_training_images(config: TrainConfig) -> Prepared[TrainConfig]:
     """The data set, and the settings with what was chosen by its pictures and by the base model."""
-    config = with_base(config)
-    return prepare(config.dataset, config.train_split, config.with_open({"model": "hybrid"}))
+    based = with_base(config)
+    prepared = prepare(based.dataset, based.train_split, based.with_open({"model": "hybrid"}))
+    if config.resolution is None and based.resolution is not None:
+        prepared.reasons["resolution"] = f"the size of {config.init_from}"
+    return prepared
 
 
 def as_recorded(config: TrainConfig, recorded: dict[str, Any]) -> TrainConfig:

@@ -63,9 +63,9 @@ def dry_run(config: TrainConfig) -> str:
     flop = 3 * forward * steps * config.batch_size  # backward costs two forwards
     shape, compiled = "x".join(map(str, data.image_shape)), ", compiled" if config.compile else ""
     lines = {
-        "data": f"{config.dataset}: {len(data.train_indices):,} images to train on, {len(data.val_indices):,} held out,"
+        "images": f"{len(data.train_indices):,} images to train on, {len(data.val_indices):,} held out,"
         f" {data.num_classes} classes, {shape}",
-        **({"chosen": ("\n" + " " * 12).join(data.notes)} if data.notes else {}),
+        **({"chosen": ("\n" + " " * 13).join(data.notes)} if data.notes else {}),
         "network": f"{MODELS[config.model].__name__}, {parameters / 1e6:.2f} million parameters",
         "FLOPs": f"{forward / 1e9:.3f} GFLOP an image forward, about {3 * forward / 1e9:.3f} with backward",
         "steps": f"{steps:,} of {config.batch_size} images ({steps / data.steps_per_epoch:.1f} epochs of"
@@ -76,7 +76,8 @@ def dry_run(config: TrainConfig) -> str:
         " (a few real steps timed; without validation and samples)",
         "run folder": str(config.output_dir),
     }
-    return "\n".join(f"{name + ':':11} {text}" for name, text in lines.items())
+    found = [] if checkpoint is not None else [str(data.report)]
+    return "\n".join([*found, *(f"{name + ':':12} {text}" for name, text in lines.items())])
 
 
 def _step_seconds(state: TrainingState, data) -> float:
