@@ -47,14 +47,13 @@ def train(
     from cond_ddpm.training import train
 
     def choose(run: Path, seconds: float) -> None:
-        import torch
-
         from cond_ddpm.evaluation.guidance import choose_guidance
+        from cond_ddpm.processes import memory_for, process_state
 
         try:
-            found = choose_guidance(run, config, seconds)
-        # The training is done, and is not lost by what comes after it.
-        except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+            with memory_for(process_state().device, "the judge or a batch of samples", "evaluate in a process of its own"):
+                found = choose_guidance(run, config, seconds)
+        except (ValueError, OSError, MemoryError) as error:  # the training is done, and is not lost by what comes after it
             found = f"guidance_scale was not chosen: {error}"
         if found is not None:
             print(found)
@@ -76,7 +75,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     Returns:
         What results.json holds. `["samples"]` has the metrics of the samples, and `["held_out_real"]` the same metrics of
-        real images that were not trained on. On processes other than the main one there are only `["training"]` and
+        held-out real images. On processes other than the main one there are only `["training"]` and
         `["protocol"]`.
 
     Raises:

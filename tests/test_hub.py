@@ -648,7 +648,7 @@ def test_the_card_says_how_many_images_of_each(folder):
     }
     text = hub.model_card(pipeline, results, set(), NAME)
     assert "equally many" not in text and "61 samples, 20 to 21 of each class" in text
-    assert "30 real images that were not trained on (split: test) are reported as the reference" in text
+    assert "30 held-out real images (split: test) are reported as the reference" in text
     assert "these two distances cannot be compared" in text
     assert "| Fréchet distance | 12.5 (of 61) | 0.5 (of 30) |" in text
     assert "| square | 0.75 | 0.75 | 1.5 (of 20) | 1.5 (of 10) |" in text
@@ -658,8 +658,8 @@ def test_the_card_says_how_many_images_of_each(folder):
 @pytest.mark.parametrize(
     "sample_value, reference_value, words",
     [
-        (4.0, 0.0, "that of unseen real images has not been measured"),  # as was written of images compared with themselves
-        (4.0, None, "that of unseen real images has not been measured"),
+        (4.0, 0.0, "that of held-out real images has not been measured"),  # as was written of images compared with themselves
+        (4.0, None, "that of held-out real images has not been measured"),
         (4.0, 5.0, "copies would be much nearer"),
         (0.5, 5.0, "many samples may be copies"),
     ],

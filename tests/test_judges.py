@@ -156,7 +156,15 @@ def test_samples_are_of_as_many_of_each_class_as_the_real_images_that_they_are_c
 
     assert labels_of_samples(real(500, 480, 510), 7) == [0, 1, 2, 0, 1, 2, 0]
     labels = np.array(labels_of_samples(real(900, 100), 1000))
-    assert np.bincount(labels).tolist() == [900, 100] and np.bincount(labels[:50]).tolist() == [45, 5]
+    assert np.bincount(labels).tolist() == [900, 100]
+    for counts in (
+        (2000, 1000),
+        (5000, 1000),
+        (11_000, 1000),
+    ):  # all six groups of `statistics.Tally` have their share of each
+        labels = np.array(labels_of_samples(real(*counts), 3000))
+        rare = [labels[np.arange(3000) // 2 % 6 == group].mean() for group in range(6)]
+        assert np.allclose(rare, counts[1] / sum(counts), rtol=0.35)
     assert min(np.bincount(labels_of_samples(real(5000, 2, 998), 1000), minlength=3)) >= 9
 
 

@@ -20,7 +20,7 @@ from cond_ddpm.data.choices import choose_fit, choose_flip, choose_resolution, m
 from cond_ddpm.data.duplicates import exact_duplicates, near_duplicates, near_duplicates_across
 from cond_ddpm.data.pictures import to_array
 from cond_ddpm.data.survey import Survey, survey
-from cond_ddpm.evaluation.copies import find_copies, nearest_training_images, nearness, warn_of_copies
+from cond_ddpm.evaluation.copies import find_copies, nearest_others, nearest_training_images, nearness, warn_of_copies
 from cond_ddpm.evaluation.real_images import warranted_samples
 from cond_ddpm.experiments.study import _train
 from cond_ddpm.fingerprints import file_checksum
@@ -82,7 +82,7 @@ def test_the_report_names_the_file_of_each_finding(folder, capsys, tmp_path):
         "'cat' has 4 times as many pictures as 'dog'",
         "2 pictures are the same as another: cat/again.bmp = cat/00.png, dog/wrong.png = cat/01.png",
         "1 picture is nearly the same as another: cat/darker.png = cat/02.png",
-        "of these, 1 is in another class: dog/wrong.png = cat/01.png",
+        "of these doubles, 1 is in another class: dog/wrong.png = cat/01.png",
         "cat/tiny.png (10x10)",
         "of 1 picture, half or more is lost as they become square: cat/long.png (90x30)",
         "4 images for the validation loss, 1 to 3 of each class",
@@ -113,6 +113,7 @@ def test_every_file_of_a_finding_can_be_had(tmp_path, capsys):
     assert "one/23.png = one/11.png" in kept and "one/23.png" not in (run / "report.html").read_text()
 
 
+@pytest.mark.filterwarnings("ignore:.* are in colour and are converted to grey")
 def test_one_picture_in_colour_among_grey_ones_keeps_its_colours(tmp_path):
     """The first picture does not decide, unless the run began with a version where it did."""
     (tmp_path / "one").mkdir()
@@ -121,12 +122,14 @@ def test_one_picture_in_colour_among_grey_ones_keeps_its_colours(tmp_path):
     config = DataConfig(dataset=str(tmp_path))
     prepared = prepare(str(tmp_path), "train", config)
     assert prepared.images.images.shape[1] == 3 and prepared.config.channels == 3 and not report("", prepared).warnings[1:]
-    for before in (
-        prepare(str(tmp_path), "train", config, False),
-        prepare(str(tmp_path), "train", dataclasses.replace(config, channels=1)),
-    ):
-        assert before.images.images.shape[1] == 1
-        assert "1 picture in colour becomes grey: one/7.png." in report("", before).warnings
+    assert "colour, though the first picture is grey (--channels 1 or 3)" in report("", prepared).lines["network"]
+    grey = "1 picture in colour becomes grey: one/7.png."
+    before = prepare(str(tmp_path), "train", config, chooses=False)
+    assert before.images.images.shape[1] == 1 and grey in report("", before).warnings
+    asked = prepare(str(tmp_path), "train", dataclasses.replace(config, channels=1))
+    assert asked.images.images.shape[1] == 1 and grey not in report("", asked).warnings
+    asked.reasons["channels"] = "grey as the base model"  # which was not asked for
+    assert grey in report("", asked).warnings
 
 
 def test_what_pictures_lose_is_in_the_report(tmp_path):
@@ -355,7 +358,9 @@ def test_copies_light_up_and_new_images_do_not(tmp_path):
     for name, samples in (("new", new), ("copied", copied)):
         tallies = (_tally(part, features(part)) for part in (samples, held_out, training))
         nearest = (nearest_training_images(part, training) for part in (samples, held_out))
-        found[name] = find_copies(*tallies, *nearest, training, ["a", "b"], tmp_path / f"{name}.png")
+        found[name] = find_copies(
+            *tallies, *nearest, nearest_others(training, 150), training, ["a", "b"], tmp_path / f"{name}.png"
+        )
     assert found["new"]["pixels"]["share"] < 0.05 and not warn_of_copies(found["new"])
     assert found["copied"]["pixels"]["share"] == pytest.approx(0.25, abs=0.04)
     assert found["copied"]["pixels"]["classes"]["a"] == pytest.approx(0.5, abs=0.05)
@@ -374,10 +379,14 @@ def test_a_held_out_image_that_is_doubled_does_not_hide_copies(tmp_path):
     held_out[3] = training[5]
     tallies = [_tally(part, torch.zeros(len(part), 2)) for part in (training[:10], held_out, training[:3])]
     nearest = (nearest_training_images(part, training) for part in (training[:10], held_out))
-    found = find_copies(*tallies, *nearest, training, ["a", "b"], tmp_path / "copies.png")["pixels"]
+    found = find_copies(
+        *tallies, *nearest, nearest_others(training, len(held_out)), training, ["a", "b"], tmp_path / "copies.png"
+    )["pixels"]
     assert found["share"] == 1 and found["doubled_held_out"] == 1 and found["by_chance"] == 1 / 60
     nearest = (nearest_training_images(part, training) for part in (training[:10], training[:20]))  # nothing is held out
-    found = find_copies(*tallies, *nearest, training, ["a", "b"], tmp_path / "copies.png")["pixels"]
+    found = find_copies(
+        *tallies, *nearest, nearest_others(training, len(held_out)), training, ["a", "b"], tmp_path / "copies.png"
+    )["pixels"]
     assert found["share"] == 1 and found["by_chance"] == 1 / 41  # the training images among themselves
 
 
@@ -386,10 +395,14 @@ def test_few_held_out_images_do_not_promise_more_than_they_can_say(tmp_path):
     images = rng.integers(0, 256, (40, 1, 4, 4), np.uint8)
     tallies = [_tally(part, torch.zeros(len(part), 2)) for part in (images[:10], images[10:19], images[19:22])]
     search = lambda training: [nearest_training_images(part, training) for part in (images[:10], images[10:19])]  # noqa: E731
-    found = find_copies(*tallies, *search(images[19:]), images[19:], ["a", "b"], tmp_path / "copies.png")
+    found = find_copies(
+        *tallies, *search(images[19:]), nearest_others(images[19:], 9), images[19:], ["a", "b"], tmp_path / "copies.png"
+    )
     assert found["pixels"]["by_chance"] == 1 / 31 and "features" not in found  # the least of 9 numbers and of 21
     assert "than any of 30 real images are to other real ones" in copies_text(found)
-    none = find_copies(*tallies, *search(images[19:22]), images[19:22], ["a", "b"], tmp_path / "none.png")
+    none = find_copies(
+        *tallies, *search(images[19:22]), nearest_others(images[19:22], 9), images[19:22], ["a", "b"], tmp_path / "none.png"
+    )
     assert "too few training images" in copies_text(none) and not warn_of_copies(none)
 
 
@@ -399,7 +412,9 @@ def test_a_third_of_copies_lights_up_though_five_images_are_held_out(tmp_path):
     samples[::3] = training[rng.integers(0, 45, 30)] // 2 + 64
     tallies = [_tally(part, torch.zeros(len(part), 2)) for part in (samples, held_out, training[:3])]
     nearest = (nearest_training_images(part, training) for part in (samples, held_out))
-    (warning,) = warn_of_copies(find_copies(*tallies, *nearest, training, ["a", "b"], tmp_path / "copies.png"))
+    (warning,) = warn_of_copies(
+        find_copies(*tallies, *nearest, nearest_others(training, len(held_out)), training, ["a", "b"], tmp_path / "copies.png")
+    )
     assert warning.startswith("33% of the samples are nearer to a training image, in pixels, than any of 50 real images")
 
 

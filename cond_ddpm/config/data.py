@@ -11,7 +11,7 @@ from cond_ddpm.config.settings import Settings, setting
 Channels = Literal[1, 3]
 Fit = Literal["crop", "pad", "stretch"]
 # What training chooses by the pictures if it is not given. A resumed run takes it from its checkpoint.
-CHOSEN = ("fit", "resolution", "random_flip", "num_validation_images")
+CHOSEN = ("fit", "resolution", "channels", "random_flip", "num_validation_images")
 
 
 class ColumnsConfig(Settings):
@@ -36,7 +36,9 @@ class PreparationConfig(ColumnsConfig):
         help="Height and width in pixels; if not given, 16, 32 or 64, whichever is nearest to the pictures'.",
         at_least=1,
     )
-    channels: Channels | None = setting(default=None, help="1 for grey, 3 for RGB; if not given, those of the first image.")
+    channels: Channels | None = setting(
+        default=None, help="1 for grey, 3 for RGB; if not given, those of the first image, or 3 if another is in colour."
+    )
     random_flip: bool | None = setting(
         default=None,
         help="Mirror half of the images. If not given, they are mirrored unless the classes are digits or letters, or one is"
@@ -58,7 +60,7 @@ class DataConfig(PreparationConfig):
     test_split: str | None = setting(
         default=None, help="Split in which to search for copies too; if not given, the split test, where there is one."
     )
-    all_files: bool = setting(default=False, help="Name every file of each finding, not only the first three.")
+    all_files: bool = setting(default=False, help="Name all the files of a finding that names three, up to 10,000.")
     output: Path | None = setting(default=None, help="Picture to write: images as the network will see them, a row a class.")
 
     def check(self) -> None:

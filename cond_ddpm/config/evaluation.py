@@ -16,7 +16,7 @@ class MeasurementConfig(SeedConfig):
 
     test_split: str | None = setting(
         default=None,
-        help="Real images that were not trained on, whose metrics are the reference; if not given, the split test, or where"
+        help="Held-out real images, whose metrics are the reference; if not given, the split test, or where"
         " there is none a tenth of --split, which is then held out of the comparison too.",
     )
     features: str = setting(
@@ -30,8 +30,8 @@ class MeasurementConfig(SeedConfig):
     )
     num_samples: int | None = setting(
         default=None,
-        help="Samples, with balanced labels; if not given, as many as there are real images to compare with, from 1,000 to"
-        " 50,000, which is the literature's number.",
+        help="Samples, of all classes alike, or of uneven ones as the real images; if not given, as many as there are real"
+        " images to compare with, from 1,000 to 50,000, which is the literature's number.",
         at_least=2,
     )
     repeats: int = setting(default=1, help="Evaluations with other seeds, for a mean and a standard deviation.", at_least=1)

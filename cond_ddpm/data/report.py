@@ -4,6 +4,8 @@ May import: the other files of `data/`, and `config, text`. Next: `visualize/` d
 report and records its facts.
 """
 
+import contextlib
+import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -27,7 +29,8 @@ GREY_MODES = {*GREY, "LA", "La"}
 _FEW = 20  # images of a class, below which a model mostly remembers them
 _UNEVEN = 3.0  # largest class / smallest class, from which balanced sampling is mentioned
 _LONG = 2.0  # ratio of the sides from which a picture is named
-_SHOWN = 3  # files that a warning names; `Report.whole` names all
+_SHOWN = 3  # files that a warning names; `Report.whole` names all, unless they are most of a large data set
+_MOST_NAMED = 10_000
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Report:
     def warn(self, text: str, files: Sequence[str], end: str = "") -> None:
         """Add a warning that names files."""
         self.warnings.append(f"{text}: {_listed(files)}{end}.")
-        if len(files) > _SHOWN:
+        if _SHOWN < len(files) <= _MOST_NAMED:
             self.named[text] = list(files)
 
 
@@ -107,8 +110,11 @@ def prepare(dataset: str, split: str, config: C, chooses: bool = True) -> Prepar
         ValueError: pictures that cannot be read; all of them are named, up to twenty.
         ValueError, OSError: as `load_images` does.
     """
-    found = look(dataset, split, config)
     reasons: dict[str, str] = {}
+    lost: list[str] = []
+    noted = _Noted(dataset, lost) if chooses else contextlib.nullcontext()
+    with noted:
+        found = look(dataset, split, config)
     if found.unreadable:
         broken = [f"\n  {shown(str(found.names[row]))}: {shown(why)}" for row, why in list(found.unreadable.items())[:20]]
         more = f"\n  and {len(found.unreadable) - 20} more" if len(found.unreadable) > 20 else ""
@@ -123,19 +129,35 @@ def prepare(dataset: str, split: str, config: C, chooses: bool = True) -> Prepar
         resolution, reasons["resolution"] = choose_resolution(found, fit or "crop")
     channels = config.channels
     if channels is None and chooses and found.modes[0] in GREY and set(found.modes) - GREY_MODES:
-        channels = 3  # else the first picture decides, and the colours of the others are lost
+        channels, reasons["channels"] = 3, "colour, though the first picture is grey (--channels 1 or 3)"
     columns = (config.dataset_config_name, config.image_column, config.label_column)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    with noted:
         images = load_images(dataset, split, resolution, channels, *columns, fit=fit)
     if flip is None and chooses:
         flip, reasons["random_flip"] = choose_flip(images)
-    for one in caught:
-        if not issubclass(one.category, UserWarning):
-            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-    lost = [str(one.message).removeprefix(f"{dataset}: ") for one in caught if issubclass(one.category, UserWarning)]
     chosen = replace(config, fit=fit, resolution=resolution, random_flip=flip, channels=channels)
     return Prepared(chosen, reasons, found, images, lost)
+
+
+class _Noted:
+    """Within, warnings of the data set as a whole become sentences of its report, each once; all others stay warnings."""
+
+    def __init__(self, dataset: str, lost: list[str]):
+        self.prefix, self.lost = f"{dataset}: ", lost
+
+    def __enter__(self) -> None:
+        self.catcher = warnings.catch_warnings(record=True)
+        self.caught = self.catcher.__enter__()
+        warnings.filterwarnings("always", message=re.escape(self.prefix))
+
+    def __exit__(self, *error) -> None:
+        self.catcher.__exit__(*error)
+        for one in self.caught or ():
+            text = str(one.message)
+            if not text.startswith(self.prefix):
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+            elif (text := text.removeprefix(self.prefix)) not in self.lost:
+                self.lost.append(text)
 
 
 def report(dataset: str, prepared: Prepared) -> Report:
@@ -150,13 +172,14 @@ def report(dataset: str, prepared: Prepared) -> Report:
     each = f"{of_class.min()} to {of_class.max()}" if of_class.min() < of_class.max() else str(of_class.min())
     reason = lambda name: prepared.reasons.get(name, "as the settings say")  # noqa: E731
     flip = "half of the images" if prepared.random_flip else "no"
+    colour = f"; {prepared.reasons['channels']}" if "channels" in prepared.reasons else ""
     written.lines = {
         "data": f"{dataset}, split {found.split}: {len(found):,} pictures of {len(counts)} classes",
         "classes": _listed([f"{name} {count:,}" for name, count in zip(found.class_names, counts)], 20),
         "sizes": f"{_size(found, smallest)} ({found.names[smallest]}) to {_size(found, largest)} ({found.names[largest]}),"
         f" median {width}x{height}; " + _listed([f"{mode} {count:,}" for mode, count in modes], 5),
         "network": f"{ {1: 'grey', 3: 'RGB'}[images.images.shape[1]] } {images.images.shape[-1]}x{images.images.shape[-1]}:"
-        f" {reason('resolution')} (--resolution)",
+        f" {reason('resolution')} (--resolution){colour}",
         "fit": f"{prepared.fit}: {reason('fit')} (--fit crop, pad or stretch)",
         "mirrored": f"{flip}: {reason('random_flip')} (--random_flip true or false)",
         "held out": f"{len(held_out):,} images for the validation loss, {each} of each class (--num_validation_images)",
@@ -170,7 +193,7 @@ def report(dataset: str, prepared: Prepared) -> Report:
     }
     written.warnings += prepared.lost
     colours = np.flatnonzero(~np.isin(found.modes, list(GREY_MODES)))
-    if images.images.shape[1] == 1 and len(colours):
+    if images.images.shape[1] == 1 and (config.channels is None or "channels" in prepared.reasons) and len(colours):
         named = found.names[colours].tolist()
         written.warn(f"{_number(len(named), 'picture')} in colour {'becomes' if len(named) == 1 else 'become'} grey", named)
     _warn_of_classes(written, found, counts)
@@ -260,7 +283,7 @@ def _warn_of_duplicates(written: Report, found: Survey, images: LabelledImages) 
             what = f"{_number(len(pairs), 'picture')} {_are(pairs)} {how} another"
             written.warn(what, _pairs(pairs, found, found), "; the model will copy these sooner")
     if other_class:
-        text = f"of these, {len(other_class):,} {_are(other_class)} in another class"
+        text = f"of these doubles, {len(other_class):,} {_are(other_class)} in another class"
         written.warn(text, _pairs(other_class, found, found))
 
 

@@ -162,12 +162,15 @@ def classifier_key(data: LabelledImages, test: LabelledImages) -> str:
     """What the name of a classifier's file ends with: a function of the images and of the recipe."""
     batch_size = RECIPE.batch_size(len(data))
     recipe: list[Any] = [RECIPE.version, batch_size, int(batch_size * RECIPE.destroyed), RECIPE.steps(len(data))]
-    recipe += ["not mirrored"] if data.flippable and not _mirrors(data) else []
+    recipe += ["not mirrored"] if data.flippable and not mirrors_of(data) else []
     return value_fingerprint([data_fingerprint(data), data_fingerprint(test), recipe])
 
 
-def _mirrors(data: LabelledImages) -> bool:
-    """As the training of a model does it by itself: to a judge that saw left arrows mirrored, both sides are the same."""
+def mirrors_of(data: LabelledImages) -> bool:
+    """Whether judges see images mirrored, as the training of a model decides it by itself.
+
+    A judge that saw left arrows mirrored would take both sides for the same. It takes up to a second, so it is asked once.
+    """
     return choose_flip(data)[0]
 
 
@@ -187,7 +190,8 @@ def new_judge(
         recipe: how; None for that of `evaluate`.
         folds: of cross-fitting, if `test` has too few images to say whether the judge can be trusted; 0 for none.
     """
-    network = trained_network(name, data, device, recipe)
+    mirrors = mirrors_of(data)
+    network = trained_network(name, data, device, recipe, 0, mirrors)
     shuffled_accuracy = None
     if not test.images.shape[-1] % _PATCHES:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -205,7 +209,7 @@ def new_judge(
     right = 0.0
     for fold in range(folds):
         part, rest = everything.part(fold_of == fold), everything.part(fold_of != fold)
-        right += len(part) * accuracy(trained_network(name, rest, device, recipe), part, device)
+        right += len(part) * accuracy(trained_network(name, rest, device, recipe, 0, mirrors), part, device)
     return Judge(network, right / len(everything), len(everything), shuffled_accuracy)
 
 
@@ -216,7 +220,7 @@ def seconds_per_step(
     size = RECIPE.batch_size(len(data))
     recipe = Recipe(epochs=0, min_images_seen=_TIMED_STEPS * size, min_batch_size=size, max_batch_size=size)
     started = clock()
-    trained_network(name, data, device, recipe)
+    trained_network(name, data, device, recipe, 0, mirrors=False)
     return (clock() - started) / _TIMED_STEPS
 
 
@@ -238,7 +242,12 @@ def _optimizer(name: str, network: nn.Module) -> tuple[torch.optim.Optimizer, fl
 
 
 def trained_network(
-    name: str, data: LabelledImages, device: torch.device, recipe: Recipe | None = None, seed: int = 0
+    name: str,
+    data: LabelledImages,
+    device: torch.device,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    mirrors: bool | None = None,
 ) -> ConvolutionalClassifier | AttentionClassifier:
     """Train with one learning-rate cycle and label smoothing on varied images, and on destroyed ones as a class of their own.
 
@@ -248,7 +257,9 @@ def trained_network(
         device: where.
         recipe: how; None for that of `evaluate`.
         seed: of the weights, the order and the variations.
+        mirrors: whether half of the images are mirrored; None for `mirrors_of` the images.
     """
+    mirrors = mirrors_of(data) if mirrors is None else mirrors
     network, recipe = _new_network(name, data), recipe or RECIPE
     batch_size = min(recipe.batch_size(len(data)), len(data))
     lost = int(batch_size * recipe.destroyed)
@@ -267,7 +278,6 @@ def trained_network(
         cycle = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, learning_rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
         )
-        mirrors = _mirrors(data)
         rng, everything = np.random.default_rng(seed), np.arange(len(data))
         for step in tqdm(range(steps), unit="step", desc=f"{name} classifier", file=sys.stderr, leave=False):
             epoch, place = divmod(step, steps_per_epoch)

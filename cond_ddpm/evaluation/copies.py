@@ -42,9 +42,22 @@ class Nearest(NamedTuple):
 def nearest_training_images(images: np.ndarray, training_images: np.ndarray) -> Nearest:
     """Search those that nearness is made of, K = 5, or as many as there are.
 
-    Of images that are equal one is searched: the next four of a picture that occurs five times were as near as the nearest.
+    Of images that are equal one is searched. Else the next four of a picture that occurs five times were as near as itself.
     """
     return _search(images, training_images, 1 + _NEXT)
+
+
+def nearest_others(training_images: np.ndarray, num_held_out: int) -> Nearest | None:
+    """As many training images as are wanted beside the held-out ones, each searched among the others.
+
+    None if enough are held out, or there are too few to search.
+    """
+    count = min(max(0, _ENOUGH - num_held_out), len(training_images))
+    chosen = training_images[np.sort(np.random.default_rng(0).permutation(len(training_images))[:count])]
+    found = _search(chosen, training_images, 2 + _NEXT) if count else None
+    if found is None or found.distances.shape[1] < 2 + _NEXT:
+        return None
+    return Nearest(*(part[:, 1:] for part in found))  # without the image itself
 
 
 def _search(images: np.ndarray, training_images: np.ndarray, count: int) -> Nearest:
@@ -52,10 +65,9 @@ def _search(images: np.ndarray, training_images: np.ndarray, count: int) -> Near
     for row, image in enumerate(training_images):
         first.setdefault(blake2b(image.tobytes(), digest_size=16).digest(), row)
     rows = np.array(list(first.values()))
-    searched = training_images if len(rows) == len(training_images) else training_images[rows]
-    parts = [nearest_images(images[n : n + _BLOCK], searched, count) for n in range(0, len(images), _BLOCK)]
-    found = Nearest(*(np.concatenate(part) for part in zip(*parts)))
-    return found._replace(rows=rows[found.rows])
+    starts = range(0, len(images), _BLOCK)
+    parts = [nearest_images(images[n : n + _BLOCK], training_images, count, rows) for n in starts]
+    return Nearest(*(np.concatenate(part) for part in zip(*parts)))
 
 
 def find_copies(
@@ -64,6 +76,7 @@ def find_copies(
     training: Tally,
     nearest: Nearest,
     of_held_out: Nearest,
+    of_others: Nearest | None,
     training_images: np.ndarray,
     class_names: Sequence[str],
     picture: Path,
@@ -71,32 +84,31 @@ def find_copies(
     """The record `copies` of results.json; and the worst pairs, samples and training images, as a picture.
 
     Args:
-        samples, held_out: statistics of samples and of real images that were not trained on; their first images are taken.
+        samples, held_out: statistics of samples and of held-out real images; their first images are taken.
         training: statistics of training images, whose features are searched.
         nearest, of_held_out: the training images nearest to those of `samples`, and to those of `held_out`; among the images
             that are searched for the latter must not be the held-out images themselves.
+        of_others: from `nearest_others`.
         training_images: (M, C, H, W) uint8, those that `nearest` was searched in.
         class_names: of the data set.
         picture: of the PNG.
     """
     images, labels = samples.images[:NEIGHBOURS].numpy(), samples.image_rows[:NEIGHBOURS, 1].numpy()
-    others = min(max(0, _ENOUGH - len(held_out.images)), len(training_images))
-    found: dict[str, Any] = {"quantile": QUANTILE, "num_samples": len(images), "num_held_out": len(held_out.images) + others}
+    found: dict[str, Any] = {"quantile": QUANTILE, "num_samples": len(images)}
     if min(nearest.distances.shape[1], of_held_out.distances.shape[1]) > _NEXT:
         scores, real = nearness(nearest.distances), nearness(of_held_out.distances)
-        if others:
-            chosen = training_images[np.random.default_rng(0).permutation(len(training_images))[:others]]
-            among = _search(chosen, training_images, 2 + _NEXT).distances[:, 1:]  # without the image itself
-            real = np.concatenate([real, nearness(among)]) if among.shape[1] > _NEXT else real
+        if of_others is not None:
+            real = np.concatenate([real, nearness(of_others.distances)])
         if (real >= _DOUBLED).any():
             found["pixels"] = {"searched": len(training_images), **_shares(scores, real, labels, class_names)}
         _draw(images, labels, class_names, training_images, scores, nearest, picture)
-    if len(training.kept) > _NEXT:
+    kept = training.kept.float().unique(dim=0)
+    if len(kept) > _NEXT:
         features, real_features = (tally.kept[tally.rows < NEIGHBOURS] for tally in (samples, held_out))
-        scores, real = (_nearness_of_features(part, training.kept) for part in (features, real_features))
-        if others and len(training.kept) > 1 + _NEXT:
-            some = training.kept[:others]  # in an order that is random already
-            real = np.concatenate([real, _nearness_of_features(some, training.kept, skip=1)])
+        scores, real = (_nearness_of_features(part, kept) for part in (features, real_features))
+        if len(kept) > 1 + _NEXT and of_others is not None:
+            some = training.kept[: len(of_others.distances)]  # in an order that is random already
+            real = np.concatenate([real, _nearness_of_features(some, kept, skip=1)])
         of_features = labels[samples.image_rows[:NEIGHBOURS, 0].numpy() < samples.subset]
         if (real >= _DOUBLED).any():
             found["features"] = {"searched": len(training.kept), **_shares(scores, real, of_features, class_names)}
@@ -108,12 +120,12 @@ def warn_of_copies(copies: dict[str, Any]) -> list[str]:
     warnings = []
     for name in ("pixels", "features"):
         if name in copies:
-            share, by_chance = copies[name]["share"], copies[name]["by_chance"]
+            share, by_chance, num_real = (copies[name][key] for key in ("share", "by_chance", "num_real"))
             deviation = (by_chance * (1 - by_chance) / copies["num_samples"]) ** 0.5
             if share > 3 * by_chance and share > by_chance + 3 * deviation:
                 warnings.append(
                     f"{share:.0%} of the samples are nearer to a training image, in {name}, than"
-                    f" {most_of(QUANTILE, copies['num_held_out'])} real images are to other real ones; by chance"
+                    f" {most_of(QUANTILE, num_real)} real images are to other real ones; by chance"
                     f" {by_chance:.0%} would be: the model copies training images."
                 )
     return warnings
@@ -138,6 +150,7 @@ def _shares(scores: np.ndarray, real: np.ndarray, labels: np.ndarray, class_name
         "share": float(nearer.mean()),
         # A further real image is as likely to be in any of the n + 1 places among n of them; `rank` + 1 are below this score.
         "by_chance": (rank + 1) / (len(real) + 1),
+        "num_real": len(real),
         "threshold": threshold,
         "doubled_held_out": int(doubled.sum()),
         "classes": classes,
@@ -145,11 +158,9 @@ def _shares(scores: np.ndarray, real: np.ndarray, labels: np.ndarray, class_name
 
 
 def _nearness_of_features(features: torch.Tensor, others: torch.Tensor, skip: int = 0) -> np.ndarray:
-    """(N,); with `skip` 1, without the nearest, which is the image itself."""
-    others = others.float().unique(dim=0)
-    count = min(skip + 1 + _NEXT, len(others))
+    """(N,), to different `others`; with `skip` 1, without the nearest, which is the image itself."""
     parts = [torch.cdist(part.float(), others) for part in features.split(_BLOCK)]
-    return nearness(torch.cat([part.topk(count, largest=False).values for part in parts]).numpy()[:, skip:])
+    return nearness(torch.cat([part.topk(skip + 1 + _NEXT, largest=False).values for part in parts]).numpy()[:, skip:])
 
 
 def _draw(images, labels, class_names, training_images, scores, nearest: Nearest, picture: Path) -> None:

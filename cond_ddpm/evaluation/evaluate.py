@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from cond_ddpm.config.evaluation import EvaluationConfig
 from cond_ddpm.data import LabelledImages, data_fingerprint
 from cond_ddpm.data.cache import cache_folder
-from cond_ddpm.evaluation.copies import find_copies, nearest_training_images, warn_of_copies
+from cond_ddpm.evaluation.copies import find_copies, nearest_others, nearest_training_images, warn_of_copies
 from cond_ddpm.evaluation.external_samples import UNKNOWN, load_samples, with_class_ids
 from cond_ddpm.evaluation.extractors import Extractor, make_extractor
 from cond_ddpm.evaluation.metrics import compute_metrics, frechet_distance
@@ -182,7 +182,9 @@ def evaluate(
         halves = [sum(half[1:], half[0]) for half in (groups[: GROUPS // 2], groups[GROUPS // 2 :])]
         if min(int(half.count) for half in halves) > 1:
             results["held_out_real"]["frechet_distance_between_halves"] = frechet_distance(*halves)
-        copies, searched = output.with_name(f"{output.stem}-copies.png"), (nearest, of_held_out, real.whole.images)
+        copies = output.with_name(f"{output.stem}-copies.png")
+        of_others = nearest_others(real.train.images, len(of_held_out.rows))
+        searched = (nearest, of_held_out, of_others, real.whole.images)
         results["copies"] = find_copies(tally, held_out_tally, train_tally, *searched, class_names, copies)
         if protocol.usefulness:
             rows = slice(protocol.usefulness_images)

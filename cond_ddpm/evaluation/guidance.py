@@ -89,6 +89,8 @@ def choose_guidance(
     real = load_real_images(
         config.dataset, config.train_split, None, shape.sample_size, shape.in_channels, columns, config.fit or fit
     )
+    if not len(real.held_out):
+        return None
     device = process_state().device
     kept = f"guidance_scale stays {pipeline.guidance_scale:g}"
     judge = _judge(real, device, (ends - clock()) * _OF_JUDGE, clock)

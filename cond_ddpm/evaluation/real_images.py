@@ -103,7 +103,7 @@ def images_for_usefulness(real: RealImages, training: Any) -> tuple[LabelledImag
 
 
 def warranted_samples(train: LabelledImages) -> int:
-    """How many samples to compare with the real images: as many as these, from 1,000 to 50,000, equally many of each class."""
+    """How many samples to compare with the real images: as many as these, from 1,000 to 50,000; a multiple of the classes."""
     classes = len(train.class_names)
     return -(-min(max(len(train), 1000), 50_000) // classes) * classes
 
@@ -112,19 +112,16 @@ def labels_of_samples(real: LabelledImages, count: int) -> list[int]:
     """Which classes to draw, so that samples can be compared with these images: in turn, or in proportion if they are uneven.
 
     If 9 of 10 real images are cats and as many dogs as cats were drawn, the distances of a perfect model would be large. A
-    class has at least about 10 samples. Each beginning of the list is in proportion too, as far as it can be.
+    class has at least 9 samples, if there are 10 for each class. Uneven classes are in an order that is random and always the
+    same, so that every part of the list has some of each.
     """
     counts = np.bincount(real.labels, minlength=len(real.class_names))
     if counts.max() <= _EVEN * counts.min():
         return [index % len(counts) for index in range(count)]
     shares = np.maximum(counts / counts.sum(), min(_LEAST_OF_CLASS / max(count, 1), 1 / len(counts)))
-    shares /= shares.sum()
-    labels, drawn = [], np.zeros(len(counts))
-    for index in range(count):
-        label = int((shares * (index + 1) - drawn).argmax())
-        drawn[label] += 1
-        labels.append(label)
-    return labels
+    ends = np.rint((shares / shares.sum()).cumsum() * count).astype(int)
+    labels = np.repeat(np.arange(len(counts)), np.diff(ends, prepend=0))
+    return np.random.default_rng(0).permutation(labels).tolist()
 
 
 def real_tally(data: LabelledImages, count: int, extractor: Extractor, subset: int, cache: Path) -> Tally:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cond_ddpm.data import LabelledImages, joined
-from cond_ddpm.evaluation.classifier import Recipe, accuracy, trained_network
+from cond_ddpm.evaluation.classifier import Recipe, accuracy, mirrors_of, trained_network
 
 _NETWORK = "convolutional"
 # The same number of steps for all three, so that twice as many images are not also twice the training.
@@ -40,8 +40,12 @@ def measure_usefulness(
         "steps": _RECIPE.steps(count),
         "seeds": _SEEDS,
     }
+    mirrors = mirrors_of(real)  # for all three alike
     accuracies = {
-        name: [accuracy(trained_network(_NETWORK, data, device, _RECIPE, seed), held_out, device) for seed in range(_SEEDS)]
+        name: [
+            accuracy(trained_network(_NETWORK, data, device, _RECIPE, seed, mirrors), held_out, device)
+            for seed in range(_SEEDS)
+        ]
         for name, data in sets.items()
     }
     found["accuracy"] = {name: float(np.mean(values)) for name, values in accuracies.items()}

@@ -312,7 +312,7 @@ def _protocol_text(results: dict) -> str:
     extractor = protocol["feature_extractor"]
     features = FEATURES.get(protocol["features"], protocol["features"])
     accuracy = f", {judge_text(extractor)}" if judge_text(extractor) else ""
-    reference = f"{real['num_images']:,} real images that were not trained on (split: {protocol['test_split']})"
+    reference = f"{real['num_images']:,} held-out real images (split: {protocol['test_split']})"
     text = (
         f"{made}; compared with the {protocol['split_images']:,} images of {protocol['dataset']}'s split"
         f" {protocol['split']} in {features} ({extractor['backend']} {extractor['version']}, weights"
@@ -331,23 +331,24 @@ def copies_text(copies: dict) -> str:
     shares = " and ".join(f"{kind['share']:.1%} in {name}" for name, kind in kinds.items())
     searched = " and ".join(f"{kind['searched']:,}" for kind in kinds.values())
     by_chance = max(kind["by_chance"] for kind in kinds.values())
+    num_real = min(kind.get("num_real", copies.get("num_held_out")) for kind in kinds.values())  # older: held out
     return (
         f"Of {copies['num_samples']:,} samples, {shares} are nearer to a training image than"
-        f" {most_of(copies['quantile'], copies['num_held_out'])} real images are to other real ones ({searched} training"
+        f" {most_of(copies['quantile'], num_real)} real images are to other real ones ({searched} training"
         f" images were searched); by chance {by_chance:.1%} would be."
     )
 
 
 def _distances_text(sample_distance: float | None, real_distance: float | None) -> str:
-    """What the median distances to the nearest training image, of samples and of unseen real images, say about copies."""
+    """What the median distances to the nearest training image, of samples and of held-out real images, say about copies."""
     if sample_distance is None:
         return "Whether samples are copies of training images has not been measured."
     text = f"The median distance of samples to the nearest training image is {_text(sample_distance)}"
     unit = " (root mean square over pixels, of 255)"
     if not real_distance:  # earlier versions compared these images with themselves, and so recorded 0
-        return f"{text}{unit}; that of unseen real images has not been measured."
+        return f"{text}{unit}; that of held-out real images has not been measured."
     verdict = "many samples may be copies" if sample_distance < real_distance / 2 else "copies would be much nearer"
-    return f"{text}, that of unseen real images is {_text(real_distance)}{unit}; {verdict}."
+    return f"{text}, that of held-out real images is {_text(real_distance)}{unit}; {verdict}."
 
 
 def _distance(row: dict, other: dict) -> str:
@@ -375,13 +376,13 @@ def _class_rows(samples: dict, real: dict) -> list[list[str]]:
     return rows
 
 
-def _eval_results(results: dict, dataset: str) -> list:
+def _eval_results(results: dict, dataset: str) -> list | None:
     from huggingface_hub import EvalResult
 
     protocol: dict[str, Any] = results["protocol"]
     found: list[EvalResult] = []
     if protocol.get("judges_not_trusted") and protocol["features"] == "classifier":
-        return found
+        return None
     for name, (label, metric) in METRICS.items():
         value = results["samples"].get(name)
         if metric is None or value is None:

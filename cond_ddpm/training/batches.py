@@ -143,6 +143,8 @@ def load_training_images(config: TrainConfig) -> Prepared[TrainConfig]:
     prepared = prepare(based.dataset, based.train_split, based.with_open({"model": "hybrid"}))
     if config.resolution is None and based.resolution is not None:
         prepared.reasons["resolution"] = f"the size of {config.init_from}"
+    if config.channels is None and based.channels is not None:
+        prepared.reasons["channels"] = f"grey or in colour as {config.init_from} (--channels)"
     return prepared
 
 
@@ -152,7 +154,7 @@ def as_recorded(config: TrainConfig, recorded: dict[str, Any]) -> TrainConfig:
     If `minutes` is another number than the recorded one, the steps that were chosen change in proportion.
     """
     before = {**unless_chosen(TrainConfig), **recorded}
-    names = {*CHOSEN, *unless_chosen(TrainConfig), "init_from", "channels"} - {*LENGTHS}
+    names = {*CHOSEN, *unless_chosen(TrainConfig), "init_from"} - {*LENGTHS}
     minutes = before.get("minutes")
     if minutes is not None and all(getattr(config, name) is None for name in LENGTHS):
         names |= {"minutes", *LENGTHS}

@@ -76,7 +76,7 @@ def dry_run(config: TrainConfig) -> str:
         " (a few real steps timed; without validation and samples)",
         "run folder": str(config.output_dir),
     }
-    found = [] if checkpoint is not None else [str(data.report)]
+    found = [str(data.report)] if checkpoint is None and accelerator.is_main_process else []
     return "\n".join([*found, *(f"{name + ':':12} {text}" for name, text in lines.items())])
 
 

@@ -91,7 +91,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, run: Path, on_epoch, c
         state.start_from_base()
     progress, is_main = state.progress, accelerator.is_main_process
     if checkpoint is None:
-        progress.val_draws = validation_draws(len(data.val_indices), len(data.train_indices), config.validation_epochs)
+        progress.val_draws = validation_draws(len(data.val_indices), len(data.train_indices))
     horizon = Horizon.of(config, data.steps_per_epoch)
     progress.best_loss = on_main(accelerator, lambda: prepare_run(run, state, data, horizon, resuming))
     if horizon.is_over(progress) and is_main:

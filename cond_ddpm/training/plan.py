@@ -6,7 +6,7 @@ not choose again.
 - Network: the largest hybrid UNet, xs or larger, that sees at least 4 images for each 1,000 of its parameters in the time. An
   hour of CIFAR-10 shows 38 to each 1,000, the quickstart 21. How many it sees is measured, by a few steps. The size tiny is
   not chosen: in six minutes of one busy core it came to twice the validation loss of xs (docs/LOG.md, 2026-11-28).
-- Patches: 2 pixels wide at 32 pixels, 4 at 64, so that larger images do not take longer.
+- Patches: 1 pixel wide at 16 pixels, 2 at 32, 4 at 64, so that larger images do not take longer.
 - Batch: 64 images, or 256 on a GPU, which small batches leave idle, and for the sizes m and l. It is halved, down to 16, where
   there would be fewer than 500 steps, and never larger than the number of images.
 - Steps: as many as 85% of the time is enough for; the rest is for validation and samples. But no image is seen more than 1,000

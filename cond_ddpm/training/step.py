@@ -87,15 +87,14 @@ def _losses(state: TrainingState, batch: Batch, randomness: StepRandomness, num_
     )
 
 
-def validation_draws(num_held_out: int, num_images: int, validation_epochs: int) -> int:
+def validation_draws(num_held_out: int, num_images: int) -> int:
     """How often each held-out image is used in a validation, each time with other noise and at another timestep.
 
-    At one timestep for each of six images, chance would choose the best epoch; so there are 128 draws or more, unless these
-    would take more than about a twelfth of the training's time: a quarter as many images as are trained on between two
-    validations, forward only.
+    At one timestep for each of six images, chance would choose the best epoch; so there are 128 draws, but no more than half
+    of the images that are trained on: a validation, forward only, takes at most a sixth of an epoch's time. The number follows
+    from the data alone, so that the losses of all runs on the same data can be compared.
     """
-    affordable = num_images * validation_epochs // (4 * num_held_out)
-    return max(1, min(math.ceil(_ENOUGH_DRAWS / num_held_out), affordable))
+    return max(1, min(math.ceil(_ENOUGH_DRAWS / num_held_out), num_images // (2 * num_held_out)))
 
 
 @torch.no_grad()
