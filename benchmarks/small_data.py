@@ -32,6 +32,7 @@ ARMS = {
     "augmented": {"augmentation_prob": 0.2},
     "dropout": {"dropout": 0.1},
     "augmented, dropout": {"augmentation_prob": 0.2, "dropout": 0.1},
+    "squared ReLU": {"activation": "squared_relu"},
     "from digits": {"init_from": "digits"},
     "5 classes, scratch": {"five": True},
     "5 classes, from others": {"five": True, "init_from": "others"},
@@ -114,12 +115,12 @@ def _trained(folder: Path, dataset: str, images: int, size: str, seed: int, arm:
 
     steps = images // arm["batch_size"]
     passes = images / len(hold_out(load_images(dataset, "train"))[0])
-    dropout = arm.pop("dropout", 0.0)
+    own = {name: arm.pop(name) for name in ("dropout", "activation") if name in arm}
     arm.pop("five", None)
     config = TrainConfig(
         dataset=dataset,
         resolution=32,
-        unet={"dropout": dropout} if "init_from" in arm else {"size": size, "dropout": dropout},
+        unet=own if "init_from" in arm else {"size": size, **own},
         max_train_steps=steps,
         lr_warmup_steps=steps // 20,
         mixed_precision="bf16",
