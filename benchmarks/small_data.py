@@ -8,7 +8,8 @@ the epoch with the lowest validation loss, as always. They are judged on picture
 
 - loss: the mean validation loss over 1,000 pictures of the test split, each with its own noise and timestep;
 - recognised: the share of samples that the judge of the whole of CIFAR-10 takes for the class asked for;
-- copies: the share of samples nearer to a training picture than 99% of the pictures of the test split are.
+- copies: the share of samples nearer to a training picture than 99% of the pictures of the test split are; and the same of the
+  weights of the last step, which are not averaged.
 
 "from digits" starts from a network that was trained on mnist5k. "5 classes" are bird, cat, deer, dog and frog; "from others"
 starts from a network that was trained on all pictures of the other five, which no picture of these is among.
@@ -18,6 +19,7 @@ A run that was stopped is resumed, and what has been measured is not measured ag
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -69,7 +71,16 @@ def main(
                     result.write_text(json.dumps(found, indent=2) + "\n")
                 figures.setdefault((count, name), []).append(json.loads(result.read_text()))
                 print(f"{count} {name} seed {seed}: {figures[count, name][-1]}", file=sys.stderr, flush=True)
-    columns = ("pictures of a class", "", "seeds", "passes to the best epoch", "loss", "recognised", "copies")
+    columns = (
+        "pictures of a class",
+        "",
+        "seeds",
+        "passes to the best epoch",
+        "loss",
+        "recognised",
+        "copies",
+        "of the last step",
+    )
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for (count, name), found in figures.items():
         mean = lambda key, found=found: statistics.mean(one[key] for one in found)  # noqa: E731
@@ -77,6 +88,7 @@ def main(
         print(
             f"| {count} | {name} | {len(found)} | {mean('passes'):.0f} of {mean('all_passes'):.0f} |"
             f" {mean('loss'):.5f}{spread} | {mean('recognised'):.1%} | {mean('copies'):.1%} |"
+            f" {mean('copies_last') if all('copies_last' in one for one in found) else math.nan:.1%} |"
         )
 
 
@@ -145,6 +157,7 @@ def _measured(run: Path, everything, test, rows, test_rows, samples: int) -> dic
 
     import numpy as np
     import torch
+    from safetensors.torch import load_file
 
     from cond_ddpm import CondDDPMPipeline
     from cond_ddpm.data import make_batch, nearest_images
@@ -179,7 +192,8 @@ def _measured(run: Path, everything, test, rows, test_rows, samples: int) -> dic
         "best_val_loss": best["val_loss"],
     }
     labels = [label for label in range(len(names)) for _ in range(samples // len(names))]
-    drawn = generate(pipeline, labels, range(len(labels)), num_inference_steps=10, mixed_precision="bf16")
+    draw = lambda: generate(pipeline, labels, range(len(labels)), num_inference_steps=10, mixed_precision="bf16")  # noqa: E731
+    drawn = draw()
     judge = get_classifier("convolutional", everything, test, cache_folder() / "evaluate").network
     with torch.no_grad():
         named = judge(torch.from_numpy(drawn).float() / 127.5 - 1)[1].argmax(1).numpy()
@@ -187,7 +201,11 @@ def _measured(run: Path, everything, test, rows, test_rows, samples: int) -> dic
     figures["recognised"] = float((named == asked).mean())
     # Nearness as `cond-ddpm evaluate` has it: the distance to the nearest over the mean distance to the next four.
     near = lambda images: nearness(nearest_images(images, everything.images[rows], 5)[2])  # noqa: E731
-    figures["copies"] = float((near(drawn) < np.quantile(near(test.images[test_rows]), QUANTILE)).mean())
+    threshold = np.quantile(near(test.images[test_rows]), QUANTILE)
+    figures["copies"] = float((near(drawn) < threshold).mean())
+    newest = max(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    pipeline.unet.load_state_dict(load_file(newest / "unet.safetensors"))
+    figures["copies_last"] = float((near(draw()) < threshold).mean())
     return figures
 
 
