@@ -6,8 +6,8 @@ not choose again.
 - Network: the largest hybrid UNet, xs or larger, that sees at least 4 images for each 1,000 of its parameters in the time. An
   hour of CIFAR-10 shows 38 to each 1,000, the quickstart 21. How many it sees is measured, by a few steps. The size tiny is
   not chosen: in six minutes of one busy core it came to twice the validation loss of xs (docs/LOG.md, 2026-11-28).
-- Squared ReLU in its transformer: it costs nothing and lowers the loss by 1.5% on all of CIFAR-10, and by 2% on 200 pictures of
-  each class (docs/LOG.md, 2026-11-28).
+- Squared ReLU in its transformer: it costs nothing and lowers the loss by 1.5% on all of CIFAR-10, and by 2% on 200 pictures
+  of each class (docs/LOG.md, 2026-11-28).
 - Patches: 1 pixel wide at 16 pixels, 2 at 32, 4 at 64, so that larger images do not take longer.
 - Batch: 64 images, or 256 on a GPU, which small batches leave idle, and for the sizes m and l. It is halved, down to 16, where
   there would be fewer than 500 steps, and never larger than the number of images.
