@@ -177,9 +177,19 @@ def test_a_network_that_is_out_of_reach_is_not_measured():
     assert seen == ["xs", "s"]
 
 
-@pytest.mark.parametrize("resolution, patch", [(8, 1), (16, 1), (28, 2), (32, 2), (48, 2), (64, 4), (128, 8), (30, 1)])
+@pytest.mark.parametrize("resolution, patch", [(8, 1), (16, 1), (28, 2), (32, 2), (48, 2), (64, 4), (128, 4), (30, 1)])
 def test_patches_grow_with_the_images(resolution, patch):
     assert _plan(1, resolution=resolution)[0].unet["patch_size"] == patch
+
+
+def test_a_patch_has_no_more_values_than_the_network_has_channels():
+    """Else the noise of the others could not be predicted, and would stay in each sample as grain."""
+    for channels, resolution in ((1, 32), (3, 32), (1, 64), (3, 64), (1, 128), (3, 128), (3, 256)):
+        config = TrainConfig(minutes=1, model="hybrid", resolution=resolution)
+        for speed in (_machine(5), TWO_CORES, _machine(3000)):
+            unet = plan(config, 50_000, 10, speed, channels=channels)[0].unet
+            width = unet.get("block_out_channels", HybridUNet2DModel.SIZES[unet["size"]]["block_out_channels"])
+            assert channels * unet["patch_size"] ** 2 <= width[0], (unet, channels, resolution)
 
 
 def test_two_lengths_that_contradict_each_other_are_refused(capsys):

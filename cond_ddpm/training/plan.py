@@ -8,7 +8,9 @@ not choose again.
   not chosen: in six minutes of one busy core it came to twice the validation loss of xs (docs/LOG.md, 2026-11-28).
 - Squared ReLU in its transformer: it costs nothing and lowers the loss by 1.5% on all of CIFAR-10, and by 2% on 200 pictures
   of each class (docs/LOG.md, 2026-11-28).
-- Patches: 1 pixel wide at 16 pixels, 2 at 32, 4 at 64, so that larger images do not take longer.
+- Patches: 1 pixel wide at 16 pixels, 2 at 32, 4 at 64, so that larger images do not take longer. But a patch has no more
+  values than its residual blocks have channels: of 48 values (4x4 pixels in RGB), 32 channels can predict the noise of 32 at
+  most, and grain stays in each sample. So xs gets 48 channels there, and no patch has more than the 64 channels of s.
 - Batch: 64 images, or 256 on a GPU, which small batches leave idle, and for the sizes m and l. It is halved, down to 16, where
   there would be fewer than 500 steps, and never larger than the number of images.
 - Steps: as many as 85% of the time is enough for; the rest is for validation and samples. But no image is seen more than 1,000
@@ -65,6 +67,7 @@ _MOST_PASSES = 1000
 _MANY_PASSES, _MANY_PASSES_FROM_BASE, _AUGMENTATION_PROB, _DROPOUT = 300, 50, 0.2, 0.1
 _VALIDATIONS, _PREVIEWS, _SHARE_OF_PREVIEWS = 30, 8, 0.05
 _GUIDANCE = 2.0
+_XS_CHANNELS, _MOST_VALUES = (32, 128), 64  # of the size xs; and of a patch, as many as s has channels
 _RATE_FROM_BASE = 1 / 3
 
 
@@ -80,6 +83,7 @@ def plan(
     speed: Callable[[TrainConfig], float | None],
     is_gpu: bool = False,
     parts: int = 1,
+    channels: int = 3,
 ) -> tuple[TrainConfig, list[str]]:
     """The settings with everything chosen that was left open, and what was chosen, in words.
 
@@ -90,6 +94,7 @@ def plan(
         speed: the images per second of a training with these settings; None if they do not fit into the memory.
         is_gpu: whether it runs on one.
         parts: of which the batch has to be a multiple.
+        channels: of the images.
 
     Raises:
         ValueError: fewer images than a batch that was asked for, or than parts.
@@ -111,7 +116,7 @@ def plan(
 
     minutes = DEFAULT_MINUTES if config.minutes is None else config.minutes
     seconds = minutes * 60 * _SHARE_OF_TIME
-    network, images_per_second, why = _network(config, num_images, seconds, speed, is_gpu, parts)
+    network, images_per_second, why = _network(config, num_images, seconds, speed, is_gpu, parts, channels)
     images = _images_seen(images_per_second, seconds, num_images)
     batch = network.batch_size
     while (
@@ -156,10 +161,11 @@ def _network(
     speed: Callable[[TrainConfig], float | None],
     is_gpu: bool,
     parts: int,
+    channels: int,
 ) -> tuple[TrainConfig, float, str]:
     """The settings with the largest network that sees enough images in that time, its images per second, and the reason."""
     is_own = config.model == "hybrid" and config.init_from is None
-    chosen_options = {"patch_size": _patch_size(config.resolution or 32), "activation": "squared_relu"}
+    chosen_options = {"patch_size": _patch_size(config.resolution or 32, channels), "activation": "squared_relu"}
     options = {**chosen_options, **config.unet} if is_own else config.unet
 
     def candidate(name: str) -> TrainConfig:
@@ -167,7 +173,11 @@ def _network(
         batch = min(max(size.batch_size, _GPU_BATCH if is_gpu else 0), num_images) // parts * parts
         rate = size.learning_rate * (1 if config.init_from is None else _RATE_FROM_BASE)
         found = config.with_open({"batch_size": batch, "learning_rate": rate, "augmentation_prob": 0.0})
-        return dataclasses.replace(found, unet={"size": name, **options} if is_own and is_open else options)
+        if not (is_own and is_open):
+            return dataclasses.replace(found, unet=options)
+        values = channels * options["patch_size"] ** 2
+        wider = {"block_out_channels": [values, _XS_CHANNELS[1]]} if name == "xs" and values > _XS_CHANNELS[0] else {}
+        return dataclasses.replace(found, unet={"size": name, **options, **wider})
 
     is_open = not _OF_SIZE & options.keys()
     first, *larger = SIZES if is_own and is_open else [str(options.get("size", "s"))]
@@ -216,9 +226,9 @@ def _each(number: int, one: str, several: str) -> str:
     return f"each {one}" if number == 1 else f"every {number} {several}"
 
 
-def _patch_size(resolution: int) -> int:
-    """A power of two: 1 up to 16 pixels, 2 at 32; halved until the network can halve the images."""
+def _patch_size(resolution: int, channels: int = 3) -> int:
+    """A power of two: 1 up to 16 pixels, 2 at 32; halved until its values are few enough and the network can halve the images."""
     patch = 2 ** max(int(resolution > 16), int(math.log2(resolution / 16)))
-    while patch > 1 and resolution % (2 * patch):
+    while patch > 1 and (resolution % (2 * patch) or channels * patch**2 > _MOST_VALUES):
         patch //= 2
     return patch

@@ -30,7 +30,7 @@ def chosen_here(
 
     parts = accelerator.num_processes * config.gradient_accumulation_steps
     is_gpu = accelerator.device.type != "cpu"
-    return on_main(accelerator, lambda: plan(config, num_images, num_classes, speed, is_gpu, parts))
+    return on_main(accelerator, lambda: plan(config, num_images, num_classes, speed, is_gpu, parts, image_shape[0]))
 
 
 def measured_speed(
