@@ -227,7 +227,7 @@ def _each(number: int, one: str, several: str) -> str:
 
 
 def _patch_size(resolution: int, channels: int = 3) -> int:
-    """A power of two: 1 up to 16 pixels, 2 at 32; halved until its values are few enough and the network can halve the images."""
+    """A power of two: 1 up to 16 pixels, 2 at 32; halved while its values are too many or the images cannot be halved."""
     patch = 2 ** max(int(resolution > 16), int(math.log2(resolution / 16)))
     while patch > 1 and (resolution % (2 * patch) or channels * patch**2 > _MOST_VALUES):
         patch //= 2
