@@ -190,6 +190,10 @@ def test_a_patch_has_no_more_values_than_the_network_has_channels():
             unet = plan(config, 50_000, 10, speed, channels=channels)[0].unet
             width = unet.get("block_out_channels", HybridUNet2DModel.SIZES[unet["size"]]["block_out_channels"])
             assert channels * unet["patch_size"] ** 2 <= width[0], (unet, channels, resolution)
+    for options in ({"size": "xs"}, {"size": "tiny"}, {**TINY_HYBRID}):  # what is given stays, and the rest fits to it
+        unet = _plan(1, resolution=64, speed=lambda config: 100.0, unet=options)[0].unet
+        width = unet.get("block_out_channels")
+        assert options.items() <= unet.items() and 3 * unet["patch_size"] ** 2 <= width[0], unet
 
 
 def test_two_lengths_that_contradict_each_other_are_refused(capsys):

@@ -1,7 +1,7 @@
 """`--minutes`: one dial, by which all that the user leaves open is chosen. This is the rule; `speed.py` measures for it.
 
-May import: `config`. Next in the data flow: the settings of the run, which its checkpoints keep, so that a resumed run does
-not choose again.
+May import: `config, models`. Next in the data flow: the settings of the run, which its checkpoints keep, so that a resumed run
+does not choose again.
 
 - Network: the largest hybrid UNet, xs or larger, that sees at least 4 images for each 1,000 of its parameters in the time. An
   hour of CIFAR-10 shows 38 to each 1,000, the quickstart 21. How many it sees is measured, by a few steps. The size tiny is
@@ -10,7 +10,7 @@ not choose again.
   of each class (docs/LOG.md, 2026-11-28).
 - Patches: 1 pixel wide at 16 pixels, 2 at 32, 4 at 64, so that larger images do not take longer. But a patch has no more
   values than its residual blocks have channels: of 48 values (4x4 pixels in RGB), 32 channels can predict the noise of 32 at
-  most, and grain stays in each sample. So xs gets 48 channels there, and no patch has more than the 64 channels of s.
+  most, and grain stays in each sample. So xs gets 48 channels there, and no patch is chosen of more than the 64 channels of s.
 - Batch: 64 images, or 256 on a GPU, which small batches leave idle, and for the sizes m and l. It is halved, down to 16, where
   there would be fewer than 500 steps, and never larger than the number of images.
 - Steps: as many as 85% of the time is enough for; the rest is for validation and samples. But no image is seen more than 1,000
@@ -33,6 +33,7 @@ from collections.abc import Callable
 
 from cond_ddpm.config import TrainConfig
 from cond_ddpm.config.settings import unless_chosen
+from cond_ddpm.models import HybridUNet2DModel
 
 DEFAULT_MINUTES = 30.0
 LENGTHS = ("num_epochs", "max_train_steps", "max_train_minutes")
@@ -67,7 +68,7 @@ _MOST_PASSES = 1000
 _MANY_PASSES, _MANY_PASSES_FROM_BASE, _AUGMENTATION_PROB, _DROPOUT = 300, 50, 0.2, 0.1
 _VALIDATIONS, _PREVIEWS, _SHARE_OF_PREVIEWS = 30, 8, 0.05
 _GUIDANCE = 2.0
-_XS_CHANNELS, _MOST_VALUES = (32, 128), 64  # of the size xs; and of a patch, as many as s has channels
+_MOST_VALUES = 64  # of a patch: as many as the size s has channels
 _RATE_FROM_BASE = 1 / 3
 
 
@@ -165,19 +166,23 @@ def _network(
 ) -> tuple[TrainConfig, float, str]:
     """The settings with the largest network that sees enough images in that time, its images per second, and the reason."""
     is_own = config.model == "hybrid" and config.init_from is None
-    chosen_options = {"patch_size": _patch_size(config.resolution or 32, channels), "activation": "squared_relu"}
-    options = {**chosen_options, **config.unet} if is_own else config.unet
+    given = config.unet.get("block_out_channels")
+    patch = _patch_size(config.resolution or 32, channels, given[0] if given else _MOST_VALUES)
+    options = {"patch_size": patch, "activation": "squared_relu", **config.unet} if is_own else config.unet
 
     def candidate(name: str) -> TrainConfig:
         size = SIZES.get(name, SIZES["xs"])
         batch = min(max(size.batch_size, _GPU_BATCH if is_gpu else 0), num_images) // parts * parts
         rate = size.learning_rate * (1 if config.init_from is None else _RATE_FROM_BASE)
         found = config.with_open({"batch_size": batch, "learning_rate": rate, "augmentation_prob": 0.0})
-        if not (is_own and is_open):
+        if not is_own:
             return dataclasses.replace(found, unet=options)
-        values = channels * options["patch_size"] ** 2
-        wider = {"block_out_channels": [values, _XS_CHANNELS[1]]} if name == "xs" and values > _XS_CHANNELS[0] else {}
-        return dataclasses.replace(found, unet={"size": name, **options, **wider})
+        unet = {"size": name, **options} if is_open else dict(options)
+        known = HybridUNet2DModel.SIZES  # another name is refused when the network is made
+        first, *inner = known.get(name, known["s"])["block_out_channels"]
+        if given is None and (values := channels * patch**2) > first and "patch_size" not in config.unet:
+            unet["block_out_channels"] = [values, *inner]
+        return dataclasses.replace(found, unet=unet)
 
     is_open = not _OF_SIZE & options.keys()
     first, *larger = SIZES if is_own and is_open else [str(options.get("size", "s"))]
@@ -226,9 +231,9 @@ def _each(number: int, one: str, several: str) -> str:
     return f"each {one}" if number == 1 else f"every {number} {several}"
 
 
-def _patch_size(resolution: int, channels: int = 3) -> int:
+def _patch_size(resolution: int, channels: int, most_values: int) -> int:
     """A power of two: 1 up to 16 pixels, 2 at 32; halved while its values are too many or the images cannot be halved."""
     patch = 2 ** max(int(resolution > 16), int(math.log2(resolution / 16)))
-    while patch > 1 and (resolution % (2 * patch) or channels * patch**2 > _MOST_VALUES):
+    while patch > 1 and (resolution % (2 * patch) or channels * patch**2 > most_values):
         patch //= 2
     return patch
