@@ -165,6 +165,7 @@ def test_samples_are_of_as_many_of_each_class_as_the_real_images_that_they_are_c
         labels = np.array(labels_of_samples(real(*counts), 3000))
         rare = [labels[np.arange(3000) // 2 % 6 == group].mean() for group in range(6)]
         assert np.allclose(rare, counts[1] / sum(counts), rtol=0.35)
+        assert 0 < labels[:100].mean() < 0.5  # and so has a beginning, such as the search of a guidance draws
     assert min(np.bincount(labels_of_samples(real(5000, 2, 998), 1000), minlength=3)) >= 9
 
 

@@ -382,7 +382,7 @@ def test_a_held_out_image_that_is_doubled_does_not_hide_copies(tmp_path):
     found = find_copies(
         *tallies, *nearest, nearest_others(training, len(held_out)), training, ["a", "b"], tmp_path / "copies.png"
     )["pixels"]
-    assert found["share"] == 1 and found["doubled_held_out"] == 1 and found["by_chance"] == 1 / 60
+    assert found["share"] == 1 and found["doubled_real"] == 1 and found["by_chance"] == 1 / 60
     nearest = (nearest_training_images(part, training) for part in (training[:10], training[:20]))  # nothing is held out
     found = find_copies(
         *tallies, *nearest, nearest_others(training, len(held_out)), training, ["a", "b"], tmp_path / "copies.png"

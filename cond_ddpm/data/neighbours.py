@@ -14,7 +14,8 @@ def nearest_images(
     """For each of `images` (N, C, H, W) uint8, the `count` nearest of `others` (M, C, H, W), mirrored or not, nearest first.
 
     Args:
-        images, others, count: as said.
+        images, others: what is compared.
+        count: how many of `others`, or all of them if there are fewer.
         searched: the indices of the `others` that are searched, rising; all if not given.
 
     Returns:

@@ -15,6 +15,7 @@ from cond_ddpm.config.data import Fit
 RULE = 2  # version of the rule in `to_array`: part of the cache's name, so that changing the rule decodes all pictures again
 FITS = get_args(Fit)
 GREY = ("1", "L", "I;16", "I;16B", "I;16L", "I;16N", "I")
+GREY_MODES = (*GREY, "LA", "La")  # those with transparency too
 # What `losses` finds, and how a warning says it.
 LOSSES = {
     "grey": "grey and are converted to RGB, like the first picture; set the number of channels to avoid it",
@@ -85,7 +86,7 @@ def losses(picture, channels: int) -> list[str]:
     )
     found = {
         "grey": channels == 3 and picture.mode in GREY,
-        "colour": channels == 1 and picture.mode not in (*GREY, "LA", "La"),
+        "colour": channels == 1 and picture.mode not in GREY_MODES,
         "transparent": transparent,
         "frames": getattr(picture, "n_frames", 1) > 1,
         "CMYK": picture.mode == "CMYK",

@@ -8,7 +8,7 @@ import contextlib
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -19,13 +19,12 @@ from cond_ddpm.data.choices import choose_fit, choose_flip, choose_resolution
 from cond_ddpm.data.duplicates import exact_duplicates, near_duplicates, near_duplicates_across
 from cond_ddpm.data.images import LabelledImages, hold_out
 from cond_ddpm.data.load import load_images
-from cond_ddpm.data.pictures import GREY
+from cond_ddpm.data.pictures import GREY, GREY_MODES
 from cond_ddpm.data.source import NoSuchSplit
 from cond_ddpm.data.survey import MOST_COMPARED, Survey, survey
 from cond_ddpm.text import shown
 
 C = TypeVar("C", bound=PreparationConfig)
-GREY_MODES = {*GREY, "LA", "La"}
 _FEW = 20  # images of a class, below which a model mostly remembers them
 _UNEVEN = 3.0  # largest class / smallest class, from which balanced sampling is mentioned
 _LONG = 2.0  # ratio of the sides from which a picture is named
@@ -112,8 +111,8 @@ def prepare(dataset: str, split: str, config: C, chooses: bool = True) -> Prepar
     """
     reasons: dict[str, str] = {}
     lost: list[str] = []
-    noted = _Noted(dataset, lost) if chooses else contextlib.nullcontext()
-    with noted:
+    noted = lambda: _noted(dataset, lost) if chooses else contextlib.nullcontext()  # noqa: E731
+    with noted():
         found = look(dataset, split, config)
     if found.unreadable:
         broken = [f"\n  {shown(str(found.names[row]))}: {shown(why)}" for row, why in list(found.unreadable.items())[:20]]
@@ -128,10 +127,10 @@ def prepare(dataset: str, split: str, config: C, chooses: bool = True) -> Prepar
     if resolution is None:
         resolution, reasons["resolution"] = choose_resolution(found, fit or "crop")
     channels = config.channels
-    if channels is None and chooses and found.modes[0] in GREY and set(found.modes) - GREY_MODES:
+    if channels is None and chooses and found.modes[0] in GREY and set(found.modes) - set(GREY_MODES):
         channels, reasons["channels"] = 3, "colour, though the first picture is grey (--channels 1 or 3)"
     columns = (config.dataset_config_name, config.image_column, config.label_column)
-    with noted:
+    with noted():
         images = load_images(dataset, split, resolution, channels, *columns, fit=fit)
     if flip is None and chooses:
         flip, reasons["random_flip"] = choose_flip(images)
@@ -139,25 +138,19 @@ def prepare(dataset: str, split: str, config: C, chooses: bool = True) -> Prepar
     return Prepared(chosen, reasons, found, images, lost)
 
 
-class _Noted:
-    """Within, warnings of the data set as a whole become sentences of its report, each once; all others stay warnings."""
-
-    def __init__(self, dataset: str, lost: list[str]):
-        self.prefix, self.lost = f"{dataset}: ", lost
-
-    def __enter__(self) -> None:
-        self.catcher = warnings.catch_warnings(record=True)
-        self.caught = self.catcher.__enter__()
-        warnings.filterwarnings("always", message=re.escape(self.prefix))
-
-    def __exit__(self, *error) -> None:
-        self.catcher.__exit__(*error)
-        for one in self.caught or ():
-            text = str(one.message)
-            if not text.startswith(self.prefix):
-                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-            elif (text := text.removeprefix(self.prefix)) not in self.lost:
-                self.lost.append(text)
+@contextlib.contextmanager
+def _noted(dataset: str, lost: list[str]) -> Iterator[None]:
+    """Within, warnings of the data set as a whole are added to `lost`, each once; all others stay warnings."""
+    prefix = f"{dataset}: "
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message=re.escape(prefix))
+        yield
+    for one in caught:
+        text = str(one.message)
+        if not text.startswith(prefix):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        elif (text := text.removeprefix(prefix)) not in lost:
+            lost.append(text)
 
 
 def report(dataset: str, prepared: Prepared) -> Report:
@@ -192,7 +185,7 @@ def report(dataset: str, prepared: Prepared) -> Report:
         "fit": prepared.fit,
     }
     written.warnings += prepared.lost
-    colours = np.flatnonzero(~np.isin(found.modes, list(GREY_MODES)))
+    colours = np.flatnonzero(~np.isin(found.modes, GREY_MODES))
     if images.images.shape[1] == 1 and (config.channels is None or "channels" in prepared.reasons) and len(colours):
         named = found.names[colours].tolist()
         written.warn(f"{_number(len(named), 'picture')} in colour {'becomes' if len(named) == 1 else 'become'} grey", named)

@@ -6,8 +6,8 @@ May import: `data, evaluation.statistics, hub, visualize`. Next: `evaluate.py` p
 Nearness is the distance to the nearest training image divided by the mean distance to the next four. The distance alone would
 not do: a smooth image is near to many training images, and even a copy of a detailed one is farther away than that.
 
-The real images are the held-out ones and, where these are fewer than 1,000, training images too, each among all others: that
-is as near as an image that was not trained on. Five held-out images could not tell a share of 30% from chance.
+The real images are the held-out ones and, where these are fewer than 1,000, training images too, each compared with all
+others, for which it is as new as a held-out image is. Five held-out images alone could not tell a share of 30% from chance.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from cond_ddpm.hub.measured import most_of
 from cond_ddpm.visualize import class_grid
 
 QUANTILE = 0.01  # the share of real images that may be nearer to another one than the threshold
-_DOUBLED = 0.1  # below this, a real image is in the training split twice; one of few would hide all copies, and is left out
+_DOUBLED = 0.1  # below this, another image is hardly different; one such of few would hide all copies, and is left out
 _ENOUGH = 1000  # real images, from which training images are not needed beside the held-out ones
 _NEXT = 4  # training images, after the nearest one, to which its distance is compared
 _WORST = 10  # pairs in the picture
@@ -42,7 +42,7 @@ class Nearest(NamedTuple):
 def nearest_training_images(images: np.ndarray, training_images: np.ndarray) -> Nearest:
     """Search those that nearness is made of, K = 5, or as many as there are.
 
-    Of images that are equal one is searched. Else the next four of a picture that occurs five times were as near as itself.
+    Of images that are equal one is searched: the next four of a picture that occurs five times are as near as the nearest.
     """
     return _search(images, training_images, 1 + _NEXT)
 
@@ -152,7 +152,7 @@ def _shares(scores: np.ndarray, real: np.ndarray, labels: np.ndarray, class_name
         "by_chance": (rank + 1) / (len(real) + 1),
         "num_real": len(real),
         "threshold": threshold,
-        "doubled_held_out": int(doubled.sum()),
+        "doubled_real": int(doubled.sum()),
         "classes": classes,
     }
 
