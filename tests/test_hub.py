@@ -638,6 +638,19 @@ def test_names_of_others_are_text_in_the_card(tmp_path):
 
 
 @pytest.mark.hostile(7)
+def test_figures_in_the_features_of_a_judge_that_is_not_trusted_are_not_metadata(folder):
+    """The Hub would show them beside those of other models; the text of the card has them, with the warning."""
+    pipeline = CondDDPMPipeline.from_pretrained(folder)
+    results = results_of(pipeline)
+    assert "model-index:" in hub.model_card(pipeline, results, set(), NAME)
+    results["protocol"]["judges_not_trusted"] = "the convolutional classifier recognises 92% of 12 real images"
+    text = hub.model_card(pipeline, results, set(), NAME)
+    assert "model-index:" not in text and "| Fréchet distance | 12.5 |" in text
+    results["protocol"]["features"] = "inception"  # which are not the judge's
+    assert "model-index:" in hub.model_card(pipeline, results, set(), NAME)
+
+
+@pytest.mark.hostile(7)
 def test_the_card_says_how_many_images_of_each(folder):
     pipeline = CondDDPMPipeline.from_pretrained(folder)
     results = results_of(pipeline)

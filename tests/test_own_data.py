@@ -215,6 +215,7 @@ def test_what_is_mirrored():
     assert not choose_flip(make(one_side, ["cat", "dog"]))[0]
     assert not choose_flip(make(any_side, ["1", "2"]))[0]
     assert not choose_flip(make(any_side, ["turn left", "turn right"]))[0]
+    assert not choose_flip(make(any_side, ["turnLeft", "turnRight"]))[0]
     assert choose_flip(make(any_side, ["cleft", "bright"]))[0]
     assert mirrored_unlike(make(one_side, ["cat", "dog"])) == (1.0, 200)
     symmetric = np.concatenate([any_side[..., :8], any_side[..., :8][..., ::-1]], axis=-1)
