@@ -273,11 +273,13 @@ def test_who_chooses_guidance(config, settings, chooses, monkeypatch, capsys):
             on_trained("run", 1000.0)
         return "run"
 
-    def refuse(*given):
-        raise error
+    def refusing(error):
+        def refuse(*given):
+            raise error
+
+        return refuse
 
     monkeypatch.setattr(cond_ddpm.training, "train", trained)
-    monkeypatch.setattr(guidance, "choose_guidance", refuse)
     config = dataclasses.replace(config, **settings)
     for called in (
         lambda: commands.train(config),
@@ -288,5 +290,6 @@ def test_who_chooses_guidance(config, settings, chooses, monkeypatch, capsys):
             (ValueError("no pictures"), "no pictures"),
             (RuntimeError("DefaultCPUAllocator: 9 bytes"), "out of"),
         ):
+            monkeypatch.setattr(guidance, "choose_guidance", refusing(error))
             assert called() in ("run folder: run", "run")
             assert (f"guidance_scale was not chosen: {words}" in capsys.readouterr().out) == chooses
