@@ -51,7 +51,7 @@ def train(
         from cond_ddpm.processes import memory_for, process_state
 
         try:
-            with memory_for(process_state().device, "the judge or a batch of samples", "evaluate in a process of its own"):
+            with memory_for(process_state().device, "the choice", "give --guidance_scale, or --choose_guidance false"):
                 found = choose_guidance(run, config, seconds)
         except (ValueError, OSError, MemoryError) as error:  # the training is done, and is not lost by what comes after it
             found = f"guidance_scale was not chosen: {error}"

@@ -59,7 +59,7 @@ def data(config: DataConfig) -> str:
         contact_sheet(prepared.images, prepared.random_flip, _new(config.output))
     text = written.whole if config.all_files else str(written)
     if written.named and not config.all_files:
-        text += "\nWhere files are left out, --all_files true names them."
+        text += "\nWhere more files are counted than named, --all_files true names them all."
     return text if config.output is None else f"{text}\n{config.output}"
 
 

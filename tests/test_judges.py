@@ -288,7 +288,7 @@ def test_who_chooses_guidance(config, settings, chooses, monkeypatch, capsys):
         # torch has no class for the memory of a CPU, only these words.
         for error, words in (
             (ValueError("no pictures"), "no pictures"),
-            (RuntimeError("DefaultCPUAllocator: 9 bytes"), "out of"),
+            (RuntimeError("DefaultCPUAllocator: 9 bytes"), "out of memory"),
         ):
             monkeypatch.setattr(guidance, "choose_guidance", refusing(error))
             assert called() in ("run folder: run", "run")

@@ -102,7 +102,10 @@ def test_every_file_of_a_finding_can_be_had(tmp_path, capsys):
     assert warning.count(" = ") == 3 and "and 9 more; the model will copy these sooner." in warning
     assert found.named == {warning.partition(":")[0]: [f"one/{n:02d}.png = one/{n - 12:02d}.png" for n in range(12, 24)]}
     command = ["data", "--dataset", str(tmp_path / "data")]
-    assert main(command) == 0 and "\nWhere files are left out, --all_files true names them." in capsys.readouterr().out
+    assert (
+        main(command) == 0
+        and "\nWhere more files are counted than named, --all_files true names them all." in capsys.readouterr().out
+    )
     assert main([*command, "--all_files", "true"]) == 0 and "\n  one/23.png = one/11.png\n" in capsys.readouterr().out
     config = TrainConfig(
         dataset=str(tmp_path / "data"), model="simple", unet=TINY, resolution=8, max_train_steps=1, batch_size=8

@@ -60,7 +60,7 @@ class DataConfig(PreparationConfig):
     test_split: str | None = setting(
         default=None, help="Split in which to search for copies too; if not given, the split test, where there is one."
     )
-    all_files: bool = setting(default=False, help="Name all the files of a finding that names three, up to 10,000.")
+    all_files: bool = setting(default=False, help="Name every file of a finding, up to 10,000, not the first three alone.")
     output: Path | None = setting(default=None, help="Picture to write: images as the network will see them, a row a class.")
 
     def check(self) -> None:

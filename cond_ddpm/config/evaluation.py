@@ -30,8 +30,8 @@ class MeasurementConfig(SeedConfig):
     )
     num_samples: int | None = setting(
         default=None,
-        help="Samples, of all classes alike, or of uneven ones as the real images; if not given, as many as there are real"
-        " images to compare with, from 1,000 to 50,000, which is the literature's number.",
+        help="Number of samples: equally many of each class, or in proportion to the real images where these are uneven. If"
+        " not given, as many as there are real images to compare with, from 1,000 to 50,000, the literature's number.",
         at_least=2,
     )
     repeats: int = setting(default=1, help="Evaluations with other seeds, for a mean and a standard deviation.", at_least=1)

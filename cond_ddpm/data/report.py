@@ -41,7 +41,7 @@ class Prepared(Generic[C]):
         reasons: setting -> why it has this value.
         survey: what the pictures are.
         images: what they become.
-        lost: what else they lose by that, in sentences.
+        lost: warnings of the data set as a whole, in sentences: what is lost or left out.
     """
 
     config: C

@@ -28,7 +28,7 @@ class RealImages:
     Args:
         train: what samples are compared with.
         held_out: real images that samples are not compared with; their metrics are the reference. The judges are not trained
-            on them. The model was not either, if they are a split of their own.
+            on them. Nor is the model, if they are a split of their own.
         whole: the whole split, which are searched for copies.
         held_out_name: how the record names the held-out images.
     """
