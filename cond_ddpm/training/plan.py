@@ -8,9 +8,10 @@ does not choose again.
   not chosen: in six minutes of one busy core it came to twice the validation loss of xs (docs/LOG.md, 2026-11-28).
 - Squared ReLU in its transformer: it costs nothing and lowers the loss by 1.5% on all of CIFAR-10, and by 2% on 200 pictures
   of each class (docs/LOG.md, 2026-11-28).
-- Patches: 1 pixel wide at 16 pixels, 2 at 32, 4 at 64, so that larger images do not take longer. But a patch never has
-  more values than the residual blocks have channels: of 48 values (4x4 pixels in RGB), 32 channels can predict the noise of 32 at
-  most, and grain stays in each sample. So xs gets 48 channels there, and no patch is chosen of more than the 64 channels of s.
+- Patches: 1 pixel wide at 16 pixels, 2 at 32, 4 at 64, so that larger images do not take longer. But a patch never has more
+  values than the residual blocks have channels: of 48 values (4x4 pixels in RGB), 32 channels can predict the noise of 32 at
+  most, and grain stays in each sample. So xs gets 48 channels there, and no patch is chosen of more than the 64 channels of
+  the size s.
 - Batch: 64 images, or 256 on a GPU, which small batches leave idle, and for the sizes m and l. It is halved, down to 16, where
   there would be fewer than 500 steps, and never larger than the number of images.
 - Steps: as many as 85% of the time is enough for; the rest is for validation and samples. But no image is seen more than 1,000
